@@ -1,0 +1,116 @@
+"""The artifact: a model as a folder on disk, where training and serving meet.
+
+``config.json`` (what the model is), ``weights.safetensors`` (its tensors) and ``manifest.json`` (format version and
+SHA-256 of the other two). No pickle. The folder appears whole or not at all, and a damaged or newer one is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from forecaster.config import Config
+from forecaster.errors import ArtifactError, ConfigError
+
+__all__ = ["FORMAT_VERSION", "fill", "fingerprint", "read", "write"]
+
+FORMAT_VERSION = 1
+
+CONFIG, WEIGHTS, MANIFEST = "config.json", "weights.safetensors", "manifest.json"
+
+
+def write(folder: Path, config: Config, weights: Mapping[str, Tensor]) -> None:
+    """Write an artifact into `folder`, replacing one that is there; written beside it first, then moved."""
+    if folder.exists() and not (folder / MANIFEST).exists() and any(folder.iterdir()):
+        raise ArtifactError(f"{folder} holds other files; an artifact needs a folder of its own")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    files = _files(config, weights)
+    manifest = {"format_version": FORMAT_VERSION, "sha256": {name: _digest(data) for name, data in files.items()}}
+    files[MANIFEST] = _json(manifest)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        for name, data in files.items():
+            (beside / name).write_bytes(data)
+        beside.chmod(0o755)  # mkdtemp makes it private
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(beside, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def read(folder: Path) -> tuple[Config, dict[str, Tensor]]:
+    """Read and verify an artifact.
+
+    Raises
+    ------
+    ArtifactError
+        It is missing, damaged, or newer than this code.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        version, digests = manifest["format_version"], manifest["sha256"]
+    except FileNotFoundError:
+        raise ArtifactError(f"{folder} is not a model artifact: it has no {MANIFEST}") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ArtifactError(f"artifact {folder} is damaged: {MANIFEST} cannot be read") from None
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ArtifactError(f"artifact {folder} has format version {version!r}; this code reads up to {FORMAT_VERSION}")
+    data = {name: _verified(folder, name, digests) for name in (CONFIG, WEIGHTS)}
+    try:
+        return Config.from_dict(json.loads(data[CONFIG])), safetensors.torch.load(data[WEIGHTS])
+    except (ValueError, ConfigError, safetensors.SafetensorError) as error:
+        raise ArtifactError(f"artifact {folder} is damaged: {error}") from error
+
+
+def fill(network: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Load `weights` into `network`.
+
+    Raises
+    ------
+    ArtifactError
+        Names or shapes do not fit the configuration beside them.
+    """
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ArtifactError(f"artifact {folder} is damaged: its weights do not fit its configuration") from error
+
+
+def fingerprint(config: Config, weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over what an artifact of these would hold."""
+    files = _files(config, weights)
+    return _digest(b"".join(files[name] for name in sorted(files)))
+
+
+def _files(config: Config, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(weights.items())}
+    return {CONFIG: _json(config.to_dict()), WEIGHTS: safetensors.torch.save(tensors)}
+
+
+def _verified(folder: Path, name: str, digests: Any) -> bytes:
+    try:
+        data = (folder / name).read_bytes()
+    except OSError:
+        raise ArtifactError(f"artifact {folder} is damaged: {name} is missing") from None
+    if not isinstance(digests, dict) or digests.get(name) != _digest(data):
+        raise ArtifactError(f"artifact {folder} is damaged: {name} does not match its checksum")
+    return data
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()

@@ -1,0 +1,342 @@
+"""The calendar: a bijection between timestamps `ds` and whole step numbers on the grid of one frequency.
+
+Everything below the data frame counts steps; only this module knows dates. A grid is either fixed (so many
+nanoseconds per step), monthly (so many months per step, at month start or end) or by business day. It never rounds:
+a timestamp that is not on the grid is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from pandas.tseries import offsets
+
+from forecaster.errors import ConfigError, InputError
+
+__all__ = ["INTEGER_FREQ", "Calendar"]
+
+INTEGER_FREQ = "1"
+"""The frequency of series whose `ds` is a bare integer step."""
+
+_NS = 1_000_000_000
+_DAY_NS = 86_400 * _NS
+_SEASONALITY = {"h": (24, 168), "D": (7,), "B": (5,), "W": (52,), "M": (12,), "Q": (4,), "Y": (1,)}
+
+Steps = npt.NDArray[np.int64]
+Instants = npt.NDArray[np.datetime64]
+
+
+@dataclass(frozen=True)
+class Calendar:
+    """Steps of one frequency, in one time zone.
+
+    Parameters
+    ----------
+    freq
+        pandas offset alias with a regular grid (``h``, ``15min``, ``D``, ``B``, ``W``, ``MS``, ``QE``, ``YS`` …), or
+        ``1`` for integer steps.
+    time_zone
+        IANA name. Sub-daily grids run in absolute time (a day has 23 or 25 hours when clocks change); daily and
+        longer ones in local dates. None for naive timestamps.
+
+    Raises
+    ------
+    ConfigError
+        The alias is unknown or has no regular grid, or the time zone is unknown.
+
+    Examples
+    --------
+    >>> hourly = Calendar("h")
+    >>> hourly.parse(["2024-01-01T00:00", "2024-01-01T05:00"])
+    array([473352, 473357])
+    >>> hourly.format([473353])
+    ['2024-01-01T01:00:00']
+    >>> Calendar("MS").format(Calendar("MS").parse(["2024-11-01"]) + 2)
+    ['2025-01-01T00:00:00']
+    >>> Calendar("D").parse(["2024-01-01T06:00"])
+    Traceback (most recent call last):
+    ...
+    forecaster.errors.InputError: ds 2024-01-01T06:00:00 is not on the grid of freq 'D'; the nearest step before it is 2024-01-01T00:00:00
+    """
+
+    freq: str
+    time_zone: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse an unusable frequency or zone at once."""
+        _ = self._grid
+        if self.time_zone is not None:
+            if self.is_integer:
+                raise ConfigError(
+                    f"freq '1' counts bare steps and takes no time zone, but time_zone is {self.time_zone!r}"
+                )
+            try:
+                ZoneInfo(self.time_zone)
+            except (KeyError, ValueError, OSError) as error:
+                raise ConfigError(f"time_zone {self.time_zone!r} is not a known IANA time zone") from error
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether `ds` is a bare integer step."""
+        return self.freq == INTEGER_FREQ
+
+    @cached_property
+    def _grid(self) -> _Grid:
+        return _IntegerGrid() if self.is_integer else _grid_of(self.freq)
+
+    @property
+    def default_seasonality(self) -> tuple[int, ...]:
+        """Seasonalities, in steps, that this frequency usually has; ``(1,)`` where none is usual.
+
+        Examples
+        --------
+        >>> Calendar("h").default_seasonality, Calendar("15min").default_seasonality, Calendar("1").default_seasonality
+        ((24, 168), (96, 672), (1,))
+        """
+        return self._grid.seasonality
+
+    # -- text and integers: the hot path, no pandas ----------------------------------------------------------------
+
+    def parse(self, values: Sequence[str | int]) -> Steps:
+        """Step numbers of JSON values: ISO 8601 text, or integers when `freq` is ``1``.
+
+        Raises
+        ------
+        InputError
+            A value has the wrong type, cannot be read, lacks or has a time zone it should not, or is off the grid.
+        """
+        if self.is_integer:
+            for value in values:
+                if type(value) is not int or not -(2**53) < value < 2**53:
+                    raise InputError(f"ds {value!r} is not an integer step, but freq is '1'")
+            return np.array(values, dtype=np.int64)
+        return self._to_steps(np.array([self._instant(value) for value in values], dtype="datetime64[ns]"))
+
+    def format(self, steps: Steps | Sequence[int]) -> list[str | int]:
+        """Inverse of `parse`: ISO 8601 text with the offset of the calendar's time zone, or integers."""
+        steps = np.asarray(steps, dtype=np.int64)
+        if self.is_integer:
+            return list(steps.tolist())
+        if self.time_zone is None:
+            unit: Any = "s" if self._grid.whole_seconds else "ns"
+            return list(np.datetime_as_string(self._grid.instants(steps), unit=unit).tolist())
+        return [stamp.isoformat() for stamp in self.to_index(steps)]
+
+    def _instant(self, value: str | int) -> np.datetime64:
+        """Naive local time (zone None), or UTC for sub-daily and local date for longer steps."""
+        try:
+            stamp = datetime.fromisoformat(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            raise InputError(f"ds {value!r} is not an ISO 8601 timestamp") from None
+        if not 1678 <= stamp.year <= 2261:
+            raise InputError(f"ds {value!r} lies outside the years 1678 to 2261")
+        if (stamp.tzinfo is None) != (self.time_zone is None):
+            expected = "none" if self.time_zone is None else f"one (the series are in {self.time_zone})"
+            found = "no UTC offset" if stamp.tzinfo is None else "a UTC offset"
+            raise InputError(f"ds {value!r} has {found}, expected {expected}")
+        if self.time_zone is not None:
+            zone = UTC if self._grid.absolute else ZoneInfo(self.time_zone)
+            stamp = stamp.astimezone(zone).replace(tzinfo=None)
+            if self._grid.absolute:
+                return np.datetime64(stamp, "ns") + self._standard_offset
+        return np.datetime64(stamp, "ns")
+
+    # -- pandas: reading and writing frames ------------------------------------------------------------------------
+
+    def to_steps(self, ds: pd.Series[Any]) -> Steps:
+        """Step numbers of a data frame's `ds` column.
+
+        Raises
+        ------
+        InputError
+            The column's type or time zone does not fit, a value is missing, or one is off the grid.
+        """
+        if self.is_integer:
+            if not pd.api.types.is_integer_dtype(ds.dtype):
+                raise InputError(f"ds has type {ds.dtype}, but freq '1' needs integer steps")
+            return ds.to_numpy(dtype=np.int64)
+        if not pd.api.types.is_datetime64_any_dtype(ds.dtype):
+            raise InputError(f"ds has type {ds.dtype}, but freq {self.freq!r} needs timestamps")
+        if ds.isna().any():
+            raise InputError(f"ds is missing in {int(ds.isna().sum())} rows")
+        zone = None if ds.dt.tz is None else str(ds.dt.tz)
+        if zone != self.time_zone:
+            raise InputError(f"ds is in time zone {zone}, expected {self.time_zone}")
+        if zone is None:
+            instants = ds.to_numpy(dtype="datetime64[ns]")
+        elif self._grid.absolute:
+            instants = (
+                ds.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy(dtype="datetime64[ns]") + self._standard_offset
+            )
+        else:
+            instants = ds.dt.tz_localize(None).to_numpy(dtype="datetime64[ns]")
+        return self._to_steps(instants)
+
+    def to_index(self, steps: Steps | Sequence[int]) -> pd.Index[Any]:
+        """Timestamps (or integers) of step numbers, as a pandas index in the calendar's time zone."""
+        steps = np.asarray(steps, dtype=np.int64)
+        if self.is_integer:
+            return pd.Index(steps)
+        instants = self._grid.instants(steps)
+        if self.time_zone is None:
+            return pd.DatetimeIndex(instants)
+        if self._grid.absolute:
+            return pd.DatetimeIndex(instants - self._standard_offset).tz_localize("UTC").tz_convert(self.time_zone)
+        # A local midnight that clocks skip is written as the first instant after it.
+        return pd.DatetimeIndex(instants).tz_localize(
+            self.time_zone, nonexistent="shift_forward", ambiguous=np.ones(len(steps), bool)
+        )
+
+    @cached_property
+    def _standard_offset(self) -> np.timedelta64:
+        """Keeps hourly grids on local hours in zones that are half an hour off UTC."""
+        moment = datetime(2024, 1, 1, tzinfo=ZoneInfo(self.time_zone or "UTC"))
+        offset = (moment.utcoffset() or moment - moment) - (moment.dst() or moment - moment)
+        return np.timedelta64(int(offset.total_seconds()), "s")
+
+    def _to_steps(self, instants: Instants) -> Steps:
+        steps = self._grid.steps(instants)
+        off_grid = self._grid.instants(steps) != instants
+        if off_grid.any():
+            first = int(np.argmax(off_grid))
+            found, before = (
+                np.datetime_as_string(v, unit="s") for v in (instants[first], self._grid.instants(steps)[first])
+            )
+            raise InputError(
+                f"ds {found} is not on the grid of freq {self.freq!r}; the nearest step before it is {before}"
+            )
+        return steps
+
+
+class _Grid:
+    """Arithmetic of one kind of grid: floor to a step, and back."""
+
+    absolute = False
+    whole_seconds = True
+    seasonality: tuple[int, ...] = (1,)
+
+    def steps(self, instants: Instants) -> Steps:
+        raise AssertionError("abstract")
+
+    def instants(self, steps: Steps) -> Instants:
+        raise AssertionError("abstract")
+
+
+class _IntegerGrid(_Grid):
+    """Bare integer steps; parse and format never come here."""
+
+
+@dataclass(frozen=True)
+class _FixedGrid(_Grid):
+    """So many nanoseconds per step, counted from an origin."""
+
+    step_ns: int
+    origin_ns: int
+    seasonality: tuple[int, ...]
+
+    @property
+    def absolute(self) -> bool:  # type: ignore[override]
+        return self.step_ns < _DAY_NS
+
+    @property
+    def whole_seconds(self) -> bool:  # type: ignore[override]
+        return self.step_ns % _NS == 0
+
+    def steps(self, instants: Instants) -> Steps:
+        return (instants.astype("datetime64[ns]").astype(np.int64) - self.origin_ns) // self.step_ns
+
+    def instants(self, steps: Steps) -> Instants:
+        return (steps * self.step_ns + self.origin_ns).astype("datetime64[ns]")
+
+
+@dataclass(frozen=True)
+class _MonthGrid(_Grid):
+    """So many months per step, at the first or the last day of the month."""
+
+    months: int
+    anchor: int
+    at_end: bool
+    seasonality: tuple[int, ...]
+
+    def steps(self, instants: Instants) -> Steps:
+        months = instants.astype("datetime64[M]").astype(np.int64)
+        if self.at_end:  # before the last day of its month, the step before is the floor
+            last_day = (months + 1).astype("datetime64[M]").astype("datetime64[D]") - np.timedelta64(1, "D")
+            months = months - (instants.astype("datetime64[D]") < last_day)
+        return (months - self.anchor) // self.months
+
+    def instants(self, steps: Steps) -> Instants:
+        months = steps * self.months + self.anchor
+        if self.at_end:
+            days = (months + 1).astype("datetime64[M]").astype("datetime64[D]") - np.timedelta64(1, "D")
+        else:
+            days = months.astype("datetime64[M]").astype("datetime64[D]")
+        return days.astype("datetime64[ns]")
+
+
+@dataclass(frozen=True)
+class _BusinessDayGrid(_Grid):
+    """Monday to Friday, one step each; 1970-01-01, a Thursday, is step 0."""
+
+    seasonality: tuple[int, ...] = _SEASONALITY["B"]
+
+    def steps(self, instants: Instants) -> Steps:
+        days = np.busday_offset(instants.astype("datetime64[D]"), 0, roll="backward")
+        return np.asarray(np.busday_count("1970-01-01", days), dtype=np.int64)
+
+    def instants(self, steps: Steps) -> Instants:
+        return np.busday_offset(np.datetime64("1970-01-01"), steps).astype("datetime64[ns]")
+
+
+def _grid_of(freq: str) -> _Grid:
+    try:
+        offset = pd.tseries.frequencies.to_offset(freq)
+    except (ValueError, TypeError):
+        offset = None
+    if offset is None or offset.n < 1:
+        raise ConfigError(f"freq {freq!r} is not a pandas offset alias such as 'h', 'D', 'W', 'MS' or '15min', nor '1'")
+    if isinstance(offset, offsets.Week):
+        if offset.weekday is None:
+            offset = offsets.Week(offset.n, weekday=6)
+        # 1970-01-01 was a Thursday (weekday 3).
+        return _FixedGrid(
+            7 * _DAY_NS * offset.n, (offset.weekday - 3) * _DAY_NS, _SEASONALITY["W"] if offset.n == 1 else (1,)
+        )
+    if isinstance(offset, offsets.Day | offsets.Tick):
+        step = int(
+            pd.Timedelta(offset.nanos if isinstance(offset, offsets.Tick) else offset.n * _DAY_NS, unit="ns").value
+        )
+        return _FixedGrid(step, 0, _cycles(step))
+    if type(offset) is offsets.BusinessDay and offset.n == 1:
+        return _BusinessDayGrid()
+    for kinds, months, name in (
+        ((offsets.MonthBegin, offsets.MonthEnd), 1, "M"),
+        ((offsets.QuarterBegin, offsets.QuarterEnd), 3, "Q"),
+        ((offsets.YearBegin, offsets.YearEnd), 12, "Y"),
+    ):
+        if type(offset) in kinds:
+            anchor = getattr(offset, "startingMonth", None) or getattr(offset, "month", None) or 1
+            seasonality = _SEASONALITY[name] if offset.n == 1 else (1,)
+            return _MonthGrid(months * offset.n, (anchor - 1) % months, type(offset) is kinds[1], seasonality)
+    raise ConfigError(
+        f"freq {freq!r} has no regular grid of steps; use a fixed, weekly, monthly, quarterly or yearly frequency"
+    )
+
+
+def _cycles(step_ns: int) -> tuple[int, ...]:
+    """Daily and weekly cycles, in steps, of a grid of at most one day."""
+    if step_ns == _DAY_NS:
+        return _SEASONALITY["D"]
+    daily, rest = divmod(_DAY_NS, step_ns)
+    if rest or daily < 2:
+        return (1,)
+    # Below a quarter of an hour a week has too many steps to keep in every series' state.
+    return (daily, 7 * daily) if daily <= 96 else (daily,)

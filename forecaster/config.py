@@ -1,0 +1,361 @@
+"""Configuration: what a model is, declared once, checked once, frozen.
+
+Every hyper-parameter stands in exactly one place below and is read from the object elsewhere. Unknown keys and
+impossible values are refused with the key named. Nothing here knows files, environments or command lines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from forecaster.calendar import Calendar
+from forecaster.errors import ConfigError
+
+__all__ = ["Config", "NetworkConfig", "TrainingConfig"]
+
+LARGEST_RING = 1024
+
+T = typing.TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """The recurrent stack and its decoder.
+
+    Parameters
+    ----------
+    cell
+        ``lstm``, ``gru`` or ``rnn`` (tanh).
+    hidden_size
+        Width of the hidden state of every layer.
+    num_layers
+        Depth of the stack.
+    bias
+        Whether the gates have additive biases.
+    dropout
+        Probability of zeroing an output between layers and before the decoder, in training only.
+    proj_size
+        Width of a projected hidden state, LSTM only; 0 for none (as in `torch.nn.LSTM`).
+    residual
+        Add a layer's input to its output wherever the widths agree.
+    layer_norm
+        Normalise the input of every layer but the first.
+    forget_bias
+        Initial bias of the LSTM forget gate; 1 lets gradients pass early in training (Jozefowicz et al., 2015).
+    """
+
+    cell: Literal["lstm", "gru", "rnn"] = "lstm"
+    hidden_size: int = 64
+    num_layers: int = 2
+    bias: bool = True
+    dropout: float = 0.1
+    proj_size: int = 0
+    residual: bool = True
+    layer_norm: bool = False
+    forget_bias: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check_types(self)
+        _require(self.cell in ("lstm", "gru", "rnn"), "network.cell", self.cell, "one of lstm, gru, rnn")
+        _require(1 <= self.hidden_size <= 4096, "network.hidden_size", self.hidden_size, "1 to 4096")
+        _require(1 <= self.num_layers <= 16, "network.num_layers", self.num_layers, "1 to 16")
+        _require(0 <= self.dropout < 1, "network.dropout", self.dropout, "at least 0 and below 1")
+        _require(
+            0 <= self.proj_size < self.hidden_size, "network.proj_size", self.proj_size, "0 or less than hidden_size"
+        )
+        _require(
+            self.proj_size == 0 or self.cell == "lstm", "network.proj_size", self.proj_size, "0 unless cell is lstm"
+        )
+
+    @property
+    def output_size(self) -> int:
+        """Width of the hidden state that a layer hands on."""
+        return self.proj_size or self.hidden_size
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingConfig:
+    """How the weights are found.
+
+    Parameters
+    ----------
+    lanes
+        Series followed side by side; the batch size of one update. Fewer are used when the panel is small.
+    chunk_length
+        Steps between two cuts of the gradient (truncated back-propagation through time).
+    epochs
+        Passes over the panel at most.
+    learning_rate
+        Peak of the schedule: linear rise over `lr_warmup_share` of the run, then cosine decay to 2 % of the peak.
+    lr_warmup_share
+        Share of the run spent rising.
+    weight_decay
+        Decoupled (AdamW).
+    gradient_clip_val
+        Largest global norm of the gradient.
+    averaging
+        Decay per update of the exponential moving average of the weights that validation and the final model use;
+        0 for none.
+    validation_share
+        Share of each series, at its end, on which early stopping judges; at least one horizon, at most
+        `validation_windows` horizons.
+    validation_windows
+        Most horizons that the validation part spans.
+    patience
+        Epochs without improvement after which training stops.
+    precision
+        ``32`` or ``bf16`` (mixed) for the recurrent layers.
+    seed
+        Of weights, order of series, and dropout.
+    """
+
+    lanes: int = 128
+    chunk_length: int = 56
+    epochs: int = 60
+    learning_rate: float = 2e-3
+    lr_warmup_share: float = 0.05
+    weight_decay: float = 1e-3
+    gradient_clip_val: float = 1.0
+    averaging: float = 0.998
+    validation_share: float = 0.1
+    validation_windows: int = 2
+    patience: int = 20
+    precision: Literal["32", "bf16"] = "32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check_types(self)
+        for name in ("lanes", "chunk_length", "epochs", "validation_windows", "patience"):
+            _require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
+        _require(0 < self.learning_rate < 1, "training.learning_rate", self.learning_rate, "between 0 and 1")
+        _require(
+            0 <= self.lr_warmup_share < 1, "training.lr_warmup_share", self.lr_warmup_share, "at least 0 and below 1"
+        )
+        _require(self.weight_decay >= 0, "training.weight_decay", self.weight_decay, "at least 0")
+        _require(self.gradient_clip_val > 0, "training.gradient_clip_val", self.gradient_clip_val, "above 0")
+        _require(0 <= self.averaging < 1, "training.averaging", self.averaging, "at least 0 and below 1")
+        _require(
+            0 <= self.validation_share < 0.5,
+            "training.validation_share",
+            self.validation_share,
+            "at least 0 and below 0.5",
+        )
+        _require(self.precision in ("32", "bf16"), "training.precision", self.precision, "32 or bf16")
+        _require(0 <= self.seed < 2**32, "training.seed", self.seed, "0 to 2**32 - 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything that defines a model before its weights.
+
+    Parameters
+    ----------
+    freq
+        Frequency of the series: a pandas offset alias, or ``1`` for integer steps.
+    horizon
+        Steps forecast directly. Longer horizons, up to `max_horizon`, are reached by rolling a copy of the state.
+    seasonality
+        Periods in steps, each at least 1. Empty: the usual ones of `freq`.
+    time_zone
+        IANA zone of the timestamps; None for naive ones.
+    quantile_levels
+        Levels the decoder is trained on, rising, with 0.5 among them.
+    context_length
+        Recent values each state keeps in its ring; 0: chosen from `seasonality`. Rounded up to a multiple of the
+        longest season, so that every phase of it has its place.
+    transform
+        ``log`` (relative changes; for positive data), ``linear``, or ``auto``: training chooses by the panel.
+    network, training
+        See `NetworkConfig`, `TrainingConfig`.
+
+    Examples
+    --------
+    >>> config = Config(freq="h", horizon=48)
+    >>> config.seasonality, config.ring_length, config.max_horizon
+    ((24, 168), 168, 192)
+    >>> Config.from_dict({"freq": "h", "horizon": 48, "widht": 3})
+    Traceback (most recent call last):
+    ...
+    forecaster.errors.ConfigError: config key 'widht' is unknown; expected one of freq, horizon, seasonality, time_zone, quantile_levels, context_length, transform, network, training
+    """
+
+    freq: str
+    horizon: int
+    seasonality: tuple[int, ...] = ()
+    time_zone: str | None = None
+    quantile_levels: tuple[float, ...] = (0.025, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.975)
+    context_length: int = 0
+    transform: Literal["auto", "log", "linear"] = "auto"
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        """Normalise the seasonality and check ranges."""
+        _check_types(self)
+        calendar = Calendar(self.freq, self.time_zone)
+        object.__setattr__(self, "seasonality", tuple(sorted(set(self.seasonality))) or calendar.default_seasonality)
+        _require(1 <= self.horizon <= 2048, "horizon", self.horizon, "1 to 2048")
+        _require(
+            all(1 <= s <= LARGEST_RING for s in self.seasonality),
+            "seasonality",
+            self.seasonality,
+            f"periods of 1 to {LARGEST_RING} steps",
+        )
+        _require(
+            0 <= self.context_length <= LARGEST_RING, "context_length", self.context_length, f"0 to {LARGEST_RING}"
+        )
+        _require(self.transform in ("auto", "log", "linear"), "transform", self.transform, "one of auto, log, linear")
+        levels = self.quantile_levels
+        rising = list(levels) == sorted(set(levels)) and len(levels) > 0 and 0 < levels[0] and levels[-1] < 1
+        _require(
+            len(levels) % 2 == 1 and rising and levels[len(levels) // 2] == 0.5,
+            "quantile_levels",
+            levels,
+            "an odd number of rising levels between 0 and 1 with 0.5 in the middle",
+        )
+
+    @property
+    def calendar(self) -> Calendar:
+        """Calendar of `freq` in `time_zone`."""
+        return Calendar(self.freq, self.time_zone)
+
+    @property
+    def ring_length(self) -> int:
+        """Values kept per series: a multiple of the longest season."""
+        longest = self.seasonality[-1]
+        wanted = self.context_length or max(longest, min(4 * self.seasonality[0], 2 * longest), 24)
+        return min(-(-wanted // longest), max(LARGEST_RING // longest, 1)) * longest
+
+    @property
+    def max_horizon(self) -> int:
+        """Longest horizon answered: four times the trained one."""
+        return 4 * self.horizon
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON; `from_dict` is its inverse."""
+        return typing.cast(dict[str, Any], _plain(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Config:
+        """Build from nested plain values.
+
+        Raises
+        ------
+        ConfigError
+            A key is unknown, a required one is missing, or a value has the wrong type or range.
+        """
+        return _build(cls, values, "")
+
+    def with_overrides(self, overrides: Mapping[str, Any]) -> Config:
+        """Return a copy with dotted keys replaced; text values are read as the type of the field.
+
+        Examples
+        --------
+        >>> Config("h", 48).with_overrides({"network.hidden_size": "32", "seasonality": "24,168"}).network.hidden_size
+        32
+        """
+        values = self.to_dict()
+        for key, value in overrides.items():
+            section, _, name = key.rpartition(".")
+            target = values if not section else values.get(section)
+            owner = {"": Config, "network": NetworkConfig, "training": TrainingConfig}.get(section)
+            if (
+                owner is None
+                or target is None
+                or name not in _fields(owner)
+                or (not section and name in ("network", "training"))
+            ):
+                raise ConfigError(f"config key {key!r} is unknown; expected one of {', '.join(_keys())}")
+            target[name] = _read(value, _fields(owner)[name], key) if isinstance(value, str) else value
+        return Config.from_dict(values)
+
+
+def _keys() -> list[str]:
+    top = [name for name in _fields(Config) if name not in ("network", "training")]
+    return top + [f"network.{n}" for n in _fields(NetworkConfig)] + [f"training.{n}" for n in _fields(TrainingConfig)]
+
+
+def _fields(owner: type) -> dict[str, Any]:
+    return {k: v for k, v in typing.get_type_hints(owner).items() if k in {f.name for f in dataclasses.fields(owner)}}
+
+
+def _build(owner: type[T], values: Mapping[str, Any], prefix: str) -> T:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"config {prefix.rstrip('.') or 'root'} is {values!r}, expected a table of keys")
+    hints = _fields(owner)
+    for key in values:
+        if key not in hints:
+            raise ConfigError(f"config key {prefix + str(key)!r} is unknown; expected one of {', '.join(hints)}")
+    for spec in dataclasses.fields(owner):  # type: ignore[arg-type]
+        required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
+        if required and spec.name not in values:
+            raise ConfigError(f"config key {prefix + spec.name!r} is missing")
+    built = {
+        k: _build(hints[k], v, f"{k}.") if dataclasses.is_dataclass(hints[k]) and isinstance(v, Mapping) else _tuples(v)
+        for k, v in values.items()
+    }
+    return owner(**built)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _read(text: str, hint: Any, key: str) -> Any:
+    """One command-line value in the type of its field."""
+    origin = typing.get_origin(hint)
+    try:
+        if hint is bool:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+        if hint in (int, float):
+            return hint(text)
+        if origin is tuple:
+            item = typing.get_args(hint)[0]
+            return tuple(item(part) for part in text.replace(" ", "").strip("[]()").split(",") if part)
+        if origin in (types.UnionType, typing.Union):
+            return None if text.lower() in ("", "none", "null") else text
+    except (KeyError, ValueError):
+        raise ConfigError(f"config key {key!r} is {text!r}, expected {getattr(hint, '__name__', hint)}") from None
+    return text
+
+
+def _check_types(values: Any) -> None:
+    """Refuse values of the wrong type, with the key named; whole numbers may stand for floats."""
+    prefix = {NetworkConfig: "network.", TrainingConfig: "training."}.get(type(values), "")
+    for name, hint in _fields(type(values)).items():
+        value = getattr(values, name)
+        origin, args = typing.get_origin(hint), typing.get_args(hint)
+        if hint is float and type(value) is int:
+            object.__setattr__(values, name, float(value))
+        elif origin is tuple:
+            item = args[0]
+            fits = isinstance(value, tuple) and all(
+                type(v) is item or (item is float and type(v) is int) for v in value
+            )
+            _require(fits, prefix + name, value, f"a list of {item.__name__}")
+        elif origin in (types.UnionType, typing.Union):
+            _require(isinstance(value, args), prefix + name, value, str(hint))
+        elif origin is Literal or dataclasses.is_dataclass(hint):
+            _require(
+                origin is Literal or isinstance(value, typing.cast(type, hint)), prefix + name, value, "a table of keys"
+            )
+        else:
+            _require(type(value) is hint, prefix + name, value, f"{hint.__name__}")
+
+
+def _require(holds: bool, key: str, found: Any, expected: str) -> None:
+    if not holds:
+        raise ConfigError(f"config key {key!r} is {found!r}, expected {expected}")

@@ -1,0 +1,294 @@
+"""The forecaster: a trained network with its calendar, and the verbs of carried state.
+
+``warm_up`` folds a history into a `StreamState`, ``observe`` folds one more value, ``forecast`` decodes. All of them
+are pure: states go in and come out, nothing is kept, so one forecaster may serve many threads. Lightning, files'
+origins and clocks are unknown here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch import Tensor
+
+from forecaster import artifact
+from forecaster.calendar import Calendar
+from forecaster.config import Config
+from forecaster.errors import InputError
+from forecaster.network import Encoded, ForecastNetwork
+from forecaster.panel import Panel
+from forecaster.state import StreamState
+
+__all__ = ["DEFAULT_LEVELS", "Forecaster"]
+
+DEFAULT_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Quantile levels of a forecast when none are asked for."""
+
+FOLD_ELEMENTS = 2**22
+"""Upper bound on rows x steps x ring length folded at once: bounds memory, changes no result."""
+
+Float = npt.NDArray[np.float64]
+
+
+class Forecaster:
+    """A network that is ready to serve.
+
+    Parameters
+    ----------
+    network
+        Trained or fresh; it is copied to evaluation mode and frozen.
+
+    Examples
+    --------
+    >>> forecaster = Forecaster.create(Config("h", horizon=2, seasonality=(3,)))
+    >>> state = forecaster.warm_up([np.array([1.0, 2.0, 3.0, 1.0, 2.0, 3.0])], [0])
+    >>> state = forecaster.observe(state, torch.tensor([1.0]))
+    >>> forecaster.forecast(state).shape
+    (1, 2, 9)
+    """
+
+    def __init__(self, network: ForecastNetwork) -> None:
+        self._network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.config: Config = network.config
+        self.calendar: Calendar = network.config.calendar
+
+    @classmethod
+    def create(cls, config: Config, seed: int = 0) -> Forecaster:
+        """Fresh weights from `seed`; the caller's random state is left alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(ForecastNetwork(config))
+
+    # -- the verbs -------------------------------------------------------------------------------------------------
+
+    def initial_state(self, first_steps: Sequence[int] | Tensor) -> StreamState:
+        """State of series that have seen nothing and will first fold step `first_steps[b]`; shape [B]."""
+        return self._network.layout.initial(torch.as_tensor(first_steps, dtype=torch.int64))
+
+    @torch.inference_mode()
+    def fold(self, state: StreamState, y: Tensor, lengths: Tensor | None = None) -> StreamState:
+        """Fold consecutive values.
+
+        Parameters
+        ----------
+        state
+            B rows.
+        y
+            Shape [B, T]; NaN is a missing value.
+        lengths
+            Values to fold per row, int64, shape [B], 0 to T; None for T.
+
+        Returns
+        -------
+        StreamState
+            The next state; `state` is unchanged.
+        """
+        rows, total = y.shape
+        y = y.to(torch.float64)
+        if lengths is None:
+            for start, end in self._spans(rows, total):
+                _, state = self._network.encode(state, y[:, start:end])
+            return state
+        y = torch.where(torch.arange(total) < lengths.unsqueeze(1), y, torch.nan)
+        for start, end in self._spans(rows, total):
+            left = (lengths - start).clamp(max=end - start)
+            active = torch.nonzero(left > 0).squeeze(1)
+            if len(active) == rows and bool((left == end - start).all()):
+                _, state = self._network.encode(state, y[:, start:end])
+            elif len(active):
+                _, part = self._network.encode(state.select(active), y[active, start:end], left[active])
+                state = state.replace_rows(active, part)
+        return state
+
+    def observe(self, state: StreamState, y: Tensor) -> StreamState:
+        """Fold one value per row; `y` has shape [B], NaN is a missing value."""
+        return self.fold(state, y.unsqueeze(1))
+
+    def warm_up(self, histories: Sequence[Float], first_steps: Sequence[int]) -> StreamState:
+        """Fold whole histories of any lengths; the same as `initial_state` and one `observe` per value.
+
+        Parameters
+        ----------
+        histories
+            One array of values per series; NaN is a missing value.
+        first_steps
+            Step number of each history's first value.
+        """
+        lengths = np.array([len(history) for history in histories], dtype=np.int64)
+        order = np.argsort(lengths, kind="stable")  # rows of like length are padded least
+        states: list[StreamState] = []
+        for rows in np.array_split(order, max(1, -(-len(order) // 256))):
+            y = np.full((len(rows), int(lengths[rows].max(initial=0))), np.nan)
+            for place, row in enumerate(rows):
+                y[place, : lengths[row]] = histories[row]
+            state = self.initial_state([int(first_steps[row]) for row in rows])
+            states.append(self.fold(state, torch.from_numpy(y), torch.from_numpy(lengths[rows])))
+        return StreamState.concat(states).select(torch.from_numpy(np.argsort(order, kind="stable")))
+
+    @torch.inference_mode()
+    def forecast(
+        self, state: StreamState, horizon: int | None = None, quantile_levels: Sequence[float] | None = None
+    ) -> Float:
+        """Quantiles of the coming steps; changes nothing.
+
+        Parameters
+        ----------
+        state
+            B rows.
+        horizon
+            Number of steps, 1 to `config.max_horizon`; the trained horizon if None.
+        quantile_levels
+            Any levels between the lowest and the highest trained one; between trained levels, quantiles are
+            interpolated linearly. ``0.1 … 0.9`` if None.
+
+        Returns
+        -------
+        ndarray
+            Shape [B, horizon, number of levels], in units of y; NaN for rows that never observed a value.
+
+        Raises
+        ------
+        InputError
+            `horizon` or `quantile_levels` cannot be answered.
+        """
+        horizon = self.check_horizon(horizon)
+        mixing = self._mixing(quantile_levels)
+        quantiles = self._roll(state, horizon)
+        quantiles = torch.where(torch.isnan(state.ring).all(1).view(-1, 1, 1), torch.nan, quantiles)
+        result: Float = (quantiles @ mixing).numpy()
+        return result
+
+    def forecast_frame(
+        self, panel: Panel, horizon: int | None = None, quantile_levels: Sequence[float] | None = None
+    ) -> pd.DataFrame:
+        """Forecast after the end of every series of a panel.
+
+        Returns
+        -------
+        DataFrame
+            Columns `unique_id`, `ds` and one per level, named by the level; series in the panel's order.
+
+        Raises
+        ------
+        InputError
+            The panel's calendar is not the forecaster's, or as in `forecast`.
+        """
+        self.check_calendar(panel.calendar)
+        horizon = self.check_horizon(horizon)
+        levels = DEFAULT_LEVELS if quantile_levels is None else tuple(quantile_levels)
+        quantiles = self.forecast(self.warm_up(panel.values, panel.first_steps.tolist()), horizon, levels)
+        steps = panel.last_steps[:, None] + np.arange(1, horizon + 1)
+        frame = pd.DataFrame(
+            {
+                "unique_id": np.repeat(np.array(panel.unique_ids, dtype=object), horizon),
+                "ds": self.calendar.to_index(steps.ravel()),
+            }
+        )
+        for place, level in enumerate(levels):
+            frame[f"{level:g}"] = quantiles[:, :, place].ravel()
+        return frame
+
+    # -- stored forms ----------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write the artifact: configuration, weights and manifest. An existing artifact there is replaced."""
+        artifact.write(Path(folder), self.config, self._network.state_dict())
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Forecaster:
+        """Read an artifact.
+
+        Raises
+        ------
+        ArtifactError
+            It is missing, damaged, or newer than this code.
+        """
+        config, weights = artifact.read(Path(folder))
+        network = ForecastNetwork(config)
+        artifact.fill(network, weights, Path(folder))
+        return cls(network)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over configuration and weights: equal fingerprints, equal forecasts."""
+        return artifact.fingerprint(self.config, self._network.state_dict())
+
+    def state_from_bytes(self, records: Sequence[bytes]) -> StreamState:
+        """Read rows written by `StreamState.to_bytes` under a forecaster of the same layout.
+
+        Raises
+        ------
+        ArtifactError
+            A record is damaged, newer than this code, or of another layout.
+        """
+        return self._network.layout.from_bytes(records)
+
+    # -- checks of what callers ask for ----------------------------------------------------------------------------
+
+    def check_horizon(self, horizon: int | None) -> int:
+        """Return the horizon to answer, or raise InputError."""
+        if horizon is None:
+            return self.config.horizon
+        if not 1 <= horizon <= self.config.max_horizon:
+            raise InputError(
+                f"horizon is {horizon}, expected 1 to {self.config.max_horizon} "
+                f"(four times the {self.config.horizon} steps this model was trained for)"
+            )
+        return horizon
+
+    def check_levels(self, quantile_levels: Sequence[float] | None) -> tuple[float, ...]:
+        """Return the levels to answer, or raise InputError."""
+        if quantile_levels is None:
+            return DEFAULT_LEVELS
+        trained = self.config.quantile_levels
+        levels = tuple(float(level) for level in quantile_levels)
+        if not levels:
+            raise InputError("quantile_levels is empty, expected at least one level")
+        for level in levels:
+            if not trained[0] <= level <= trained[-1]:
+                raise InputError(
+                    f"quantile level {level:g} is outside {trained[0]:g} to {trained[-1]:g}, the levels this model was trained for"
+                )
+        return levels
+
+    def check_calendar(self, calendar: Calendar) -> None:
+        """Raise InputError unless `calendar` is this forecaster's."""
+        if calendar != self.calendar:
+            found, expected = (f"freq {c.freq!r} in time zone {c.time_zone}" for c in (calendar, self.calendar))
+            raise InputError(f"the series have {found}, but the model was trained for {expected}")
+
+    # -- inner workings --------------------------------------------------------------------------------------------
+
+    def _spans(self, rows: int, total: int) -> list[tuple[int, int]]:
+        span = max(1, min(FOLD_ELEMENTS // max(rows * self.config.ring_length, 1), 512))
+        return [(start, min(start + span, total)) for start in range(0, total, span)]
+
+    def _decode(self, encoded: Encoded) -> Tensor:
+        return self._network.restore(self._network.decode(encoded), encoded.frame)
+
+    def _roll(self, state: StreamState, horizon: int) -> Tensor:
+        """Trained quantiles of `horizon` steps: beyond the trained ones, a copy of the state observes its own medians.
+
+        A later block knows nothing of the errors before it, so its spread is added to that of the block's cutoff in
+        quadrature, as for independent errors.
+        """
+        middle = len(self.config.quantile_levels) // 2
+        blocks = [self._decode(self._network.encoded(state))]
+        for _ in range(self.config.horizon, horizon, self.config.horizon):
+            state = self.fold(state, blocks[-1][..., middle])
+            block = self._decode(self._network.encoded(state))
+            center = block[..., middle : middle + 1]
+            before = blocks[-1][:, -1:] - blocks[-1][:, -1:, middle : middle + 1]
+            blocks.append(center + torch.sign(block - center) * torch.hypot(block - center, before))
+        return torch.cat(blocks, 1)[:, :horizon]
+
+    def _mixing(self, quantile_levels: Sequence[float] | None) -> Tensor:
+        """Linear interpolation between trained levels as a matrix, [trained levels, levels asked for]."""
+        levels, trained = self.check_levels(quantile_levels), self.config.quantile_levels
+        columns = [np.interp(levels, trained, row) for row in np.eye(len(trained))]
+        return torch.from_numpy(np.array(columns))

@@ -1,0 +1,40 @@
+"""The training loss: pinball (quantile) loss over the steps whose truth is known."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["pinball_loss"]
+
+
+def pinball_loss(quantiles: Tensor, target: Tensor, levels: Tensor, weight: Tensor) -> Tensor:
+    """Twice the mean pinball loss over known targets and all levels; at level 0.5 alone, the mean absolute error.
+
+    Koenker and Bassett, "Regression Quantiles", Econometrica 46(1), 1978.
+
+    Parameters
+    ----------
+    quantiles
+        Shape [..., Q].
+    target
+        Shape [...]; NaN is unknown and counts nothing.
+    levels
+        Shape [Q].
+    weight
+        Of each target, shape broadcastable to [...].
+
+    Returns
+    -------
+    Tensor
+        A scalar; 0 if no target is known.
+
+    Examples
+    --------
+    >>> pinball_loss(torch.tensor([[1.0], [9.0]]), torch.tensor([3.0, torch.nan]), torch.tensor([0.5]), torch.tensor(1.0))
+    tensor(2.)
+    """
+    known = ~torch.isnan(target)
+    error = torch.where(known, target, 0.0).unsqueeze(-1) - quantiles
+    loss = torch.maximum(levels * error, (levels - 1) * error).mean(-1) * 2
+    return (loss * known * weight).sum() / known.sum().clamp(min=1)

@@ -1,0 +1,135 @@
+"""The forecasting network: causal scaling, features, recurrent stack and quantile head, joined.
+
+The one network that training, backtest and service all run: `encode` folds a chunk of values into a `StreamState`,
+`decode` turns what is known at any step into quantiles in the frame of that step. Knows no series, dates, files or
+Lightning; keeps no state of its own.
+
+Axes: B row, T step, H horizon step, Q quantile level, P hidden size, F feature, A anchor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from forecaster.config import Config
+from forecaster.features import anchors, feature_size, features, num_anchors
+from forecaster.heads import QuantileHead
+from forecaster.recurrent import RecurrentStack, RecurrentState
+from forecaster.scaling import NUM_STATISTICS, Frame, Transform, advance, describe, restore
+from forecaster.state import StateLayout, StreamState
+
+__all__ = ["Encoded", "ForecastNetwork"]
+
+
+class Encoded(NamedTuple):
+    """What the head needs of a step: the leading axes [...] are [B] or [B, T].
+
+    Attributes
+    ----------
+    hidden
+        Output of the recurrent stack, shape [..., P].
+    features
+        Shape [..., F].
+    scaled
+        The ring in the step's coordinates, shape [..., W].
+    frame
+        Coordinates, fields of shape [...].
+    """
+
+    hidden: Tensor
+    features: Tensor
+    scaled: Tensor
+    frame: Frame
+
+    def at(self, index: object) -> Encoded:
+        """Steps at an index of the leading axes."""
+        return Encoded(self.hidden[index], self.features[index], self.scaled[index], self.frame.at(index))  # type: ignore[index]
+
+
+class ForecastNetwork(nn.Module):
+    """Encoder, state and head of one configuration.
+
+    Parameters
+    ----------
+    config
+        With a chosen transform (not ``auto``).
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.transform: Transform = "log" if config.transform == "log" else "linear"
+        size = feature_size(config.ring_length)
+        self.recurrent = RecurrentStack(size, config.network)
+        self.head = QuantileHead(
+            hidden_size=config.network.output_size,
+            num_features=size,
+            num_anchors=num_anchors(config.seasonality, config.ring_length),
+            horizon=config.horizon,
+            num_levels=len(config.quantile_levels),
+            dropout=config.network.dropout,
+        )
+        self.layout = StateLayout(
+            layers=config.network.num_layers,
+            hidden=config.network.output_size,
+            cell=self.recurrent.cell_size,
+            ring=config.ring_length,
+            statistics=NUM_STATISTICS,
+        )
+
+    def encode(self, state: StreamState, y: Tensor, lengths: Tensor | None = None) -> tuple[Encoded, StreamState]:
+        """Fold a chunk.
+
+        Parameters
+        ----------
+        state
+            Before the chunk, B rows.
+        y
+            Float64, shape [B, T]; NaN is missing.
+        lengths
+            Steps of each row, shape [B], each 1 to T; what lies beyond must be NaN. None: all rows have T.
+
+        Returns
+        -------
+        encoded, state
+            One entry per step, leading axes [B, T], meaningless beyond a row's length; the state after each row's
+            last step.
+        """
+        with torch.no_grad():
+            history, after = advance(state, y, lag=self.config.seasonality[0], kind=self.transform)
+            inputs = features(history)
+        if lengths is not None:
+            # Trailing padding looks like missing steps, which leave ring and statistics as they were; clocks do not.
+            rows, last = torch.arange(len(lengths)), lengths - 1
+            after = replace(
+                after,
+                age=history.age[rows, last],
+                silence=history.silence[rows, last],
+                last_step=state.last_step + lengths,
+            )
+        before = RecurrentState(state.hidden.transpose(0, 1), state.cell.transpose(0, 1))
+        output, recurrent = self.recurrent(inputs.transpose(0, 1), before, lengths)
+        after = replace(after, hidden=recurrent.hidden.transpose(0, 1), cell=recurrent.cell.transpose(0, 1))
+        return Encoded(output.transpose(0, 1), inputs, history.scaled, history.frame), after
+
+    def encoded(self, state: StreamState) -> Encoded:
+        """What the head needs of a state's latest step, leading axes [B]: the last entry of the `encode` behind it."""
+        history = describe(state, kind=self.transform)
+        hidden = state.hidden.sum(1) if self.config.network.residual else state.hidden[:, -1]
+        return Encoded(
+            hidden, features(history)[:, 0], history.scaled[:, 0], Frame(*(part[:, 0] for part in history.frame))
+        )
+
+    def decode(self, encoded: Encoded) -> Tensor:
+        """Quantiles in scaled coordinates of each step's frame, shape [..., H, Q]."""
+        choices = anchors(encoded.scaled, self.config.seasonality, self.config.horizon)
+        quantiles: Tensor = self.head(encoded.hidden, encoded.features, choices)
+        return quantiles
+
+    def restore(self, quantiles: Tensor, frame: Frame) -> Tensor:
+        """Quantiles [..., H, Q] in units of y, float64."""
+        return restore(quantiles.flatten(-2), frame, self.transform).unflatten(-1, quantiles.shape[-2:])

@@ -1,0 +1,142 @@
+"""The recurrent stack: layers of LSTM, GRU or tanh cells over the fused kernels of PyTorch.
+
+Knows features in, hidden states out, and an explicit state; nothing of time, scaling, quantiles or training. State in,
+state out: the module itself never keeps any. Each layer is a one-layer module of its own, so that layers may be joined
+by residual connections and layer norm.
+
+Axes: T time, B batch row, F feature, L layer, P hidden size (projected), C cell size.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from forecaster.config import NetworkConfig
+
+__all__ = ["RecurrentStack", "RecurrentState"]
+
+_CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+
+
+class RecurrentState(NamedTuple):
+    """Hidden and cell state, as `torch.nn.LSTM` shapes them.
+
+    Attributes
+    ----------
+    hidden
+        h_n, shape [L, B, P].
+    cell
+        c_n, shape [L, B, C]; C is 0 for cells without one.
+    """
+
+    hidden: Tensor
+    cell: Tensor
+
+
+class RecurrentStack(nn.Module):
+    """Stacked recurrent layers with dropout, optional residual connections and layer norm between them.
+
+    Parameters
+    ----------
+    input_size
+        Number of features F.
+    config
+        Cell, sizes and options.
+
+    Examples
+    --------
+    >>> stack = RecurrentStack(3, NetworkConfig(hidden_size=5, num_layers=2, proj_size=4))
+    >>> output, state = stack(torch.zeros(7, 2, 3))
+    >>> output.shape, state.hidden.shape, state.cell.shape
+    (torch.Size([7, 2, 4]), torch.Size([2, 2, 4]), torch.Size([2, 2, 5]))
+    """
+
+    def __init__(self, input_size: int, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        options = {"proj_size": config.proj_size} if config.cell == "lstm" else {}
+        sizes = [input_size] + [config.output_size] * config.num_layers
+        self.layers = nn.ModuleList(
+            _CELLS[config.cell](size, config.hidden_size, bias=config.bias, **options) for size in sizes[:-1]
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(size) for size in sizes[1:-1]) if config.layer_norm else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.cell_size = config.hidden_size if config.cell == "lstm" else 0
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Xavier input weights, orthogonal recurrent weights gate by gate, zero biases but the forget gate's.
+
+        Glorot and Bengio (2010); Saxe et al. (2014); Jozefowicz et al. (2015). PyTorch orders an LSTM's gates input,
+        forget, cell, output and adds two biases, so the forget bias is put into one of them.
+        """
+        size = self.config.hidden_size
+        for layer in self.layers:
+            for name, parameter in layer.named_parameters():
+                if name.startswith("bias"):
+                    parameter.zero_()
+                elif name.startswith("weight_hr"):
+                    nn.init.xavier_uniform_(parameter)
+                else:
+                    for gate in parameter.split(size):
+                        (nn.init.orthogonal_ if name.startswith("weight_hh") else nn.init.xavier_uniform_)(gate)
+            if self.config.cell == "lstm" and self.config.bias:
+                layer.bias_ih_l0[size : 2 * size] = self.config.forget_bias
+
+    def initial_state(self, batch: int) -> RecurrentState:
+        """Zeros, for `batch` rows."""
+        config = self.config
+        return RecurrentState(
+            torch.zeros(config.num_layers, batch, config.output_size),
+            torch.zeros(config.num_layers, batch, self.cell_size),
+        )
+
+    def forward(
+        self, inputs: Tensor, state: RecurrentState | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, RecurrentState]:
+        """Run over T steps.
+
+        Parameters
+        ----------
+        inputs
+            Shape [T, B, F].
+        state
+            Before the first step; zeros if None.
+        lengths
+            Steps of each row, int64, shape [B], each 1 to T; None when all have T. Later inputs of a row are ignored
+            and its outputs there are 0.
+
+        Returns
+        -------
+        output, state
+            The last layer's hidden states (with its residual), shape [T, B, P], and the state after each row's last
+            step.
+        """
+        state = self.initial_state(inputs.shape[1]) if state is None else state
+        packed = None if lengths is None else pack_padded_sequence(inputs, lengths, enforce_sorted=False)
+        output = inputs if packed is None else packed.data
+        hidden, cell = [], []
+        for index, layer in enumerate(self.layers):
+            below = output
+            if index > 0:
+                output = self.dropout(output if self.norms is None else self.norms[index - 1](output))
+            before = (state.hidden[index : index + 1].contiguous(), state.cell[index : index + 1].contiguous())
+            given = output if packed is None else packed._replace(data=output)
+            output, after = layer(given, before if self.cell_size else before[0])
+            output = output.data if isinstance(output, PackedSequence) else output
+            hidden.append(after[0] if self.cell_size else after)
+            cell.append(after[1] if self.cell_size else before[1])
+            if self.config.residual and index > 0:
+                output = output + below
+        if packed is not None:
+            output = _pad(packed._replace(data=output), inputs.shape[0])
+        return output, RecurrentState(torch.cat(hidden), torch.cat(cell))
+
+
+def _pad(packed: PackedSequence, length: int) -> Tensor:
+    return nn.utils.rnn.pad_packed_sequence(packed, total_length=length)[0]

@@ -1,0 +1,296 @@
+"""Causal scaling: what a series' recent past says about its location, scale and unit, carried in its state.
+
+At every step the ring of recent values gives a *frame*: a location and a unit in which values become numbers of order
+one, and back. Multiplying a series by a positive constant multiplies its scale and leaves the scaled numbers alone.
+All steps of a chunk are computed at once, without a loop over time, and in float64 until the scaled numbers; nothing
+here has parameters, so no gradient runs through it.
+
+Axes: B row, T step of the chunk, W ring slot (oldest to newest once ordered), K statistic.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from forecaster.state import StreamState
+
+__all__ = [
+    "NUM_STATISTICS",
+    "Frame",
+    "History",
+    "Transform",
+    "advance",
+    "describe",
+    "linear_scan",
+    "restore",
+    "transform",
+]
+
+Transform = Literal["log", "linear"]
+
+NUM_STATISTICS = 4
+"""A decayed count and a decayed sum of absolute differences at lag 1 and at the shortest season: K."""
+
+HALF_LIFE = 8
+"""Half-life of the statistics, in ring lengths."""
+
+SHIFT = 1 / 30
+"""The log transform adds this share of the mean magnitude to y, so that zeros and small negatives stay finite."""
+
+FLOOR = 0.05
+"""Below this multiple of the location the log transform continues as its tangent, so that it is defined everywhere."""
+
+PRIOR_UNIT = 0.3
+PRIOR_COUNT = 8
+"""A unit seen in fewer than `PRIOR_COUNT` values is mixed with the prior, in proportion."""
+
+LOG_FLOOR = math.log(FLOOR)
+LARGEST_LOG = 50.0
+"""No forecast exceeds the location by more than this on the log scale; keeps an untrained network finite."""
+
+SMALLEST_UNIT = 1e-5
+"""Floor of the unit relative to the scale: a constant series has a tiny unit, not none."""
+
+
+class Frame(NamedTuple):
+    """Coordinates of one moment: see `transform`. Fields have shape [...], float64, one entry per moment.
+
+    Attributes
+    ----------
+    location
+        Mean of the recent values, in units of y.
+    scale
+        Mean magnitude of the recent values, in units of y.
+    unit
+        Root mean square of the recent values around the location, after the transform; without dimension.
+    """
+
+    location: Tensor
+    scale: Tensor
+    unit: Tensor
+
+    def at(self, index: object) -> Frame:
+        """Frames at an index of every field."""
+        return Frame(*(field[index] for field in self))  # type: ignore[index]
+
+
+@dataclass(frozen=True)
+class History:
+    """What is known at each step of a chunk.
+
+    Attributes
+    ----------
+    frame
+        Coordinates at each step, fields of shape [B, T].
+    scaled
+        The last W values up to and including each step in that step's coordinates, oldest first, float32, shape
+        [B, T, W]; 0 where nothing was ever observed.
+    filled
+        Share of the W values that were ever observed, float32, shape [B, T].
+    differences
+        Mean absolute difference at lag 1 and at the shortest season, in units of scale, float32, shape [B, T, 2]; 0 until
+        one was seen.
+    age, silence
+        As in `StreamState`, at each step, int64, shape [B, T].
+    """
+
+    frame: Frame
+    scaled: Tensor
+    filled: Tensor
+    differences: Tensor
+    age: Tensor
+    silence: Tensor
+
+    def last(self) -> History:
+        """The last step only, T = 1."""
+        tail = slice(-1, None)
+        return History(
+            Frame(*(part[:, tail] for part in self.frame)),
+            *(part[:, tail] for part in (self.scaled, self.filled, self.differences, self.age, self.silence)),
+        )
+
+
+def linear_scan(decay: Tensor, increment: Tensor, initial: Tensor) -> Tensor:
+    """All values of ``s[t] = decay[t] * s[t-1] + increment[t]``, by doubling: log2(T) passes instead of T steps.
+
+    Parameters
+    ----------
+    decay, increment
+        Shape [..., T]; decays between 0 and 1, so that no pass can overflow.
+    initial
+        ``s[-1]``, shape [...].
+
+    Returns
+    -------
+    Tensor
+        Shape [..., T].
+
+    References
+    ----------
+    Hillis and Steele, "Data parallel algorithms", CACM 29(12), 1986, on the composition of affine maps.
+
+    Examples
+    --------
+    >>> linear_scan(torch.tensor([0.5, 0.5, 1.0]), torch.tensor([1.0, 1.0, 1.0]), torch.tensor(2.0))
+    tensor([2., 2., 3.])
+    """
+    length = decay.shape[-1]
+    shift = 1
+    while shift < length:
+        increment = torch.cat(
+            [increment[..., :shift], increment[..., shift:] + decay[..., shift:] * increment[..., :-shift]], -1
+        )
+        decay = torch.cat([decay[..., :shift], decay[..., shift:] * decay[..., :-shift]], -1)
+        shift *= 2
+    return increment + decay * initial.unsqueeze(-1)
+
+
+def transform(y: Tensor, frame: Frame, kind: Transform) -> Tensor:
+    """y in the frame's coordinates, float32; differences are taken in float64, so a large location costs no precision.
+
+    ``linear``: (y - location) / (scale * unit). ``log``: log((y + c) / (location + c)) / unit with c = SHIFT * scale,
+    continued below FLOOR as its tangent. Both map the location to 0.
+
+    Parameters
+    ----------
+    y
+        Shape [..., n] where the frame's fields have shape [...].
+    """
+    breadth = _breadth(frame, kind)
+    relative = ((y - frame.location.unsqueeze(-1)) / torch.where(breadth > 0, breadth, 1.0).unsqueeze(-1)).float()
+    if kind == "log":
+        log = torch.log1p(relative.clamp(min=FLOOR - 1))
+        relative = log + (relative + (1 - FLOOR)).clamp(max=0) / FLOOR
+    return relative / frame.unit.float().unsqueeze(-1)
+
+
+def restore(scaled: Tensor, frame: Frame, kind: Transform) -> Tensor:
+    """Inverse of `transform`: y, float64, same shape as `scaled` [..., n]."""
+    relative = scaled.double() * frame.unit.unsqueeze(-1)
+    if kind == "log":
+        log = relative.clamp(max=LARGEST_LOG)
+        relative = torch.where(log > LOG_FLOOR, torch.expm1(log), FLOOR * (1 + log - LOG_FLOOR) - 1)
+    return relative * _breadth(frame, kind).unsqueeze(-1) + frame.location.unsqueeze(-1)
+
+
+def _breadth(frame: Frame, kind: Transform) -> Tensor:
+    """What one unit of relative change means in y, shape [...]; 0 only where everything seen was 0."""
+    if kind == "linear":
+        return frame.scale
+    shift = SHIFT * frame.scale
+    return (frame.location + shift).clamp(min=shift)
+
+
+def advance(state: StreamState, y: Tensor, *, lag: int, kind: Transform) -> tuple[History, StreamState]:
+    """Fold a chunk of values into everything but the recurrent state, and describe every step on the way.
+
+    Parameters
+    ----------
+    state
+        Before the chunk, B rows.
+    y
+        Float64, shape [B, T]; NaN is missing.
+    lag
+        The shortest season, at most W.
+    kind
+        Transform of the model.
+
+    Returns
+    -------
+    history, state
+        The description of every step, and the state after the chunk with hidden and cell state as they were.
+    """
+    length = y.shape[1]
+    width = state.ring.shape[1]
+    seen = ~torch.isnan(y)
+    slots = _slots(state)
+    values = _extend(state.ring.gather(1, slots), y, seen)  # [B, W + T], oldest first
+    statistics = _statistics(state.statistics, values, seen, width, lag)
+    position = torch.arange(1, length + 1)
+    age = state.age.unsqueeze(1) + position
+    latest = torch.where(seen, position, 0).cummax(1).values
+    silence = torch.where(latest > 0, position - latest, state.silence.unsqueeze(1) + position)
+    history = _describe(values.unfold(1, width, 1)[:, 1:], statistics, age, silence, kind)
+    return history, StreamState(
+        hidden=state.hidden,
+        cell=state.cell,
+        ring=torch.empty_like(state.ring).scatter_(1, torch.remainder(slots + length, width), values[:, length:]),
+        statistics=statistics[:, -1],
+        age=age[:, -1],
+        silence=silence[:, -1],
+        last_step=state.last_step + length,
+    )
+
+
+def describe(state: StreamState, *, kind: Transform) -> History:
+    """What is known at a state's latest step, T = 1: the last entry of the history that led to it."""
+    return _describe(
+        state.ring.gather(1, _slots(state)).unsqueeze(1),
+        state.statistics.unsqueeze(1),
+        state.age.unsqueeze(1),
+        state.silence.unsqueeze(1),
+        kind,
+    )
+
+
+def _slots(state: StreamState) -> Tensor:
+    """Ring slots from the oldest to the newest value, [B, W]."""
+    width = state.ring.shape[1]
+    return torch.remainder(state.last_step.unsqueeze(1) + torch.arange(1, width + 1), width)
+
+
+def _describe(windows: Tensor, statistics: Tensor, age: Tensor, silence: Tensor, kind: Transform) -> History:
+    known = ~torch.isnan(windows)
+    count = known.sum(-1, dtype=torch.float64)
+    values = windows.nan_to_num(0.0)
+    divisor = count.clamp(min=1)
+    frame = Frame(values.sum(-1) / divisor, values.abs().sum(-1) / divisor, torch.ones_like(divisor))
+    raw = torch.where(known, transform(windows, frame, kind), 0.0)
+    unit = _unit(raw, count)
+    differences = statistics[..., 2:] / statistics[..., :2].clamp(min=1e-9)
+    return History(
+        frame=Frame(frame.location, frame.scale, unit),
+        scaled=raw / unit.float().unsqueeze(-1),
+        filled=(count / windows.shape[-1]).float(),
+        differences=(differences / torch.where(frame.scale > 0, frame.scale, 1.0).unsqueeze(-1)).float(),
+        age=age,
+        silence=silence,
+    )
+
+
+def _extend(ring: Tensor, y: Tensor, seen: Tensor) -> Tensor:
+    """Ring (oldest first) followed by y, a missing value standing as the latest one of its phase, W steps before."""
+    values = torch.cat([ring, y], 1)
+    if bool(seen.all()):
+        return values
+    width, length = ring.shape[1], y.shape[1]
+    for start in range(width, width + length, width):  # one pass per ring length, not per step
+        end = min(start + width, width + length)
+        part = values[:, start:end]
+        values[:, start:end] = torch.where(torch.isnan(part), values[:, start - width : end - width], part)
+    return values
+
+
+def _unit(raw: Tensor, count: Tensor) -> Tensor:
+    """Root mean square of the transformed window [..., W], drawn to a prior where few values are known."""
+    square = raw.square().sum(-1).double() / count.clamp(min=1)
+    trust = (count / PRIOR_COUNT).clamp(max=1)
+    return (trust * square + (1 - trust) * PRIOR_UNIT**2 + SMALLEST_UNIT**2).sqrt()
+
+
+def _statistics(initial: Tensor, values: Tensor, seen: Tensor, width: int, lag: int) -> Tensor:
+    """Decayed counts and sums of absolute differences at lags 1 and `lag`, at every step, shape [B, T, 4]."""
+    length = seen.shape[1]
+    current = values[:, width:]
+    changes = torch.stack(
+        [(current - values[:, width - k : width - k + length]).abs() for k in (1, lag)], 1
+    )  # [B, 2, T]
+    counted = seen.unsqueeze(1) & ~torch.isnan(changes)
+    increments = torch.cat([counted.double(), torch.where(counted, changes, 0.0)], 1)  # [B, 4, T]
+    decays = torch.where(torch.cat([counted, counted], 1), 0.5 ** (1 / (HALF_LIFE * width)), 1.0).double()
+    return linear_scan(decays, increments, initial).transpose(1, 2)

@@ -1,0 +1,183 @@
+"""The stream state: everything a series carries from one observation to the next, as one value.
+
+A batch holds one row per series in a struct of tensors, rows first, so that picking rows is one gather per field. The
+value is immutable by convention: `assign` alone writes in place, for the one slab a serving engine keeps. Bytes are
+written per row, little-endian, with a format version and a checksum; no pickle.
+
+Axes: B row (series), L layer, P hidden size, C cell size (0 unless LSTM), W ring length, K statistics.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forecaster.errors import ArtifactError
+
+__all__ = ["StateLayout", "StreamState"]
+
+STATE_FORMAT = 1
+_HEADER = struct.Struct("<4sHHI")  # magic, format version, reserved, CRC-32 of the rest
+_MAGIC = b"FCST"
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """State of B series.
+
+    Attributes
+    ----------
+    hidden, cell
+        Recurrent state, float32, shapes [B, L, P] and [B, L, C].
+    ring
+        Latest observed y of each phase, float64, shape [B, W]: the value of step s lies in slot ``s mod W``. NaN where
+        a phase was never observed. A missing step leaves its slot as it was.
+    statistics
+        Decayed sums behind the scaling, float64, shape [B, K]; see `forecaster.scaling`.
+    age
+        Steps folded so far, missing ones included, int64, shape [B].
+    silence
+        Missing steps since the latest observed one, int64, shape [B].
+    last_step
+        Step number of the latest folded step, int64, shape [B].
+    """
+
+    hidden: Tensor
+    cell: Tensor
+    ring: Tensor
+    statistics: Tensor
+    age: Tensor
+    silence: Tensor
+    last_step: Tensor
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return int(self.last_step.shape[0])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one row in memory."""
+        return sum(tensor.element_size() * (tensor.numel() // max(len(self), 1)) for tensor in self._tensors())
+
+    def _tensors(self) -> list[Tensor]:
+        return [getattr(self, spec.name) for spec in fields(self)]
+
+    def select(self, rows: Tensor | Sequence[int] | slice) -> StreamState:
+        """Rows by index, boolean mask or slice; indices copy, a slice shares memory."""
+        index = rows if isinstance(rows, slice) else torch.as_tensor(rows)
+        return StreamState(*(tensor[index] for tensor in self._tensors()))
+
+    def assign(self, rows: Tensor | Sequence[int], other: StreamState) -> None:
+        """Write `other`'s rows over `rows`, in place; the only method that changes a state."""
+        index = torch.as_tensor(rows)
+        for mine, theirs in zip(self._tensors(), other._tensors(), strict=True):
+            mine[index] = theirs
+
+    def replace_rows(self, rows: Tensor, other: StreamState) -> StreamState:
+        """Copy of `self` with `rows` taken from `other`, row by row."""
+        return StreamState(
+            *(mine.index_copy(0, rows, theirs) for mine, theirs in zip(self._tensors(), other._tensors(), strict=True))
+        )
+
+    def where(self, mask: Tensor, other: StreamState) -> StreamState:
+        """Rows of `self` where `mask` [B] holds, of `other` elsewhere."""
+        return StreamState(
+            *(
+                torch.where(mask.view(-1, *[1] * (mine.dim() - 1)), mine, theirs)
+                for mine, theirs in zip(self._tensors(), other._tensors(), strict=True)
+            )
+        )
+
+    def detach(self) -> StreamState:
+        """Cut from the gradient graph: where truncated back-propagation stops."""
+        return replace(self, hidden=self.hidden.detach(), cell=self.cell.detach())
+
+    @staticmethod
+    def concat(states: Sequence[StreamState]) -> StreamState:
+        """Rows of all `states`, in order."""
+        return StreamState(*(torch.cat(parts) for parts in zip(*(state._tensors() for state in states), strict=True)))
+
+    def to_bytes(self) -> list[bytes]:
+        """One self-checking record per row; `StateLayout.from_bytes` reads it back bit for bit."""
+        if sys.byteorder != "little":
+            raise ArtifactError("states are stored little-endian; this machine is big-endian")
+        columns = [tensor.reshape(len(self), -1).contiguous().numpy().view(np.uint8) for tensor in self._tensors()]
+        table = np.ascontiguousarray(np.concatenate(columns, axis=1))
+        return [_HEADER.pack(_MAGIC, STATE_FORMAT, 0, zlib.crc32(row)) + row.tobytes() for row in table]
+
+
+@dataclass(frozen=True)
+class StateLayout:
+    """Shapes of one model's states; makes empty ones and reads stored ones.
+
+    Parameters
+    ----------
+    layers, hidden, cell, ring, statistics
+        The sizes L, P, C, W and K of `StreamState`.
+    """
+
+    layers: int
+    hidden: int
+    cell: int
+    ring: int
+    statistics: int
+
+    def initial(self, first_steps: Tensor) -> StreamState:
+        """Rows that have observed nothing; the first step they will fold is `first_steps` [B], int64."""
+        rows = len(first_steps)
+        return StreamState(
+            hidden=torch.zeros(rows, self.layers, self.hidden),
+            cell=torch.zeros(rows, self.layers, self.cell),
+            ring=torch.full((rows, self.ring), torch.nan, dtype=torch.float64),
+            statistics=torch.zeros(rows, self.statistics, dtype=torch.float64),
+            age=torch.zeros(rows, dtype=torch.int64),
+            silence=torch.zeros(rows, dtype=torch.int64),
+            last_step=first_steps.to(torch.int64) - 1,
+        )
+
+    def from_bytes(self, records: Sequence[bytes]) -> StreamState:
+        """Read rows written by `StreamState.to_bytes`.
+
+        Raises
+        ------
+        ArtifactError
+            A record is damaged, newer than this code, or of a model with another layout.
+        """
+        template = self.initial(torch.zeros(1, dtype=torch.int64))._tensors()
+        size = sum(tensor.element_size() * tensor.numel() for tensor in template)
+        for i, record in enumerate(records):
+            _check_record(record, size, i)
+        body = np.frombuffer(b"".join(record[_HEADER.size :] for record in records), np.uint8).reshape(
+            len(records), size
+        )
+        tensors, start = [], 0
+        for tensor in template:
+            width = tensor.element_size() * tensor.numel()
+            column = np.ascontiguousarray(body[:, start : start + width])
+            flat = torch.from_numpy(column.view(tensor.numpy().dtype)) if width else torch.empty(0)
+            tensors.append(flat.reshape(len(records), *tensor.shape[1:]).to(tensor.dtype))
+            start += width
+        return StreamState(*tensors)
+
+
+def _check_record(record: bytes, size: int, index: int) -> None:
+    if len(record) < _HEADER.size or record[:4] != _MAGIC:
+        raise ArtifactError(f"stored state {index} is not a state record")
+    _, version, _, checksum = _HEADER.unpack_from(record)
+    if version > STATE_FORMAT:
+        raise ArtifactError(
+            f"stored state {index} has format {version}, newer than {STATE_FORMAT}, the newest this code reads"
+        )
+    if len(record) != _HEADER.size + size:
+        raise ArtifactError(
+            f"stored state {index} has {len(record) - _HEADER.size} bytes, expected {size} for this model"
+        )
+    if zlib.crc32(memoryview(record)[_HEADER.size :]) != checksum:
+        raise ArtifactError(f"stored state {index} is damaged: its checksum does not match")
