@@ -1,0 +1,48 @@
+"""What users import is pinned here; everything else may change without notice."""
+
+from __future__ import annotations
+
+import forecaster
+import forecaster.training
+from pipelines.cli import app
+import typer
+
+
+def test_the_librarys_surface():
+    assert sorted(forecaster.__all__) == [
+        "ArtifactError",
+        "Backtest",
+        "Calendar",
+        "Config",
+        "Forecaster",
+        "ForecasterError",
+        "InputError",
+        "Panel",
+        "StreamState",
+        "backtest",
+        "state_from_bytes",
+    ]
+
+
+def test_the_training_surface():
+    assert sorted(forecaster.training.__all__) == ["Fitted", "fit"]
+
+
+def test_every_public_thing_is_documented():
+    undocumented = [name for name in forecaster.__all__ if not (getattr(forecaster, name).__doc__ or "").strip()]
+
+    assert undocumented == []
+
+
+def test_the_commands():
+    assert sorted(typer.main.get_command(app).commands) == [
+        "backtest",
+        "bench",
+        "demo",
+        "models",
+        "predict",
+        "promote",
+        "schedule",
+        "serve",
+        "train",
+    ]
