@@ -1,0 +1,143 @@
+"""Backtests for training, for the gate and for the command line, over the library's `backtest`.
+
+Decides how much of a panel is held out of training so that the backtest is honest: the windows that judge a model lie
+after everything its weights have seen. What a served model misses in its weights it has in its state, because warm-up
+folds the whole history.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from forecaster import Backtest, Forecaster, ForecasterError, InputError, Panel, backtest
+from pipelines.registry import CHAMPION, load_model, version_of_alias
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+__all__ = ["HoldOut", "Rival", "hold_out", "measure_champion", "run_backtest"]
+
+MOST_WINDOWS = 4
+LARGEST_SHARE = 0.1
+"""Share of the median series that is held out when the number of windows is left open."""
+
+SHORTEST_REST = 2
+"""Horizons that have to remain for training in the median series, or nothing is held out."""
+
+
+@dataclass(frozen=True, slots=True)
+class HoldOut:
+    """A panel split into what training may see and the windows that judge it.
+
+    Parameters
+    ----------
+    training
+        Every series without its last ``horizon + (n_windows - 1) * step_size`` steps (the whole panel if `n_windows` is 0).
+    panel
+        The whole panel.
+    horizon, n_windows, step_size
+        The backtest, in steps.
+    """
+
+    training: Panel
+    panel: Panel
+    horizon: int
+    n_windows: int
+    step_size: int
+
+
+def hold_out(panel: Panel, horizon: int, *, n_windows: int | None = None, step_size: int | None = None) -> HoldOut:
+    """Hold the last windows of every series out of training.
+
+    Parameters
+    ----------
+    panel
+        All series.
+    horizon
+        Steps per window.
+    n_windows
+        How many; None takes as many as fit into a tenth of the median series, from one to four, or none if the series
+        are too short for even one.
+    step_size
+        Steps between cutoffs; by default `horizon`.
+
+    Raises
+    ------
+    InputError
+        The numbers are not positive, or no series is long enough for the asked windows.
+    """
+    step_size = horizon if step_size is None else step_size
+    if step_size < 1 or (n_windows is not None and n_windows < 0):
+        raise InputError(
+            f"a backtest needs a step size of at least 1 and no negative number of windows, not {step_size} and {n_windows}"
+        )
+    median = float(np.median(panel.lengths))
+    if n_windows is None:
+        room = int((median * LARGEST_SHARE - horizon) // step_size) + 1
+        n_windows = min(max(room, 1), MOST_WINDOWS)
+        if median < (1 + SHORTEST_REST) * horizon:
+            n_windows = 0
+    if n_windows == 0:
+        return HoldOut(panel, panel, horizon, 0, step_size)
+    held = horizon + (n_windows - 1) * step_size
+    training = panel.drop_last(held)
+    if len(training) == 0:
+        longest = int(panel.lengths.max())
+        raise InputError(
+            f"{n_windows} backtest windows need {held} steps held out, but the longest series has {longest} steps"
+        )
+    return HoldOut(training, panel, horizon, n_windows, step_size)
+
+
+def run_backtest(model: Forecaster, panel: Panel, *, horizon: int, n_windows: int, step_size: int) -> Backtest:
+    """Backtest a model over rolling cutoffs at the end of every series.
+
+    Parameters
+    ----------
+    model
+        The model.
+    panel
+        Series with their truth.
+    horizon, n_windows, step_size
+        Steps per window, how many windows, steps between cutoffs.
+
+    Raises
+    ------
+    InputError
+        The panel's frequency or time zone is not the model's, or the numbers do not fit the model or the panel.
+    """
+    model.check_calendar(panel.calendar)
+    for name, value in (("horizon", horizon), ("number of windows", n_windows), ("step size", step_size)):
+        if value < 1:
+            raise InputError(f"the {name} of a backtest must be at least 1, not {value}")
+    return backtest(model, panel, horizon=horizon, n_windows=n_windows, step_size=step_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """The champion as measured on the challenger's windows; `metrics` is empty if it cannot be, and `problem` says why."""
+
+    version: str
+    metrics: dict[str, float]
+    problem: str | None = None
+
+
+def measure_champion(
+    client: MlflowClient, name: str, windows: HoldOut, *, tracking_uri: str | None = None
+) -> Rival | None:
+    """Backtest the present champion on the same windows of the same panel; None if there is no champion."""
+    version = version_of_alias(client, name, CHAMPION)
+    if version is None:
+        return None
+    try:
+        model = load_model(f"models:/{name}/{version}", tracking_uri).forecaster
+        result = run_backtest(
+            model, windows.panel, horizon=windows.horizon, n_windows=windows.n_windows, step_size=windows.step_size
+        )
+    except ForecasterError as error:
+        # Another frequency, a shorter horizon, a damaged artifact: the gate has to say so, training goes on.
+        return Rival(version, {}, str(error))
+    return Rival(version, dict(result.metrics))

@@ -1,0 +1,219 @@
+"""Benchmarks: training updates against bare PyTorch loops of the same shapes, then the service's own benchmark.
+
+Ours and the bare loops take turns within one run, so that a busy machine slows all of them alike; medians count. Each
+result is one JSON line on standard output. The service's part runs in a process of its own (`service.benchmark`).
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from forecaster import InputError
+from pipelines.console import Reporter, plain_json
+
+__all__ = ["benchmark_training", "run_benchmarks"]
+
+PARTS = ("training", "service")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes of a training update: lanes, steps per chunk, hidden width, layers, horizon."""
+
+    lanes: int = 128
+    chunk_length: int = 56
+    hidden_size: int = 64
+    num_layers: int = 2
+    horizon: int = 48
+    season: int = 24
+
+
+def run_benchmarks(reporter: Reporter, *, quick: bool = False, only: str | None = None) -> int:
+    """Run all benchmarks, or one part.
+
+    Parameters
+    ----------
+    reporter
+        Gets the table at the end.
+    quick
+        Shorter measurements.
+    only
+        ``training`` or ``service``.
+
+    Returns
+    -------
+    int
+        Exit status: 0, or 1 if the service's benchmark failed.
+
+    Raises
+    ------
+    InputError
+        `only` names no part.
+    """
+    if only is not None and only not in PARTS:
+        raise InputError(f"--only is {only!r}, expected one of {', '.join(PARTS)}")
+    rows: list[dict[str, Any]] = []
+    status = 0
+    if only in (None, "training"):
+        for row in benchmark_training(Shape(), rounds=2 if quick else 5, seconds=2.0 if quick else 6.0):
+            rows.append(row)
+            write_line(plain_json(row))
+    if only in (None, "service"):
+        status = relay_service_benchmark(rows, quick=quick)
+    columns = ["benchmark", "value", "unit", "bare", "share", "target", "p50 ms", "p99 ms"]
+    keys = ["benchmark", "value", "unit", "bare", "share", "target", "p50_ms", "p99_ms"]
+    reporter.table("Benchmarks", columns, [[row.get(key) for key in keys] for row in rows])
+    return status
+
+
+def benchmark_training(shape: Shape, *, rounds: int, seconds: float) -> Iterator[dict[str, Any]]:
+    """Measure our training updates and two bare loops by turns.
+
+    Parameters
+    ----------
+    shape
+        Sizes that all of them share.
+    rounds
+        Turns of each.
+    seconds
+        Length of a turn.
+
+    Yields
+    ------
+    dict
+        Updates per second, ours against a bare `nn.LSTM`, and against a bare `nn.LSTM` with a linear quantile decoder at
+        every step, which is the work that a forking-sequences loss cannot avoid.
+    """
+    turns: dict[str, Callable[[float], float]] = {
+        "ours": ours(shape),
+        "lstm": bare(shape, decoder=False),
+        "lstm_decoder": bare(shape, decoder=True),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in turns}
+    for _ in range(rounds):
+        for name, turn in turns.items():
+            rates[name].append(turn(seconds))
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    sizes = {
+        "lanes": shape.lanes,
+        "chunk_length": shape.chunk_length,
+        "hidden_size": shape.hidden_size,
+        "num_layers": shape.num_layers,
+        "horizon": shape.horizon,
+    }
+    for name, rival, target in (
+        ("training_updates_vs_lstm", "lstm", 0.6),
+        ("training_updates_vs_lstm_decoder", "lstm_decoder", None),
+    ):
+        yield {
+            "benchmark": name,
+            "value": median["ours"],
+            "unit": "updates/s",
+            "bare": median[rival],
+            "share": median["ours"] / median[rival],
+            "target": target,
+            "rounds": rounds,
+            **sizes,
+        }
+
+
+def ours(shape: Shape) -> Callable[[float], float]:
+    """Return a turn of our training: updates per second of `fit` on a made-up panel."""
+    import numpy as np
+
+    from forecaster import Calendar, Config, Panel
+    from forecaster.training import fit
+
+    generator = np.random.default_rng(0)
+    steps = shape.chunk_length * 16
+    time_steps = np.arange(steps)
+    series = []
+    for lane in range(shape.lanes):
+        wave = 10 + np.sin(2 * np.pi * (time_steps + lane) / shape.season) + 0.1 * generator.standard_normal(steps)
+        series.append((f"series {lane}", 0, wave))
+    panel = Panel.from_series(Calendar("1"), series)
+    config = Config.from_dict(
+        {
+            "freq": "1",
+            "horizon": shape.horizon,
+            "seasonality": [shape.season, 7 * shape.season],
+            "network": {"hidden_size": shape.hidden_size, "num_layers": shape.num_layers},
+            "training": {"lanes": shape.lanes, "chunk_length": shape.chunk_length, "epochs": 1000, "patience": 1000},
+        }
+    )
+
+    def turn(seconds: float) -> float:
+        fitted = fit(panel, config, max_minutes=seconds / 60)
+        return statistics.median(row["updates_per_second"] for row in fitted.history)
+
+    return turn
+
+
+def bare(shape: Shape, *, decoder: bool) -> Callable[[float], float]:
+    """Return a turn of a plain loop: forward, backward, clip, AdamW, on inputs of the same shapes."""
+    import torch
+    from torch import nn
+
+    from forecaster import Config
+    from forecaster.features import feature_size
+
+    config = Config(freq="1", horizon=shape.horizon, seasonality=(shape.season, 7 * shape.season))
+    levels = torch.tensor(config.quantile_levels)
+    torch.manual_seed(0)
+    lstm = nn.LSTM(feature_size(config.ring_length), shape.hidden_size, shape.num_layers, dropout=0.1, batch_first=True)
+    head = nn.Linear(shape.hidden_size, shape.horizon * len(levels)) if decoder else None
+    parameters = [*lstm.parameters(), *(head.parameters() if head is not None else ())]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3)
+    inputs = torch.randn(shape.lanes, shape.chunk_length, lstm.input_size)
+    targets = torch.randn(shape.lanes, shape.chunk_length, shape.horizon, 1)
+
+    def update(carry: tuple[torch.Tensor, torch.Tensor] | None) -> tuple[torch.Tensor, torch.Tensor]:
+        output, (hidden, cell) = lstm(inputs, carry)
+        if head is None:
+            loss = output.square().mean()
+        else:
+            error = targets - head(output).unflatten(-1, (shape.horizon, len(levels)))
+            loss = torch.maximum(levels * error, (levels - 1) * error).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        return hidden.detach(), cell.detach()
+
+    def turn(seconds: float) -> float:
+        carry = update(None)
+        done, started = 0, time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            carry = update(carry)
+            done += 1
+        return done / (time.perf_counter() - started)
+
+    return turn
+
+
+def relay_service_benchmark(rows: list[dict[str, Any]], *, quick: bool) -> int:
+    """Run the service's benchmark as a process and pass its JSON lines on; returns its exit status as 0 or 1."""
+    command = [sys.executable, "-m", "service.benchmark", *(["--quick"] if quick else [])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or ():
+            write_line(line.rstrip("\n"))
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                rows.append(row)
+    return 0 if process.returncode == 0 else 1
+
+
+def write_line(line: str) -> None:
+    """Write one line on standard output at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

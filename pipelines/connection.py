@@ -1,0 +1,132 @@
+"""The door to MLflow: which server, quietly, and with its errors in our words.
+
+Everything that talks to MLflow comes through here. Importing this module does not import MLflow (it takes seconds);
+opening a connection does. Reading never creates a store: a database file that is not there is an error, not a new file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forecaster import ForecasterError, InputError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+__all__ = [
+    "DEFAULT_TRACKING_URI",
+    "RegistryError",
+    "artifact_root",
+    "connect",
+    "mlflow_errors",
+    "tracking_uri_or_default",
+]
+
+DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
+SQLITE = "sqlite:///"
+
+# MLflow reads its settings from the environment only. What a user has set stays.
+QUIET_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+}
+MISSING_CODES = frozenset({"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE"})
+
+
+class RegistryError(ForecasterError):
+    """MLflow could not be reached or refused a request."""
+
+
+def tracking_uri_or_default(uri: str | None = None) -> str:
+    """The given URI, else `MLFLOW_TRACKING_URI`, else a local SQLite file."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
+
+
+def connect(uri: str | None = None, *, create: bool = False) -> MlflowClient:
+    """Open a client.
+
+    Parameters
+    ----------
+    uri
+        Tracking URI; None takes the environment's or the default.
+    create
+        Whether a SQLite database may be created. Commands that only read leave this off.
+
+    Raises
+    ------
+    InputError
+        The URI names a SQLite file (or, with `create`, a folder) that does not exist.
+    RegistryError
+        MLflow cannot open it.
+    """
+    uri = tracking_uri_or_default(uri)
+    if uri.startswith(SQLITE):
+        database = Path(uri.removeprefix(SQLITE))
+        if not create and not database.exists():
+            raise InputError(f"there is no MLflow store at {uri}; train a model first, or set --tracking-uri")
+        if not database.parent.is_dir():
+            raise InputError(f"there is no folder {database.parent} for the MLflow store {uri}")
+    with quiet_import():
+        import mlflow
+
+        # Downloads of models:/ references look at MLflow's process-wide settings, not at the client's.
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+        with mlflow_errors(f"MLflow at {uri} cannot be opened"):
+            return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def artifact_root(uri: str) -> str | None:
+    """Where artifacts of a local store go: `mlartifacts` beside the database; None lets a server decide."""
+    if not uri.startswith(SQLITE):
+        return None
+    return str(Path(uri.removeprefix(SQLITE)).resolve().parent / "mlartifacts")
+
+
+@contextmanager
+def quiet_import() -> Iterator[None]:
+    """Import MLflow without its warnings about itself and without its log lines about database migrations."""
+    for name, value in QUIET_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@contextmanager
+def mlflow_errors(doing: str, missing: str | None = None) -> Iterator[None]:
+    """Translate MLflow's errors.
+
+    Parameters
+    ----------
+    doing
+        Starts the sentence of a `RegistryError`.
+    missing
+        If given, MLflow's "no such thing" becomes an `InputError` with this text.
+
+    Raises
+    ------
+    InputError
+        MLflow knows no such thing and `missing` is given.
+    RegistryError
+        Anything else that MLflow complains about.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if missing is not None and error.error_code in MISSING_CODES:
+            raise InputError(missing) from error
+        lines = str(error).strip().splitlines()
+        raise RegistryError(f"{doing}: {lines[0] if lines else type(error).__name__}") from error

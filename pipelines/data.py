@@ -1,0 +1,219 @@
+"""Files in, files out: a CSV or Parquet file, or a folder of them, as a validated panel; forecasts back to a file.
+
+This module minds the file side: which columns there are, and how text becomes timestamps and numbers. The rules of the
+series themselves (order, repeats, gaps, the grid) belong to `Panel.from_frame`. Whatever is wrong is one sentence that
+names the file, and nothing on disk has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from forecaster import InputError, Panel
+
+__all__ = ["check_output", "read_frame", "read_panel", "write_frame"]
+
+COLUMNS = ("unique_id", "ds", "y")
+CSV_SUFFIXES = (".csv", ".csv.gz")
+PARQUET_SUFFIXES = (".parquet", ".pq")
+MISSING_TEXT = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"]
+INTEGER_FREQ = "1"
+
+Notice = Callable[[str], None]
+
+
+def read_panel(data: str | Path, freq: str, *, notice: Notice | None = None) -> Panel:
+    """Read and validate a long frame.
+
+    Parameters
+    ----------
+    data
+        A CSV or Parquet file, or a folder of such files; columns `unique_id`, `ds`, `y`. Other columns are ignored.
+    freq
+        pandas offset alias, or ``1`` for integer steps.
+    notice
+        Told, in one line, about columns that are ignored.
+
+    Returns
+    -------
+    Panel
+        The validated series.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read or breaks a rule of the panel; the message names the file.
+    """
+    frame = read_frame(data)
+    extra = [str(column) for column in frame.columns if column not in COLUMNS]
+    if extra and notice is not None:
+        notice(f"ignored columns of {data}: {_short(extra)} (covariates are not used yet)")
+    frame = frame[list(COLUMNS)].copy()
+    frame["ds"] = _timestamps(frame["ds"], freq, str(data))
+    frame["y"] = _numbers(frame, str(data))
+    try:
+        panel = Panel.from_frame(frame, freq)
+    except InputError as error:
+        raise InputError(f"{data}: {error}") from error
+    empty = [unique_id for unique_id, _, y in panel if not (y == y).any()]  # NaN is unequal to itself
+    if empty:
+        raise InputError(f"{data}: series {empty[0]!r} has no observed y; expected at least one number per series")
+    return panel
+
+
+def read_frame(data: str | Path, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
+    """Read a file, or all files of a folder in name order, as one frame with `unique_id` as text.
+
+    Parameters
+    ----------
+    data
+        Path of the file or folder.
+    columns
+        Columns that must be there.
+
+    Raises
+    ------
+    InputError
+        Nothing there, an unknown kind of file, an unreadable file, missing columns, a missing or empty `unique_id`.
+    """
+    path = Path(data)
+    if path.is_dir():
+        files = [file for file in sorted(path.rglob("*")) if _is_data(file) and file.name[0] not in "._"]
+        if not files:
+            raise InputError(f"folder {data} holds no CSV or Parquet file")
+    elif path.exists():
+        files = [path]
+    else:
+        raise InputError(f"{data} does not exist")
+    frames = [_read_file(file, columns) for file in files]
+    frame = frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
+    if frame.empty:
+        raise InputError(f"{data} has no rows; expected at least one observation")
+    return frame
+
+
+def write_frame(frame: pd.DataFrame, path: str | Path) -> None:
+    """Write a frame as CSV or Parquet, by the path's suffix, all at once or not at all.
+
+    Raises
+    ------
+    InputError
+        The suffix is neither, or the folder does not exist.
+    """
+    path = check_output(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        if _has_suffix(path, PARQUET_SUFFIXES):
+            frame.to_parquet(partial, index=False)
+        else:
+            frame.to_csv(partial, index=False, compression="gzip" if path.name.endswith(".gz") else None)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def check_output(path: str | Path) -> Path:
+    """Return the path if a frame can be written there; called before the work starts.
+
+    Raises
+    ------
+    InputError
+        The suffix is neither CSV nor Parquet, or the folder does not exist.
+    """
+    path = Path(path)
+    if not _is_data_name(path):
+        raise InputError(f"cannot write {path}: the name must end in {', '.join((*CSV_SUFFIXES, *PARQUET_SUFFIXES))}")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: folder {path.parent} does not exist")
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder")
+    return path
+
+
+def _read_file(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    try:
+        if _has_suffix(path, PARQUET_SUFFIXES):
+            frame = pd.read_parquet(path)
+        elif _has_suffix(path, CSV_SUFFIXES):
+            # Only y knows words for "missing": a series may well be called NA (Namibia), and an empty ds is an error.
+            frame = pd.read_csv(path, dtype={"unique_id": str}, keep_default_na=False, na_values={"y": MISSING_TEXT})
+        else:
+            raise InputError(f"{path} is neither CSV nor Parquet; expected a name that ends in .csv or .parquet")
+    except pd.errors.EmptyDataError:
+        raise InputError(f"{path} is empty; expected columns {list(columns)}") from None
+    except InputError:
+        raise
+    except (ValueError, OSError) as error:  # pandas and Arrow raise subclasses of these for unreadable content
+        raise InputError(f"{path} cannot be read: {_first_line(error)}") from error
+    missing = [column for column in columns if column not in frame.columns]
+    if missing:
+        found = [str(column) for column in frame.columns]
+        raise InputError(f"{path} lacks columns {missing}; found {_short(found)}, expected at least {list(columns)}")
+    nameless = frame["unique_id"].isna() | (frame["unique_id"].astype(str) == "")
+    if nameless.any():
+        raise InputError(f"{path}: unique_id is missing in row {int(nameless.to_numpy().argmax()) + 1}")
+    frame["unique_id"] = frame["unique_id"].astype(str)
+    return frame
+
+
+def _timestamps(ds: pd.Series[Any], freq: str, source: str) -> pd.Series[Any]:
+    if freq == INTEGER_FREQ:
+        if pd.api.types.is_integer_dtype(ds.dtype):
+            return ds
+        if pd.api.types.is_datetime64_any_dtype(ds.dtype):
+            raise InputError(f"{source}: ds holds timestamps, but freq 1 means integer steps")
+        bad = next((value for value in ds if not str(value).lstrip("+-").isdecimal()), None)
+        raise InputError(f"{source}: ds holds {bad!r}, but freq 1 means integer steps")
+    if pd.api.types.is_datetime64_any_dtype(ds.dtype):
+        return ds
+    if pd.api.types.is_numeric_dtype(ds.dtype):
+        raise InputError(f"{source}: ds holds numbers, but freq {freq!r} needs timestamps (integer steps have freq 1)")
+    text = ds.astype(str).str.strip()
+    # Offsets may differ within one column (summer time), and the calendar wants a named zone: such columns become UTC.
+    with_offset = bool(text.str.contains(r"[T ]\d{2}:?\d{2}.*(?:Z|[+-]\d{2}:?\d{2})$", regex=True).any())
+    stamps = pd.to_datetime(text, format="ISO8601", errors="coerce", utc=with_offset)
+    if stamps.isna().any():
+        row = int(stamps.isna().to_numpy().argmax())
+        raise InputError(
+            f"{source}: ds {text.iloc[row]!r} in row {row + 1} is not a timestamp such as 2024-01-31 or 2024-01-31T18:00"
+        )
+    return stamps
+
+
+def _numbers(frame: pd.DataFrame, source: str) -> pd.Series[Any]:
+    y = frame["y"]
+    if pd.api.types.is_numeric_dtype(y.dtype) and not pd.api.types.is_bool_dtype(y.dtype):
+        return y
+    numbers = pd.to_numeric(y, errors="coerce")
+    bad = (numbers.isna() & y.notna()).to_numpy()
+    if pd.api.types.is_bool_dtype(y.dtype) or bad.any():
+        row = int(bad.argmax())
+        raise InputError(
+            f"{source}: y is {y.iloc[row]!r} at ds {frame['ds'].iloc[row]} of series {frame['unique_id'].iloc[row]!r}; expected a number"
+        )
+    return numbers
+
+
+def _is_data(path: Path) -> bool:
+    return path.is_file() and _is_data_name(path)
+
+
+def _is_data_name(path: Path) -> bool:
+    return _has_suffix(path, CSV_SUFFIXES) or _has_suffix(path, PARQUET_SUFFIXES)
+
+
+def _has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:
+    return path.name.lower().endswith(suffixes)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _short(names: list[str], limit: int = 8) -> str:
+    return ", ".join(names if len(names) <= limit else [*names[:limit], f"... {len(names) - limit} more"])

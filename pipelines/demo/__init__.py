@@ -1,0 +1,1 @@
+"""The demo: from two cities' temperatures to a live forecast that survives a crash, in a few minutes."""

@@ -1,0 +1,137 @@
+"""The promotion gate: may a challenger become the champion?
+
+A pure function of backtest metrics. It knows no registry, no clock and no model: whoever calls it has measured the
+champion and the challenger on the same windows of the same panel. Every refusal carries all of its reasons, so that
+they can be written down where the next person looks for them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from forecaster import InputError
+
+__all__ = ["Decision", "GateRules", "decide"]
+
+BASELINE_PREFIX = "seasonal_naive_"
+
+
+@dataclass(frozen=True, slots=True)
+class GateRules:
+    """What the challenger has to prove.
+
+    Parameters
+    ----------
+    metric
+        The metric that decides; lower is better. The baseline's is ``seasonal_naive_<metric>``.
+    margin
+        Share by which the challenger has to beat the champion: 0.02 asks for a metric at least 2 % lower, 0 for any
+        improvement at all. A negative margin lets a retrained model in that is at most so much worse, which suits a
+        schedule that retrains on newer data for freshness.
+
+    Raises
+    ------
+    InputError
+        The margin is not a number below 1.
+    """
+
+    metric: str = "wql"
+    margin: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse a margin that nothing could meet."""
+        if not math.isfinite(self.margin) or self.margin >= 1.0:
+            raise InputError(f"the gate's margin must be a number below 1, not {self.margin}")
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The gate's answer, and why.
+
+    Parameters
+    ----------
+    promoted
+        Whether the challenger may become the champion.
+    reasons
+        One sentence each; for a refusal everything that speaks against, for a promotion what was beaten.
+    """
+
+    promoted: bool
+    reasons: tuple[str, ...]
+
+    @property
+    def reason(self) -> str:
+        """All reasons as one line."""
+        return "; ".join(self.reasons)
+
+
+def decide(
+    challenger: Mapping[str, float] | None,
+    champion: Mapping[str, float] | None,
+    *,
+    rules: GateRules | None = None,
+) -> Decision:
+    """Judge a challenger against the champion and the seasonal naive.
+
+    Parameters
+    ----------
+    challenger
+        Backtest metrics of the challenger, with those of the seasonal naive; None if it could not be measured.
+    champion
+        Backtest metrics of the champion on the same windows of the same panel, empty if it cannot be measured there;
+        None if there is no champion.
+    rules
+        Which metric decides, and by how much; by default any improvement in WQL.
+
+    Returns
+    -------
+    Decision
+        Without a champion any challenger is promoted, since serving nothing helps nobody; what speaks against it is
+        still said.
+
+    Examples
+    --------
+    >>> decide({"wql": 0.10, "seasonal_naive_wql": 0.20}, {"wql": 0.12}).promoted
+    True
+    >>> decide({"wql": 0.13, "seasonal_naive_wql": 0.20}, {"wql": 0.12}).reason
+    'wql 0.13 does not beat the champion (0.12)'
+    >>> decide({"wql": 0.30, "seasonal_naive_wql": 0.20}, None).reason
+    'there was no champion; but wql 0.3 does not beat the seasonal naive (0.2)'
+    """
+    rules = rules or GateRules()
+    beaten, against = _against_baseline(challenger, rules)
+    if champion is None:
+        return Decision(
+            promoted=True, reasons=("there was no champion", *beaten, *(f"but {reason}" for reason in against))
+        )
+    if challenger is not None and math.isfinite(challenger.get(rules.metric, math.nan)):
+        won, reason = _against_champion(challenger[rules.metric], champion.get(rules.metric, math.nan), rules)
+        (beaten if won else against).append(reason)
+    return Decision(promoted=not against, reasons=tuple(against or beaten))
+
+
+def _against_baseline(challenger: Mapping[str, float] | None, rules: GateRules) -> tuple[list[str], list[str]]:
+    """What speaks for and what against the challenger before any champion is looked at."""
+    if challenger is None:
+        return [], ["the challenger has no backtest, because no series is long enough to hold a window out"]
+    metric, baseline_metric = rules.metric, BASELINE_PREFIX + rules.metric
+    own, baseline = challenger.get(metric, math.nan), challenger.get(baseline_metric, math.nan)
+    if not math.isfinite(own):
+        return [], [f"{metric} of the challenger is {own}, not a finite number"]
+    if not math.isfinite(baseline):
+        return [], [f"{baseline_metric} is {baseline}, so there is no baseline to beat"]
+    if own < baseline:
+        return [f"{metric} {own:.6g} beats the seasonal naive ({baseline:.6g})"], []
+    return [], [f"{metric} {own:.6g} does not beat the seasonal naive ({baseline:.6g})"]
+
+
+def _against_champion(own: float, rival: float, rules: GateRules) -> tuple[bool, str]:
+    if not math.isfinite(rival):
+        return False, f"{rules.metric} of the champion cannot be measured on this panel"
+    by = f" by the margin of {rules.margin:g}" if rules.margin else ""
+    wanted = rival * (1.0 - rules.margin)
+    # At margin 0 a tie is no improvement; a stated margin is met when it is reached.
+    won = own <= wanted if rules.margin else own < rival
+    return won, f"{rules.metric} {own:.6g} {'beats' if won else 'does not beat'} the champion ({rival:.6g}){by}"

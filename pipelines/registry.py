@@ -1,0 +1,333 @@
+"""The model registry: versions, the aliases that name them, and what was decided about each.
+
+`challenger` names the newest candidate, `champion` the version that serves, `previous` the one a rollback returns to.
+The invariant: a version that became champion carries, as a tag, which champion it replaced, so that rollbacks can walk
+back step by step. Knows MLflow's registry and nothing of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from forecaster import Forecaster, InputError
+from pipelines.connection import connect, mlflow_errors
+from pipelines.promotion import Decision
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+__all__ = [
+    "CHALLENGER",
+    "CHAMPION",
+    "PREVIOUS",
+    "LoadedModel",
+    "apply_decision",
+    "load_model",
+    "promote",
+    "register",
+    "rollback",
+    "run_of_version",
+    "version_of_alias",
+    "versions",
+]
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+PREVIOUS = "previous"
+ARTIFACT_PATH = "artifacts/forecaster"
+
+STATUS = "promotion.status"
+REASON = "promotion.reason"
+COMPARED_WITH = "promotion.compared_with"
+REPLACED = "promotion.previous_champion"
+NOBODY = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model and where it came from; `name` and `version` are None for a folder."""
+
+    forecaster: Forecaster
+    reference: str
+    name: str | None = None
+    version: str | None = None
+
+
+def load_model(reference: str | Path, tracking_uri: str | None = None) -> LoadedModel:
+    """Load a model from a folder or from the registry.
+
+    Parameters
+    ----------
+    reference
+        An artifact folder, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+    tracking_uri
+        Where the registry is; None takes the environment's or the default.
+
+    Raises
+    ------
+    InputError
+        There is no such folder, name, alias or version.
+    ArtifactError
+        The artifact is damaged or newer than this code.
+    RegistryError
+        MLflow cannot be reached.
+    """
+    text = str(reference)
+    if not text.startswith("models:/"):
+        folder = Path(reference)
+        if not folder.is_dir():
+            raise InputError(f"model {text!r} is neither a folder nor of the form models:/NAME@ALIAS")
+        nested = folder / ARTIFACT_PATH  # a downloaded MLflow model carries the artifact folder inside
+        return LoadedModel(Forecaster.load(nested if nested.is_dir() else folder), text)
+    client = connect(tracking_uri)
+    if is_logged_model(text):
+        return LoadedModel(_download(text), text)
+    name, version = _parse(text)
+    if version.startswith("@"):
+        number = version_of_alias(client, name, version[1:])
+        if number is None:
+            raise InputError(f"model {name!r} has no version with alias {version[1:]!r}{_known(client, name)}")
+        version = number
+    missing = f"model {name!r} has no version {version!r}{_known(client, name)}"
+    with mlflow_errors(f"model {text} cannot be found", missing):
+        client.get_model_version(name, version)
+    return LoadedModel(_download(f"models:/{name}/{version}"), text, name, version)
+
+
+def is_logged_model(reference: str) -> bool:
+    """Whether a reference is a logged model's id, ``models:/m-…``, rather than a registered name."""
+    rest = reference.removeprefix("models:/")
+    return rest.startswith("m-") and len(rest) == len("m-") + 32 and "@" not in rest
+
+
+def register(
+    client: MlflowClient, name: str, model_uri: str, *, run_id: str, tags: Mapping[str, str] | None = None
+) -> str:
+    """Register a logged model as the next version of `name`, with alias `challenger`.
+
+    Parameters
+    ----------
+    client
+        An open connection.
+    name
+        Registered model; created if there is none.
+    model_uri
+        ``models:/<model id>`` as returned by logging.
+    run_id
+        The run that trained it.
+    tags
+        Written on the version.
+
+    Returns
+    -------
+    str
+        The new version.
+    """
+    with mlflow_errors(f"model {name!r} cannot be registered"):
+        for known in client.search_model_versions(f"name = '{name}'"):
+            if known.run_id == run_id:  # a repeated step must not make a second version of one model
+                return str(known.version)
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
+        created = client.create_model_version(
+            name, source=model_uri, run_id=run_id, tags=dict(tags or {}), model_id=model_uri.removeprefix("models:/")
+        )
+        version = str(created.version)
+        client.set_registered_model_alias(name, CHALLENGER, version)
+    return version
+
+
+def apply_decision(client: MlflowClient, name: str, version: str, decision: Decision) -> None:
+    """Carry out the gate's decision: move `champion`, or leave it; write on the version what was decided and why."""
+    champion = version_of_alias(client, name, CHAMPION)
+    with mlflow_errors(f"version {version} of model {name!r} cannot be tagged"):
+        client.set_model_version_tag(name, version, COMPARED_WITH, champion or NOBODY)
+        client.set_model_version_tag(name, version, REASON, decision.reason)
+        if not decision.promoted:
+            client.set_model_version_tag(name, version, STATUS, "refused")
+    if decision.promoted:
+        _make_champion(client, name, version, replaced=champion)
+
+
+def promote(client: MlflowClient, name: str, version: str | None = None, *, force: bool = False) -> str:
+    """Make a version the champion by hand.
+
+    Parameters
+    ----------
+    client
+        An open connection.
+    name
+        Registered model.
+    version
+        Which one; by default the challenger.
+    force
+        Go against the gate's recorded decision.
+
+    Returns
+    -------
+    str
+        The version that is champion now.
+
+    Raises
+    ------
+    InputError
+        There is no such version, it is champion already, or the gate refused it (or judged it against another champion)
+        and `force` is off.
+    """
+    wanted = version or version_of_alias(client, name, CHALLENGER)
+    if wanted is None:
+        raise InputError(f"model {name!r} has no challenger{_known(client, name)}")
+    with mlflow_errors(
+        f"model {name!r} cannot be read", f"model {name!r} has no version {wanted!r}{_known(client, name)}"
+    ):
+        tags = client.get_model_version(name, wanted).tags
+    champion = version_of_alias(client, name, CHAMPION)
+    if champion == wanted:
+        raise InputError(f"version {wanted} of model {name!r} is the champion already")
+    if not force:
+        if tags.get(STATUS) == "refused":
+            raise InputError(
+                f"the gate refused version {wanted} of model {name!r}: {tags.get(REASON)}; --force overrules it"
+            )
+        compared_with = tags.get(COMPARED_WITH)
+        if compared_with not in (champion or NOBODY, None) and tags.get(STATUS) != "rolled back":
+            raise InputError(
+                f"the gate compared version {wanted} of model {name!r} with champion {compared_with}, but the champion is "
+                f"{champion}; train again, or overrule with --force"
+            )
+    reason = "promoted by hand" + (" against the gate" if force and tags.get(STATUS) == "refused" else "")
+    with mlflow_errors(f"version {wanted} of model {name!r} cannot be tagged"):
+        client.set_model_version_tag(name, wanted, REASON, reason)
+    _make_champion(client, name, wanted, replaced=champion)
+    return wanted
+
+
+def rollback(client: MlflowClient, name: str) -> tuple[str, str]:
+    """Return to the champion before the present one.
+
+    Returns
+    -------
+    tuple of str
+        The version that is champion now, and the one that was.
+
+    Raises
+    ------
+    InputError
+        There is no champion, or it replaced none.
+    """
+    champion = version_of_alias(client, name, CHAMPION)
+    if champion is None:
+        raise InputError(f"model {name!r} has no champion to roll back from{_known(client, name)}")
+    with mlflow_errors(f"model {name!r} cannot be read"):
+        before = client.get_model_version(name, champion).tags.get(REPLACED)
+    if not before:
+        raise InputError(f"model {name!r} has no champion before version {champion}")
+    missing = f"model {name!r} has no version {before} any more, so there is nothing to roll back to"
+    with mlflow_errors(f"model {name!r} cannot be rolled back", missing):
+        earlier = client.get_model_version(name, before).tags.get(REPLACED)
+        client.set_registered_model_alias(name, CHAMPION, before)
+        client.set_model_version_tag(name, champion, STATUS, "rolled back")
+        client.set_model_version_tag(name, before, STATUS, "promoted")
+        _point_previous(client, name, earlier)
+    return before, champion
+
+
+def version_of_alias(client: MlflowClient, name: str, alias: str) -> str | None:
+    """The version an alias names, or None."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(client.get_model_version_by_alias(name, alias).version)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        with mlflow_errors(f"alias {alias!r} of model {name!r} cannot be read"):
+            raise
+
+
+def run_of_version(client: MlflowClient, name: str, version: str) -> str:
+    """The run that trained a version.
+
+    Raises
+    ------
+    InputError
+        There is no such version, or it came without a run.
+    """
+    with mlflow_errors(f"model {name!r} cannot be read", f"model {name!r} has no version {version!r}"):
+        run_id = client.get_model_version(name, version).run_id
+    if not run_id:
+        raise InputError(f"version {version} of model {name!r} came without a run")
+    return str(run_id)
+
+
+def versions(client: MlflowClient, name: str | None = None) -> list[ModelVersion]:
+    """All versions of one model or of all models, by name, newest first, aliases included."""
+    with mlflow_errors("the registry cannot be read"):
+        models = client.search_registered_models(f"name = '{name}'" if name else None)
+        found = []
+        for model in sorted(models, key=lambda model: model.name):
+            aliases = {
+                str(version): [a for a, v in model.aliases.items() if str(v) == str(version)]
+                for version in model.aliases.values()
+            }
+            rows = sorted(client.search_model_versions(f"name = '{model.name}'"), key=lambda row: -int(row.version))
+            for row in rows:
+                row.aliases = aliases.get(str(row.version), [])  # a search leaves them out
+            found += rows
+    return found
+
+
+def _download(uri: str) -> Forecaster:
+    from mlflow.artifacts import download_artifacts
+
+    with TemporaryDirectory(prefix="forecaster-") as folder:
+        with mlflow_errors(f"model {uri} cannot be downloaded"):
+            path = download_artifacts(artifact_uri=f"{uri}/{ARTIFACT_PATH}", dst_path=folder)
+        return Forecaster.load(path)
+
+
+def _make_champion(client: MlflowClient, name: str, version: str, *, replaced: str | None) -> None:
+    with mlflow_errors(f"version {version} of model {name!r} cannot be promoted"):
+        # Tags first: if this is cut short, nothing serves a version that does not say where to go back to.
+        if replaced is not None and replaced != version:
+            client.set_model_version_tag(name, version, REPLACED, replaced)
+        client.set_model_version_tag(name, version, STATUS, "promoted")
+        client.set_registered_model_alias(name, CHAMPION, version)
+        _point_previous(client, name, replaced)
+
+
+def _point_previous(client: MlflowClient, name: str, version: str | None) -> None:
+    if version is not None:
+        client.set_registered_model_alias(name, PREVIOUS, version)
+    elif version_of_alias(client, name, PREVIOUS) is not None:
+        client.delete_registered_model_alias(name, PREVIOUS)
+
+
+def _parse(reference: str) -> tuple[str, str]:
+    rest = reference.removeprefix("models:/")
+    name, at, alias = rest.partition("@")
+    if at and name and alias and "/" not in name:
+        return name, f"@{alias}"
+    name, slash, version = rest.partition("/")
+    if slash and name and version.isdecimal():
+        return name, version
+    raise InputError(f"model {reference!r} is not of the form models:/NAME@ALIAS or models:/NAME/VERSION")
+
+
+def _known(client: MlflowClient, name: str) -> str:
+    """End of a "no such" sentence: what there is instead."""
+    with mlflow_errors("the registry cannot be read"):
+        names = [model.name for model in client.search_registered_models(max_results=50)]
+    if name not in names:
+        return f"; the registry has {', '.join(names[:8])}" if names else "; the registry has no models yet"
+    aliases = client.get_registered_model(name).aliases
+    return (
+        f"; it has aliases {', '.join(f'{alias} (version {version})' for alias, version in sorted(aliases.items()))}"
+        if aliases
+        else ""
+    )

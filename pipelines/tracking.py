@@ -1,0 +1,253 @@
+"""One training run in MLflow: parameters, curves, data fingerprint, environment, backtest, plots and the model.
+
+A run is opened for the length of a ``with`` block and ends as finished, failed or killed, whatever happens inside.
+Knows what is worth writing down and under which names; nothing of files, gates or command lines.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import distributions
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from forecaster import Backtest, Config, Forecaster, InputError, Panel
+from pipelines.configuration import flatten
+from pipelines.connection import artifact_root, mlflow_errors, tracking_uri_or_default
+from pipelines.packaging import log_forecaster
+from pipelines.plots import backtest_page, learning_curve, page
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+__all__ = ["TrainingRun", "backtest_metrics", "model_uri_of", "resume_run", "start_run"]
+
+MODEL_URI = "model.uri"
+BACKTEST = "backtest/"
+TAGGED_PACKAGES = ("torch", "lightning", "pandas", "numpy", "mlflow")
+
+
+class TrainingRun:
+    """Writes to one open run.
+
+    Parameters
+    ----------
+    client
+        An open connection.
+    run_id
+        The run.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self._client = client
+        self.run_id = run_id
+
+    def log_config(self, config: Config) -> None:
+        """Every hyper-parameter, under its dotted key."""
+        import mlflow
+
+        with mlflow_errors("parameters cannot be logged"):
+            mlflow.log_params({key: str(value) for key, value in flatten(config.to_dict()).items()})
+
+    def log_panel(self, panel: Panel, *, source: str, context: str) -> None:
+        """Fingerprint, size and source of the data, as an MLflow data set.
+
+        Parameters
+        ----------
+        panel
+            The validated series.
+        source
+            Path they came from.
+        context
+            What they are used for, such as ``training``.
+        """
+        import mlflow
+
+        with warnings.catch_warnings(), mlflow_errors("the data set cannot be logged"):
+            # MLflow warns that integer columns could hold missing values; ours are checked by the panel.
+            warnings.simplefilter("ignore")
+            data = mlflow.data.from_pandas(
+                panel.to_frame(),
+                source=source,
+                targets="y",
+                name=Path(source).name or source,
+                digest=panel.fingerprint()[:36],
+            )
+            mlflow.log_input(data, context=context)
+            mlflow.set_tags(
+                {f"data.{context}.fingerprint": panel.fingerprint(), f"data.{context}.series": str(len(panel))}
+            )
+
+    def log_environment(self) -> None:
+        """Python, platform, packages and the code's commit."""
+        import mlflow
+
+        packages = {found.metadata["Name"]: found.version for found in distributions() if found.metadata["Name"]}
+        tags = {f"environment.{name}": packages[name] for name in TAGGED_PACKAGES if name in packages}
+        tags |= {"environment.python": platform.python_version(), "environment.platform": platform.platform()}
+        commit = git_commit(Path(__file__).parent)
+        if commit is not None:
+            tags["mlflow.source.git.commit"] = commit
+        with mlflow_errors("the environment cannot be logged"):
+            mlflow.set_tags(tags)
+            mlflow.log_dict(
+                {"python": platform.python_version(), "packages": dict(sorted(packages.items()))}, "environment.json"
+            )
+
+    def log_epoch(self, row: Mapping[str, float]) -> None:
+        """Metrics of one epoch: losses, learning rate, gradient norm, share of clipped updates, speed."""
+        import mlflow
+
+        with mlflow_errors("an epoch cannot be logged"):
+            values = {key: float(value) for key, value in row.items() if key != "epoch"}
+            mlflow.log_metrics(values, step=int(row["epoch"]))
+
+    def log_model(self, model: Forecaster, panel: Panel) -> str:
+        """The artifact as a pyfunc model; returns its URI and remembers it on the run."""
+        model_uri = log_forecaster(
+            model, panel, params={key: str(value) for key, value in flatten(model.config.to_dict()).items()}
+        )
+        self.tag({MODEL_URI: model_uri})
+        return model_uri
+
+    def log_backtest(self, result: Backtest, *, model_uri: str) -> None:
+        """Metrics (also on the logged model), tables per window, step and series, and every forecast."""
+        import mlflow
+
+        with mlflow_errors("the backtest cannot be logged"):
+            metrics = {BACKTEST + key: float(value) for key, value in result.metrics.items()}
+            mlflow.log_metrics(metrics, model_id=model_uri.removeprefix("models:/"))
+            for name, table in (
+                ("by_window", result.by_window),
+                ("by_step", result.by_step),
+                ("by_series", result.by_series),
+            ):
+                # A table that is there already would be appended to; a repeated step writes a fresh one.
+                text = table.astype({column: str for column in table.select_dtypes(["datetime", "datetimetz"])})
+                mlflow.log_dict(
+                    json.loads(text.to_json(orient="split", index=False, double_precision=10)), f"{BACKTEST}{name}.json"
+                )
+            with TemporaryDirectory(prefix="forecaster-") as folder:
+                path = Path(folder) / "forecasts.parquet"
+                result.forecasts.to_parquet(path, index=False)
+                mlflow.log_artifact(str(path), BACKTEST.rstrip("/"))
+
+    def log_rival(self, metrics: Mapping[str, float]) -> None:
+        """The champion's metrics on the same windows."""
+        import mlflow
+
+        with mlflow_errors("the champion's metrics cannot be logged"):
+            mlflow.log_metrics({f"champion/{key}": float(value) for key, value in metrics.items()})
+
+    def log_learning_curve(self, history: list[dict[str, float]]) -> None:
+        """Losses, gradient norm and clipped share by epoch, as a page that needs no network."""
+        if history:
+            self._log_page("learning_curve", page("Learning curve", [learning_curve(history)]))
+
+    def log_backtest_plots(self, result: Backtest, panel: Panel, config: Config) -> None:
+        """Error by step and example forecasts, as a page that needs no network."""
+        self._log_page("backtest", backtest_page(result, panel, config))
+
+    def _log_page(self, name: str, html: str) -> None:
+        # Not `mlflow.log_figure`: its pages fetch plotly from elsewhere for every figure.
+        with mlflow_errors("the plots cannot be logged"):
+            self._client.log_text(self.run_id, html, f"plots/{name}.html")
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Write tags on the run."""
+        import mlflow
+
+        with mlflow_errors("tags cannot be written"):
+            mlflow.set_tags(dict(tags))
+
+
+@contextmanager
+def start_run(client: MlflowClient, experiment: str, *, tracking_uri: str | None = None) -> Iterator[TrainingRun]:
+    """Open a run; it ends with the block: finished, failed on an error, killed on Ctrl-C.
+
+    Parameters
+    ----------
+    client
+        An open connection.
+    experiment
+        Name of the experiment; created if there is none.
+    tracking_uri
+        Where the store is, to place the artifacts of a local one beside it.
+    """
+    import mlflow
+
+    with mlflow_errors(f"experiment {experiment!r} cannot be opened"):
+        found = client.get_experiment_by_name(experiment)
+        root = artifact_root(tracking_uri_or_default(tracking_uri))
+        experiment_id = (
+            found.experiment_id if found is not None else client.create_experiment(experiment, artifact_location=root)
+        )
+        run = mlflow.start_run(experiment_id=experiment_id)
+    with _ending(run.info.run_id):
+        yield TrainingRun(client, run.info.run_id)
+
+
+@contextmanager
+def resume_run(client: MlflowClient, run_id: str) -> Iterator[TrainingRun]:
+    """Open a run again that has ended, to add to it."""
+    import mlflow
+
+    with mlflow_errors(f"run {run_id} cannot be opened", f"there is no run {run_id}"):
+        mlflow.start_run(run_id=run_id)
+    with _ending(run_id):
+        yield TrainingRun(client, run_id)
+
+
+def model_uri_of(client: MlflowClient, run_id: str) -> str:
+    """URI of the model that a run logged.
+
+    Raises
+    ------
+    InputError
+        There is no such run, or it logged no model.
+    """
+    with mlflow_errors(f"run {run_id} cannot be read", f"there is no run {run_id}"):
+        uri = client.get_run(run_id).data.tags.get(MODEL_URI)
+    if uri is None:
+        raise InputError(f"run {run_id} has logged no model")
+    return str(uri)
+
+
+def backtest_metrics(client: MlflowClient, run_id: str) -> dict[str, float] | None:
+    """Backtest metrics of a run, None if it has none."""
+    with mlflow_errors(f"run {run_id} cannot be read", f"there is no run {run_id}"):
+        metrics = client.get_run(run_id).data.metrics
+    return {key.removeprefix(BACKTEST): value for key, value in metrics.items() if key.startswith(BACKTEST)} or None
+
+
+@contextmanager
+def _ending(run_id: str) -> Iterator[None]:
+    import mlflow
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        mlflow.end_run("KILLED")
+        raise
+    except BaseException:
+        mlflow.end_run("FAILED")
+        raise
+    with mlflow_errors(f"run {run_id} cannot be closed"):
+        mlflow.end_run("FINISHED")
+
+
+def git_commit(folder: Path) -> str | None:
+    """Commit of the repository around a folder, or None outside of any."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None

@@ -1,0 +1,385 @@
+"""The training pipeline in five steps: prepare, fit, backtest, register, decide.
+
+The registered model's weights have seen every series without its last held-out windows; those windows judge it, and
+they judge the champion too. Nothing is written before the input has been checked. The steps hand over nothing but a
+run id and a version, so that a scheduler may run or repeat each in a process of its own; `train` runs them in a row.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forecaster import Backtest, Config, Forecaster, InputError, Panel
+from pipelines.backtesting import HoldOut, Rival, hold_out, measure_champion, run_backtest
+from pipelines.configuration import build_config
+from pipelines.connection import connect, tracking_uri_or_default
+from pipelines.console import Reporter
+from pipelines.data import read_panel
+from pipelines.promotion import Decision, GateRules, decide
+from pipelines.registry import CHALLENGER, CHAMPION, apply_decision, load_model, register, run_of_version
+from pipelines.tracking import backtest_metrics, model_uri_of, resume_run, start_run
+
+if TYPE_CHECKING:
+    from forecaster.training import Fitted
+
+__all__ = [
+    "Plan",
+    "TrainRequest",
+    "TrainResult",
+    "TrainedRun",
+    "backtest_step",
+    "fit_step",
+    "prepare",
+    "promotion_step",
+    "register_step",
+    "train",
+    "train_model",
+]
+
+DEFAULT_MODEL = "forecaster"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRequest:
+    """What to train, on what, and where it goes.
+
+    Parameters
+    ----------
+    data
+        CSV or Parquet file, or a folder of them.
+    freq, horizon, seasonality, seed, config_file, overrides
+        See `build_config`.
+    name
+        Registered model, and name of the experiment.
+    max_minutes
+        Longest time spent fitting; None for no limit.
+    n_windows, step_size
+        Backtest windows held out of training; None lets the length of the series decide.
+    rules
+        Of the promotion gate.
+    out
+        Folder that also gets the artifact.
+    tracking_uri
+        MLflow; None takes the environment's or the default.
+    """
+
+    data: str
+    freq: str
+    horizon: int
+    seasonality: Sequence[int] = ()
+    seed: int | None = None
+    config_file: str | None = None
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    name: str = DEFAULT_MODEL
+    max_minutes: float | None = None
+    n_windows: int | None = None
+    step_size: int | None = None
+    rules: GateRules = field(default_factory=GateRules)
+    out: str | None = None
+    tracking_uri: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Checked input: the configuration, the whole panel, and what of it training may see."""
+
+    config: Config
+    panel: Panel
+    windows: HoldOut
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedRun:
+    """A finished fit: the MLflow run that holds it, the model, and what it took."""
+
+    run_id: str
+    forecaster: Forecaster
+    epochs: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What came of a training.
+
+    Parameters
+    ----------
+    model, version, run_id, tracking_uri
+        Where to find it.
+    promoted, reason
+        The gate's decision.
+    metrics
+        Of the backtest; empty if no window could be held out.
+    champion_version, champion_metrics
+        The rival on the same windows.
+    n_windows
+        Backtest windows held out.
+    epochs, seconds
+        Of fitting.
+    out
+        Folder with the artifact, if one was asked for.
+    fingerprint
+        Of the model.
+    """
+
+    model: str
+    version: str
+    run_id: str
+    tracking_uri: str
+    promoted: bool
+    reason: str
+    metrics: dict[str, float]
+    champion_version: str | None
+    champion_metrics: dict[str, float]
+    n_windows: int
+    epochs: int
+    seconds: float
+    out: str | None
+    fingerprint: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, with the aliases that the version has now."""
+        return {**asdict(self), "aliases": [CHALLENGER, *([CHAMPION] if self.promoted else [])]}
+
+
+def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResult:
+    """Run all steps.
+
+    Parameters
+    ----------
+    request
+        What to do.
+    reporter
+        Told what happens; silent by default.
+
+    Returns
+    -------
+    TrainResult
+        The registered version and the gate's decision.
+
+    Raises
+    ------
+    InputError
+        Data or configuration are wrong; nothing was written.
+    RegistryError
+        MLflow cannot be reached.
+    """
+    reporter = reporter or Reporter(quiet=True)
+    plan = prepare(request, reporter)
+    trained = fit_step(plan, request, reporter)
+    result = backtest_step(trained.run_id, plan, request, model=trained.forecaster)
+    version = register_step(trained.run_id, request)
+    rival, decision = promotion_step(version, plan, request)
+    return TrainResult(
+        model=request.name,
+        version=version,
+        run_id=trained.run_id,
+        tracking_uri=tracking_uri_or_default(request.tracking_uri),
+        promoted=decision.promoted,
+        reason=decision.reason,
+        metrics={} if result is None else dict(result.metrics),
+        champion_version=None if rival is None else rival.version,
+        champion_metrics={} if rival is None else rival.metrics,
+        n_windows=plan.windows.n_windows,
+        epochs=trained.epochs,
+        seconds=round(trained.seconds, 3),
+        out=request.out,
+        fingerprint=trained.forecaster.fingerprint(),
+    )
+
+
+def prepare(request: TrainRequest, reporter: Reporter | None = None) -> Plan:
+    """Read and check everything; write nothing.
+
+    Raises
+    ------
+    InputError
+        Data, configuration or options are wrong.
+    """
+    reporter = reporter or Reporter(quiet=True)
+    panel = read_panel(request.data, request.freq, notice=reporter.notice)
+    config = build_config(
+        freq=request.freq,
+        horizon=request.horizon,
+        seasonality=request.seasonality,
+        time_zone=panel.calendar.time_zone,
+        seed=request.seed,
+        config_file=request.config_file,
+        overrides=request.overrides,
+    )
+    check_request(request)
+    windows = hold_out(panel, config.horizon, n_windows=request.n_windows, step_size=request.step_size)
+    say_split(windows, reporter)
+    return Plan(config, panel, windows)
+
+
+def fit_step(plan: Plan, request: TrainRequest, reporter: Reporter | None = None) -> TrainedRun:
+    """Open a run, fit on what training may see, log everything about it and the model, save to `out`."""
+    tracking_uri = tracking_uri_or_default(request.tracking_uri)
+    client = connect(tracking_uri, create=True)
+    training = plan.windows.training
+    with start_run(client, request.name, tracking_uri=tracking_uri) as run:
+        run.log_config(plan.config)
+        run.log_panel(training, source=request.data, context="training")
+        run.log_environment()
+        started = time.monotonic()
+        fitted = train_model(
+            training, plan.config, max_minutes=request.max_minutes, reporter=reporter, on_epoch=run.log_epoch
+        )
+        seconds = time.monotonic() - started
+        if request.out is not None:
+            fitted.forecaster.save(request.out)
+        run.log_model(fitted.forecaster, plan.panel)
+        run.log_learning_curve(fitted.history)
+        return TrainedRun(run.run_id, fitted.forecaster, len(fitted.history), seconds)
+
+
+def backtest_step(
+    run_id: str, plan: Plan, request: TrainRequest, *, model: Forecaster | None = None
+) -> Backtest | None:
+    """Backtest a run's model on the held-out windows and log the result; None if there is no window.
+
+    Parameters
+    ----------
+    run_id
+        The run that trained the model.
+    plan, request
+        As for the fit.
+    model
+        The run's model if it is at hand; None loads it.
+    """
+    windows = plan.windows
+    client = connect(request.tracking_uri)
+    model_uri = model_uri_of(client, run_id)
+    with resume_run(client, run_id) as run:
+        run.tag({"backtest.n_windows": str(windows.n_windows), "backtest.step_size": str(windows.step_size)})
+        if windows.n_windows == 0:
+            return None
+        if model is None:
+            model = load_model(model_uri, request.tracking_uri).forecaster
+        result = run_backtest(
+            model, plan.panel, horizon=windows.horizon, n_windows=windows.n_windows, step_size=windows.step_size
+        )
+        run.log_backtest(result, model_uri=model_uri)
+        run.log_backtest_plots(result, plan.panel, plan.config)
+        return result
+
+
+def register_step(run_id: str, request: TrainRequest) -> str:
+    """Register a run's model as the next version with alias `challenger`; done before, it returns the same version."""
+    client = connect(request.tracking_uri)
+    metrics = backtest_metrics(client, run_id) or {}
+    tags = {f"backtest.{key}": f"{value:.6g}" for key, value in metrics.items()}
+    return register(client, request.name, model_uri_of(client, run_id), run_id=run_id, tags=tags)
+
+
+def promotion_step(version: str, plan: Plan, request: TrainRequest) -> tuple[Rival | None, Decision]:
+    """Measure the champion on the challenger's windows, ask the gate, carry out and write down its decision.
+
+    Returns
+    -------
+    tuple
+        The champion as measured (None if there was none), and the decision.
+    """
+    client = connect(request.tracking_uri)
+    run_id = run_of_version(client, request.name, version)
+    rival = measure_champion(client, request.name, plan.windows, tracking_uri=request.tracking_uri)
+    decision = decide(backtest_metrics(client, run_id), None if rival is None else rival.metrics, rules=request.rules)
+    if rival is not None and rival.problem is not None:
+        decision = Decision(decision.promoted, (*decision.reasons, f"champion {rival.version}: {rival.problem}"))
+    apply_decision(client, request.name, version, decision)
+    with resume_run(client, run_id) as run:
+        if rival is not None:
+            run.log_rival(rival.metrics)
+        status = "promoted" if decision.promoted else "refused"
+        run.tag({"model.version": version, "promotion.status": status, "promotion.reason": decision.reason})
+    return rival, decision
+
+
+def train_model(
+    panel: Panel,
+    config: Config,
+    *,
+    max_minutes: float | None = None,
+    reporter: Reporter | None = None,
+    on_epoch: Callable[[dict[str, float]], None] | None = None,
+) -> Fitted:
+    """Fit a model, reporting each epoch.
+
+    Parameters
+    ----------
+    panel
+        The series that training may see.
+    config
+        The model.
+    max_minutes
+        Longest time spent; None for no limit.
+    reporter
+        Gets a bar or a line per epoch; silent by default.
+    on_epoch
+        Also told about each epoch.
+    """
+    from forecaster.training import fit
+
+    with (reporter or Reporter(quiet=True)).progress("epoch", config.training.epochs) as step:
+
+        def report(row: dict[str, float]) -> None:
+            if on_epoch is not None:
+                on_epoch(row)
+            step(epoch_text(row))
+
+        return fit(panel, config, max_minutes=max_minutes, on_epoch=report)
+
+
+def check_request(request: TrainRequest) -> None:
+    """Refuse what would only fail after the training.
+
+    Raises
+    ------
+    InputError
+        An unusable name, time limit or output folder.
+    """
+    if not request.name or any(character in request.name for character in "/:@'\"%"):
+        raise InputError(f"model name {request.name!r} must be non-empty and without any of / : @ % and quotes")
+    if request.max_minutes is not None and not request.max_minutes > 0:
+        raise InputError(f"--max-minutes must be above 0, not {request.max_minutes}")
+    if request.out is not None:
+        out = Path(request.out)
+        if out.exists() and not out.is_dir():
+            raise InputError(f"cannot save the model to {out}: it is a file")
+        if out.is_dir() and any(out.iterdir()) and not (out / "manifest.json").exists():
+            raise InputError(f"cannot save the model to {out}: the folder is not empty and holds no model")
+
+
+def say_split(windows: HoldOut, reporter: Reporter) -> None:
+    """Tell what training sees and what judges it."""
+    panel = windows.panel
+    size = f"{len(panel)} series, {int(panel.lengths.sum()):,} steps of freq {panel.calendar.freq}"
+    if windows.n_windows == 0:
+        reporter.notice(f"data: {size}; too short to hold a backtest window out, so the gate will not judge this model")
+        return
+    held = windows.horizon + (windows.n_windows - 1) * windows.step_size
+    reporter.notice(
+        f"data: {size}; the last {held} steps of each ({windows.n_windows} backtest windows) are held out of training"
+    )
+    dropped = len(panel) - len(windows.training)
+    if dropped:
+        reporter.notice(f"{dropped} series are shorter than that and are not trained on")
+
+
+def epoch_text(row: Mapping[str, float]) -> str:
+    """One epoch in a few words."""
+    parts = [
+        f"{label} {row[key]:.4f}"
+        for key, label in (("train_loss", "training"), ("val_loss", "validation"))
+        if key in row
+    ]
+    if "gradient_norm" in row:
+        parts.append(f"gradient {row['gradient_norm']:.2f}")
+    if "seconds" in row:
+        parts.append(f"{row['seconds']:.1f} s")
+    return ", ".join(parts)
