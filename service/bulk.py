@@ -1,0 +1,210 @@
+"""Bulk bodies: JSON lines or an Arrow IPC stream, read into rows by stream; and the verdicts put back in row order.
+
+It knows the two formats and the calendar, not the engine. Clean bodies take a vectorised path; if anything is wrong,
+each row is judged by itself, so that one bad row costs only itself. Invariant: every row of the body gets one verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import pyarrow as pa
+from pydantic import ValidationError
+
+from forecaster import InputError
+from service.dates import Dates
+from service.items import Outcome
+from service.problems import Problem, from_validation, invalid
+from service.schemas import MAX_ABSOLUTE_Y, Row, check_unique_id
+from service.verdicts import Verdict
+
+__all__ = ["ARROW", "JSON_LINES", "Rows", "read_arrow", "read_json_lines", "verdicts_reply"]
+
+JSON_LINES = "application/x-ndjson"
+ARROW = "application/vnd.apache.arrow.stream"
+_SHOWN = 100  # refused rows explained in a reply
+_COLUMNS = {"unique_id", "ds", "y"}
+
+
+@dataclass(slots=True)
+class Rows:
+    """A bulk body, row by row; step None for rows that are invalid."""
+
+    unique_ids: list[str]
+    steps: list[int | None]
+    values: list[float | None]
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    def by_stream(self) -> dict[str, list[int]]:
+        """Row numbers of each stream, in order, without the invalid ones."""
+        grouped: dict[str, list[int]] = {}
+        for i, unique_id in enumerate(self.unique_ids):
+            if self.steps[i] is not None:
+                group = grouped.get(unique_id)
+                if group is None:
+                    grouped[unique_id] = [i]
+                else:
+                    group.append(i)
+        return grouped
+
+
+def read_json_lines(body: bytes, dates: Dates) -> Rows:
+    """Rows of a body with one JSON object per line; empty lines are passed over."""
+    lines = [line for line in body.split(b"\n") if line and not line.isspace()]
+    return _read_clean_lines(lines, dates) or _read_each_line(lines, dates)
+
+
+def _read_clean_lines(lines: list[bytes], dates: Dates) -> Rows | None:
+    """All rows at once if all are right, else None."""
+    try:
+        # One call of the parser instead of one per line; what it lets pass is checked below.
+        objects = orjson.loads(b"[" + b",".join(lines) + b"]")
+        if len(objects) != len(lines) or set(map(len, objects)) - {3}:
+            return None
+        names = [o["unique_id"] for o in objects]
+        values = [o["y"] for o in objects]
+        steps: list[int | None] = list(dates.steps([o["ds"] for o in objects]))
+        if set(map(type, names)) - {str} or set(map(type, values)) - {float, int, type(None)}:
+            return None
+        for name in set(names):
+            check_unique_id(name)
+    except (orjson.JSONDecodeError, TypeError, KeyError, IndexError, ValueError):
+        return None
+    known = [v for v in values if v is not None]
+    if known and not (-MAX_ABSOLUTE_Y <= min(known) and max(known) <= MAX_ABSOLUTE_Y):
+        return None
+    return Rows(names, steps, [None if v is None else float(v) for v in values])
+
+
+def _read_each_line(lines: list[bytes], dates: Dates) -> Rows:
+    rows = Rows([], [], [])
+    for i, line in enumerate(lines):
+        name, step, y = "", None, None
+        try:
+            row = Row.model_validate_json(line)
+            name, y = row.unique_id, row.y
+            step = dates.steps([row.ds])[0]
+        except ValidationError as error:
+            rows.reasons[i] = from_validation(error).detail
+        except InputError as error:
+            rows.reasons[i] = str(error)
+        rows.unique_ids.append(name)
+        rows.steps.append(step)
+        rows.values.append(y)
+    return rows
+
+
+def read_arrow(body: bytes, dates: Dates) -> Rows:
+    """Rows of an Arrow IPC stream with columns unique_id, ds (text, timestamps or integers) and y.
+
+    Raises
+    ------
+    Problem
+        400 if it is no Arrow stream, 422 if its columns are not these.
+    """
+    try:
+        with pa.ipc.open_stream(pa.BufferReader(body)) as reader:
+            table = reader.read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        first = (str(error).splitlines() or ["empty"])[0]
+        raise Problem(400, "malformed-arrow", f"the body is not an Arrow IPC stream: {first}") from error
+    if set(table.column_names) != _COLUMNS or table.num_columns != 3:
+        raise invalid(f"the columns are {', '.join(table.column_names) or 'none'}; expected unique_id, ds and y")
+    names = _text_column(table["unique_id"])
+    values = _value_column(table["y"])
+    rows = Rows(names, [None] * len(names), values)
+    good = set()
+    for name in set(names):
+        try:
+            good.add(name) if check_unique_id(name) else None
+        except ValueError:
+            continue
+    ds = table["ds"]
+    try:
+        steps = _steps(ds, dates)
+    except InputError:
+        steps = [_one_step(ds, i, dates, rows) for i in range(len(names))]
+    for i, (name, y) in enumerate(zip(names, values, strict=True)):
+        if name not in good:
+            rows.reasons[i] = "unique_id: expected 1 to 255 printable characters"
+        elif y is not None and not abs(y) <= MAX_ABSOLUTE_Y:
+            rows.reasons[i] = f"y: {y} is not a finite number of at most {MAX_ABSOLUTE_Y:g}; a missing value is null"
+        else:
+            rows.steps[i] = steps[i]
+    return rows
+
+
+def _text_column(column: Any) -> list[str]:
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        raise invalid(f"column unique_id has type {column.type}, expected text")
+    return ["" if value is None else value for value in column.to_pylist()]
+
+
+def _value_column(column: Any) -> list[float | None]:
+    kind = column.type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+        raise invalid(f"column y has type {kind}, expected numbers")
+    values: list[float | None] = column.cast(pa.float64(), safe=False).to_pylist()
+    return values
+
+
+def _steps(ds: Any, dates: Dates) -> list[int | None]:
+    kind = ds.type.value_type if pa.types.is_dictionary(ds.type) else ds.type
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        series = ds.cast(pa.timestamp("ns", getattr(kind, "tz", None))).to_pandas()
+        return list(dates.calendar.to_steps(series).tolist())
+    return list(dates.steps(ds.to_pylist()))
+
+
+def _one_step(ds: Any, i: int, dates: Dates, rows: Rows) -> int | None:
+    try:
+        return _steps(ds.slice(i, 1), dates)[0]
+    except InputError as error:
+        rows.reasons[i] = str(error)
+        return None
+
+
+def verdicts_reply(
+    rows: Rows, grouped: Mapping[str, Sequence[int]], results: Mapping[str, Outcome | Problem]
+) -> dict[str, Any]:
+    """Counts, one verdict per row in row order, and a reason for the first refused rows.
+
+    Raises
+    ------
+    Problem
+        A stream's rows met a failure that is nobody's verdict: the store is down or the service failed. Rows of other
+        streams may have been stored; sending the body again is safe.
+    """
+    verdicts = [Verdict.INVALID] * len(rows.unique_ids)
+    reasons = dict(rows.reasons)
+    filled = 0
+    for name, numbers in grouped.items():
+        result = results[name]
+        if isinstance(result, Problem):
+            if result.status >= 500:
+                raise result
+            for i in numbers:
+                verdicts[i] = Verdict.UNKNOWN_STREAM
+            reasons[numbers[0]] = result.detail
+            continue
+        assert result.judgement is not None
+        filled += result.judgement.filled
+        for i, verdict in zip(numbers, result.judgement.verdicts, strict=True):
+            verdicts[i] = verdict
+            if verdict.refused:
+                reasons[i] = _REASONS[verdict]
+    counts = {verdict.value: verdicts.count(verdict) for verdict in Verdict if verdict in verdicts}
+    shown = [{"row": i, "verdict": verdicts[i], "detail": reasons[i]} for i in sorted(reasons)[:_SHOWN]]
+    return {"rows": len(verdicts), "counts": counts, "filled": filled, "verdicts": verdicts, "refused": shown}
+
+
+_REASONS: Mapping[Verdict, str] = {
+    Verdict.CONFLICT: "another y is known for this ds; send it with on_conflict=revise to replace it",
+    Verdict.TOO_OLD: "before the first step of the stream's log",
+    Verdict.GAP_TOO_LONG: "further after the stream's last step than gaps are filled",
+}

@@ -1,0 +1,122 @@
+"""Opening a database: pragmas, schema creation by many processes at once, and consistent reads.
+
+It knows the two dialects and nothing of streams. Invariant: a connection given out commits durably (WAL with
+synchronous=FULL on SQLite, the server's own synchronous commit on PostgreSQL).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, select
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, SQLAlchemyError
+
+from service.errors import StoreError
+from service.tables import SCHEMA_VERSION, Tables
+
+__all__ = ["open_database", "prepare_schema", "reading"]
+
+_BUSY_SECONDS = 30
+_LOCK = 0x666F7265  # any number; PostgreSQL's advisory lock for creating the schema
+
+
+def open_database(url: str) -> Engine:
+    """Connect lazily to a SQLite file or a PostgreSQL server.
+
+    Raises
+    ------
+    StoreError
+        The URL is not understood or is of another kind of database.
+    """
+    try:
+        parsed = make_url(url)
+        if parsed.drivername in ("postgresql", "postgres"):
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        kind = parsed.get_backend_name()
+    except (ArgumentError, NoSuchModuleError):
+        raise StoreError(
+            f"the store URL {_hidden(url)} is not understood; expected sqlite:///FILE or postgresql://…"
+        ) from None
+    if kind == "postgresql":
+        return create_engine(parsed, pool_pre_ping=True)
+    if kind != "sqlite":
+        raise StoreError(f"the store cannot be {kind}; expected sqlite:///FILE or postgresql://…")
+    if parsed.database in (None, "", ":memory:"):
+        raise StoreError(
+            "the store must be a file: a log in memory would not survive, so nothing could be acknowledged"
+        )
+    engine = create_engine(parsed, connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False})
+    event.listen(engine, "connect", _configure_sqlite)
+    return engine
+
+
+def _hidden(url: str) -> str:
+    """The URL without anything before an @: it may hold a password."""
+    return repr(url.rpartition("@")[2])
+
+
+def _configure_sqlite(connection: Any, _record: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {_BUSY_SECONDS * 1000}")
+    # Switching to WAL does not wait for a lock, whatever the busy timeout says.
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.close()
+
+
+def prepare_schema(engine: Engine, tables: Tables) -> None:
+    """Create what is missing, in one transaction that excludes other starting processes.
+
+    Raises
+    ------
+    StoreError
+        The store has a newer schema, or cannot be reached.
+    """
+    try:
+        with engine.connect() as connection:
+            if engine.dialect.name == "sqlite":
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            else:
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
+            connection.execute(tables.create_statements()[0])
+            query = select(tables.facts.c.value).where(tables.facts.c.name == "schema_version")
+            found = connection.execute(query).scalar()
+            if found is not None and int(found) > SCHEMA_VERSION:
+                raise StoreError(
+                    f"the store has schema version {found}, newer than {SCHEMA_VERSION}, the newest this code knows; "
+                    "start the newer service"
+                )
+            for statement in tables.create_statements()[1:]:
+                connection.execute(statement)
+            if found is None:
+                connection.execute(tables.facts.insert().values(name="schema_version", value=str(SCHEMA_VERSION)))
+            connection.commit()
+    except OperationalError as error:
+        raise StoreError(f"the store cannot be opened: {error.orig}".splitlines()[0]) from error
+    except SQLAlchemyError as error:
+        raise StoreError(f"the store is not usable: {error}".splitlines()[0]) from error
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A connection on which every query sees the same moment."""
+    if engine.dialect.name == "sqlite":
+        with engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN")
+            yield connection
+    else:
+        with engine.execution_options(isolation_level="REPEATABLE READ").connect() as connection:
+            yield connection

@@ -1,0 +1,66 @@
+"""`ds` text to step numbers and back, with a memory of the texts just seen.
+
+Live streams share timestamps: a thousand meters report the same hour. Parsing each once is the difference between
+microseconds and nanoseconds. It knows nothing of streams; the calendar stays the only judge of what a `ds` means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from forecaster import Calendar
+
+__all__ = ["Dates"]
+
+_KEEP = 65_536
+
+
+class Dates:
+    """The calendar of the served model, memoised. Safe to share between threads."""
+
+    def __init__(self, calendar: Calendar) -> None:
+        self.calendar = calendar
+        self._steps: dict[str, int] = {}
+        self._texts: dict[int, str | int] = {}
+
+    def steps(self, values: Sequence[str | int]) -> list[int]:
+        """Step number of each `ds`.
+
+        Raises
+        ------
+        InputError
+            A `ds` cannot be read or is off the grid.
+        """
+        known = self._steps
+        try:
+            return [known[value] for value in values]  # type: ignore[index]
+        except (KeyError, TypeError):
+            pass
+        found: list[int] = self.calendar.parse(values).tolist()
+        if not self.calendar.is_integer:
+            if len(known) > _KEEP:
+                # A new dict, not clear(): another thread may be reading the old one.
+                known = self._steps = {}
+            # A long history would only push out what is live.
+            known.update(zip(values[-64:], found[-64:], strict=True))  # type: ignore[arg-type]
+        return found
+
+    def texts(self, first: int, count: int) -> list[str | int]:
+        """`ds` of `count` steps from step `first` on."""
+        if self.calendar.is_integer:
+            return list(range(first, first + count))
+        known = self._texts
+        try:
+            return [known[step] for step in range(first, first + count)]
+        except KeyError:
+            pass
+        found = self.calendar.format(range(first, first + count))
+        if len(known) > _KEEP:
+            known = self._texts = {}
+        if count <= 4096:
+            known.update(zip(range(first, first + count), found, strict=True))
+        return found
+
+    def text(self, step: int) -> str | int:
+        """`ds` of one step."""
+        return self.texts(step, 1)[0]

@@ -1,0 +1,283 @@
+"""The engine: one thread that turns whatever is waiting into one micro-batch after the other.
+
+It knows items and residents; no HTTP, no registry. Invariants: items of one stream are done in the order they came;
+the model changes only between two micro-batches; nothing waits for a batch to fill; what is in the queue when the
+engine is told to stop is done first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+import torch
+from sqlalchemy.exc import SQLAlchemyError
+
+from service.errors import StaleStreams
+from service.items import Item
+from service.metrics import Metrics
+from service.microbatch import MicroBatch, Result
+from service.model import ServedModel
+from service.problems import failed, overloaded, unavailable
+from service.residents import Residents
+from service.store import Store
+
+__all__ = ["Engine", "Limits"]
+
+_STALE_RETRIES = 5
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds the engine keeps; see `service.settings.Settings`."""
+
+    max_gap: int
+    max_pending: int
+    max_batch: int
+    max_resident: int
+    snapshot_every: int
+    check_versions: bool
+
+
+class Engine:
+    """Serves one model over one store.
+
+    Parameters
+    ----------
+    store
+        Observation log and snapshots.
+    model
+        The model at the start.
+    limits
+        Bounds.
+    metrics
+        Told about every micro-batch.
+    loop
+        Where outcomes are delivered.
+    """
+
+    def __init__(
+        self, store: Store, model: ServedModel, limits: Limits, metrics: Metrics, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.model = model
+        self._store = store
+        self._limits = limits
+        self._metrics = metrics
+        self._loop = loop
+        self._residents = Residents(model, store, metrics, limits.max_resident)
+        self._queue: SimpleQueue[list[Item] | Callable[[], None]] = SimpleQueue()
+        self._backlog: deque[Item] = deque()
+        self._pending = 0
+        self._stopping = False
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+
+    # -- called from the event loop or other threads ---------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._metrics.serves(self.model.name, self.model.version)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs and takes items."""
+        return self._thread.is_alive() and not self._stopping
+
+    def submit(self, items: list[Item]) -> None:
+        """Queue items; each one's ticket is settled on the event loop. Call it on the event loop.
+
+        Raises
+        ------
+        Problem
+            503 if too much is waiting or the engine is stopping.
+        """
+        if not self.alive:
+            raise unavailable("the service is stopping")
+        weight = sum(item.weight for item in items)
+        # A body larger than the whole bound must still pass when nothing else waits.
+        if self._pending and self._pending + weight > self._limits.max_pending:
+            raise overloaded()
+        self._pending += weight
+        self._queue.put(items)
+
+    def swap(self, model: ServedModel) -> Future[None]:
+        """Serve `model` from the next micro-batch on; states are restored under it on touch."""
+        done: Future[None] = Future()
+
+        def change() -> None:
+            self._residents = Residents(model, self._store, self._metrics, self._limits.max_resident)
+            self.model = model
+            self._metrics.serves(model.name, model.version)
+            done.set_result(None)
+
+        self._queue.put(change)
+        return done
+
+    def stop(self) -> None:
+        """Do what is queued, write snapshots, and end. Blocks."""
+
+        def last() -> None:
+            self._stopping = True
+
+        self._queue.put(last)
+        self._thread.join()
+
+    # -- the thread ------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        with torch.inference_mode():
+            while True:
+                items = self._take()
+                if items:
+                    self._process(items)
+                elif self._stopping:
+                    break
+            try:
+                self._residents.save(self._residents.unsaved())
+            except Exception:
+                # Snapshots only make the next start faster.
+                logging.getLogger("service").exception("no snapshots at shutdown")
+
+    def _take(self) -> list[Item]:
+        """Everything that waits, of each stream the items up to and including the first write; empty at the end."""
+        batch: list[Item] = []
+        kept: deque[Item] = deque()
+        writing: set[str] = set()
+        reading: set[str] = set()
+        weight = 0
+
+        def offer(item: Item) -> None:
+            nonlocal weight
+            name = item.unique_id
+            full = len(batch) >= self._limits.max_batch or weight >= 32_768
+            if full or name in writing or (item.writes and name in reading):
+                # From here on the stream's items wait, in order.
+                writing.add(name)
+                kept.append(item)
+                return
+            (writing if item.writes else reading).add(name)
+            batch.append(item)
+            weight += item.weight
+
+        for item in self._backlog:
+            offer(item)
+        while True:
+            try:
+                entry = self._queue.get(block=not batch and not self._stopping)
+            except Empty:
+                break
+            if callable(entry):
+                entry()
+                if self._stopping:
+                    break
+                continue
+            for item in entry:
+                offer(item)
+            if len(batch) >= self._limits.max_batch or weight >= 32_768:
+                break
+        self._backlog = kept
+        return batch
+
+    def _process(self, items: list[Item]) -> None:
+        started = time.perf_counter()
+        results, due = self._attempt(items)
+        self._deliver(results)
+        self._count(items, results, time.perf_counter() - started)
+        self._housekeep(due)
+
+    def _attempt(self, items: list[Item]) -> tuple[dict[Item, Result], list[str]]:
+        for _ in range(_STALE_RETRIES):
+            batch = MicroBatch(
+                self._residents,
+                self._store,
+                max_gap=self._limits.max_gap,
+                check_versions=self._limits.check_versions,
+            )
+            try:
+                results = batch.run(items)
+                every = self._limits.snapshot_every
+                return results, [r.record.unique_id for r in batch.due if r.unsaved >= every]
+            except StaleStreams as stale:
+                self._residents.drop(stale.unique_ids)
+            except SQLAlchemyError as error:
+                return self._without_store(items, error), []
+            except Exception:
+                return self._apart(items), []
+        return {
+            item: unavailable("this stream is being changed by others; send the request again") for item in items
+        }, []
+
+    def _without_store(self, items: list[Item], error: SQLAlchemyError) -> dict[Item, Result]:
+        self._metrics.failed_commits.inc()
+        logging.getLogger("service").error("the store failed: %s", str(error).splitlines()[0])
+        refused: dict[Item, Result] = {
+            item: unavailable("the store does not accept data at present; nothing was changed")
+            for item in items
+            if item.writes
+        }
+        reads = [item for item in items if not item.writes]
+        if reads and refused:
+            refused.update(self._attempt(reads)[0])
+        else:
+            refused.update((item, unavailable("the store cannot be read at present")) for item in reads)
+        return refused
+
+    def _apart(self, items: list[Item]) -> dict[Item, Result]:
+        """After an unexpected failure: drop what is in memory, and find the guilty item by running each alone."""
+        logging.getLogger("service").exception("a micro-batch of %d items failed", len(items))
+        self._residents.drop([item.unique_id for item in items])
+        if len(items) == 1:
+            return {items[0]: failed()}
+        results: dict[Item, Result] = {}
+        for item in items:
+            results.update(self._attempt([item])[0])
+        return results
+
+    def _deliver(self, results: dict[Item, Result]) -> None:
+        def settle() -> None:
+            for item, result in results.items():
+                self._pending -= item.weight
+                item.ticket.settle(item, result)
+
+        try:
+            self._loop.call_soon_threadsafe(settle)
+        except RuntimeError:
+            # The loop has been closed under us: nobody waits any more, but what was committed stays.
+            logging.getLogger("service").warning("%d outcomes had nobody waiting", len(results))
+
+    def _count(self, items: list[Item], results: dict[Item, Result], seconds: float) -> None:
+        metrics = self._metrics
+        metrics.batch_size.observe(len(items))
+        metrics.batch_seconds.observe(seconds)
+        metrics.pending.set(self._pending)
+        metrics.resident.set(len(self._residents))
+        verdicts: dict[str, int] = {}
+        filled = 0
+        for result in results.values():
+            judgement = getattr(result, "judgement", None)
+            if judgement is not None:
+                filled += judgement.filled
+                for verdict in judgement.verdicts:
+                    verdicts[verdict] = verdicts.get(verdict, 0) + 1
+        for verdict, count in verdicts.items():
+            metrics.observed(verdict, count)
+        if filled:
+            metrics.filled.inc(filled)
+
+    def _housekeep(self, due: Sequence[str]) -> None:
+        residents = self._residents
+        try:
+            evicted = residents.evict()
+            save = {id(r): r for name in due if (r := residents.get(name)) is not None}
+            save.update((id(r), r) for r in evicted if r.unsaved)
+            residents.save(list(save.values()))
+            residents.drop([resident.record.unique_id for resident in evicted])
+        except SQLAlchemyError as error:
+            logging.getLogger("service").warning("no snapshots: %s", str(error).splitlines()[0])

@@ -1,0 +1,35 @@
+"""Errors an operator or the engine can act on; the HTTP side has its own in `problems`.
+
+::
+
+    ServiceError
+    ├── StoreError          the store cannot be used: newer schema, other frequency, unreachable
+    ├── ModelError          no usable model behind the reference
+    └── StaleStreams        another process changed these streams first; read again and retry
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+__all__ = ["ModelError", "ServiceError", "StaleStreams", "StoreError"]
+
+
+class ServiceError(Exception):
+    """Root of the service's own errors; the text is one clear line."""
+
+
+class StoreError(ServiceError):
+    """The store cannot be used."""
+
+
+class ModelError(ServiceError):
+    """The model reference leads to nothing that can serve."""
+
+
+class StaleStreams(ServiceError):
+    """What is in memory about these streams is out of date."""
+
+    def __init__(self, unique_ids: Iterable[str]) -> None:
+        self.unique_ids = list(unique_ids)
+        super().__init__(f"{len(self.unique_ids)} streams were changed by another process")

@@ -1,0 +1,177 @@
+"""What the engine is asked, and what it answers.
+
+Values only: an item names a stream and what to do with it; an outcome is what became of it. No HTTP, no JSON.
+Invariant: every item gets exactly one outcome.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from service.model import ServedModel, Want
+from service.problems import Problem
+from service.store import StreamRecord
+from service.verdicts import Judgement
+
+__all__ = ["Bundle", "Create", "Delete", "Item", "Look", "Observe", "Outcome", "Single"]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of an item.
+
+    Attributes
+    ----------
+    record
+        The stream afterwards; before, for a deleted one.
+    model
+        The one model behind this outcome.
+    judgement
+        What became of observations.
+    quantiles
+        The forecast asked for, float64 [Q, H].
+    """
+
+    record: StreamRecord
+    model: ServedModel
+    judgement: Judgement | None = None
+    quantiles: npt.NDArray[np.float64] | None = None
+    created: bool = False
+
+
+class Single:
+    """Gives one outcome to one waiting coroutine. Made and settled on the event loop."""
+
+    __slots__ = ("future",)
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    def settle(self, _item: Item, result: Outcome | Problem) -> None:
+        """Wake the coroutine, unless its client has gone."""
+        if self.future.done():
+            return
+        if isinstance(result, Problem):
+            self.future.set_exception(result)
+        else:
+            self.future.set_result(result)
+
+
+class Bundle:
+    """Collects the outcomes of many items for one waiting coroutine."""
+
+    __slots__ = ("future", "results", "waiting")
+
+    def __init__(self, count: int) -> None:
+        self.future: asyncio.Future[dict[str, Outcome | Problem]] = asyncio.get_running_loop().create_future()
+        self.results: dict[str, Outcome | Problem] = {}
+        self.waiting = count
+
+    def settle(self, item: Item, result: Outcome | Problem) -> None:
+        """Keep one result; wake the coroutine with the last."""
+        self.results[item.unique_id] = result
+        self.waiting -= 1
+        if not self.waiting and not self.future.done():
+            self.future.set_result(self.results)
+
+
+class Item:
+    """Something to do with one stream."""
+
+    __slots__ = ("ticket", "unique_id")
+    writes = True
+
+    def __init__(self, ticket: Single | Bundle, unique_id: str) -> None:
+        self.ticket = ticket
+        self.unique_id = unique_id
+
+    @property
+    def weight(self) -> int:
+        """Observations it carries, at least 1."""
+        return 1
+
+
+class Look(Item):
+    """Describe a stream, with a forecast if wanted."""
+
+    __slots__ = ("want",)
+    writes = False
+
+    def __init__(self, ticket: Single | Bundle, unique_id: str, want: Want | None = None) -> None:
+        super().__init__(ticket, unique_id)
+        self.want = want
+
+
+class Observe(Item):
+    """Take observations; all or none of them if `whole`."""
+
+    __slots__ = ("if_version", "revise", "steps", "values", "want", "whole")
+
+    def __init__(
+        self,
+        ticket: Single | Bundle,
+        unique_id: str,
+        steps: list[int],
+        values: list[float | None],
+        *,
+        revise: bool = False,
+        whole: bool = True,
+        want: Want | None = None,
+        if_version: int | None = None,
+    ) -> None:
+        super().__init__(ticket, unique_id)
+        self.steps = steps
+        self.values = values
+        self.revise = revise
+        self.whole = whole
+        self.want = want
+        self.if_version = if_version
+
+    @property
+    def weight(self) -> int:
+        """Observations it carries."""
+        return len(self.steps)
+
+
+class Create(Item):
+    """Create or replace a stream; `steps` ascend strictly."""
+
+    __slots__ = ("if_version", "steps", "values")
+
+    def __init__(
+        self,
+        ticket: Single | Bundle,
+        unique_id: str,
+        steps: list[int],
+        values: list[float | None],
+        if_version: int | None = None,
+    ) -> None:
+        super().__init__(ticket, unique_id)
+        self.steps = steps
+        self.values = values
+        self.if_version = if_version
+
+    @property
+    def weight(self) -> int:
+        """Observations it carries."""
+        return len(self.steps)
+
+
+class Delete(Item):
+    """Forget a stream and its log."""
+
+    __slots__ = ("if_version",)
+
+    def __init__(self, ticket: Single | Bundle, unique_id: str, if_version: int | None = None) -> None:
+        super().__init__(ticket, unique_id)
+        self.if_version = if_version
+
+
+def wanted(item: Item) -> Any:
+    """The forecast an item wants, or None."""
+    return getattr(item, "want", None)

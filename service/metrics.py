@@ -1,0 +1,77 @@
+"""Prometheus metrics of one application, in a registry of its own.
+
+It knows no HTTP and no engine; both tell it what happened. Invariant: no label takes values from clients.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+__all__ = ["Metrics"]
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+
+class Metrics:
+    """Everything the service counts."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._requests: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._request_count = Counter(
+            "forecaster_requests", "HTTP requests", ("method", "route", "status"), registry=registry
+        )
+        self._request_seconds = Histogram(
+            "forecaster_request_seconds", "Time to answer", ("method", "route"), registry=registry, buckets=_SECONDS
+        )
+        self.observations = Counter(
+            "forecaster_observations", "Observations by verdict", ("verdict",), registry=registry
+        )
+        self.filled = Counter("forecaster_filled_steps", "Missing steps filled in gaps", registry=registry)
+        self.batch_size = Histogram(
+            "forecaster_batch_streams", "Streams in a micro-batch", registry=registry, buckets=_SIZES
+        )
+        self.batch_seconds = Histogram(
+            "forecaster_batch_seconds", "Time of a micro-batch", registry=registry, buckets=_SECONDS
+        )
+        self.pending = Gauge("forecaster_pending", "Items waiting for the engine", registry=registry)
+        self.resident = Gauge("forecaster_resident_streams", "Streams whose state is in memory", registry=registry)
+        self.restored = Counter("forecaster_restored_streams", "States restored from the store", registry=registry)
+        self.snapshots = Counter("forecaster_snapshots", "Snapshots written", registry=registry)
+        self.damaged_snapshots = Counter(
+            "forecaster_damaged_snapshots", "Snapshots that could not be read and were passed over", registry=registry
+        )
+        self.failed_commits = Counter("forecaster_failed_commits", "Micro-batches not committed", registry=registry)
+        self.model = Gauge(
+            "forecaster_model_info", "1 for the model that serves", ("name", "version"), registry=registry
+        )
+        self.swaps = Counter("forecaster_model_swaps", "Model swaps", registry=registry)
+        self.refused_models = Counter("forecaster_refused_models", "Models that were not taken", registry=registry)
+        self.registry_errors = Counter("forecaster_registry_errors", "Failed registry look-ups", registry=registry)
+        self.registry_up = Gauge("forecaster_registry_up", "1 if the last registry look-up worked", registry=registry)
+
+    def request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Record one HTTP request."""
+        key = (method, route, status)
+        pair = self._requests.get(key)
+        if pair is None:
+            # Looking labels up costs more than counting, so the children are kept.
+            route = route.replace(":path", "")
+            pair = self._request_count.labels(method, route, str(status)), self._request_seconds.labels(method, route)
+            self._requests[key] = pair
+        pair[0].inc()
+        pair[1].observe(seconds)
+
+    def observed(self, verdict: str, count: int) -> None:
+        """Record what became of observations."""
+        self.observations.labels(verdict).inc(count)
+
+    def serves(self, name: str, version: str) -> None:
+        """Record which model serves from now on."""
+        self.model.clear()
+        self.model.labels(name, version).set(1)
+
+    def text(self) -> bytes:
+        """The exposition format."""
+        return generate_latest(self.registry)

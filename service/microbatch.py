@@ -1,0 +1,335 @@
+"""One micro-batch: many items of different streams become one fold, one transaction and one decode.
+
+It knows residents and store, and no queue, thread or HTTP. The order is the guarantee: everything that can fail is
+computed first on copies, then the transaction commits, then memory follows. Invariant: if `run` raises, neither the
+store nor any state has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from forecaster import InputError, StreamState
+from service.folding import dense, fold_ragged, rewind
+from service.items import Create, Delete, Item, Look, Observe, Outcome, wanted
+from service.model import Want
+from service.problems import Problem, conflict, from_library, invalid, unknown_stream
+from service.residents import Resident, Residents
+from service.store import Changes, NewStream, Store, StreamRecord
+from service.verdicts import Judgement, Verdict, judge
+
+__all__ = ["MicroBatch", "Result"]
+
+Result = Outcome | Problem
+
+
+@dataclass(slots=True)
+class _Step:
+    """One item on its way: what it does to which stream."""
+
+    item: Item
+    resident: Resident
+    record: StreamRecord
+    judgement: Judgement | None = None
+
+
+@dataclass(slots=True)
+class _Plan:
+    """The items by what they need."""
+
+    appends: list[_Step] = field(default_factory=list)
+    rewinds: list[_Step] = field(default_factory=list)
+    reads: list[_Step] = field(default_factory=list)
+    creates: list[tuple[Create, Resident | None]] = field(default_factory=list)
+    deletes: list[_Step] = field(default_factory=list)
+
+
+class MicroBatch:
+    """Runs items of distinct streams against residents and store.
+
+    Parameters
+    ----------
+    residents
+        Streams in memory, under the model that every outcome of this batch names.
+    store
+        The truth.
+    max_gap
+        Most missing steps filled in one go.
+    check_versions
+        Whether other processes write to the same store.
+    """
+
+    def __init__(self, residents: Residents, store: Store, *, max_gap: int, check_versions: bool) -> None:
+        self._residents = residents
+        self._model = residents.model
+        self._store = store
+        self._max_gap = max_gap
+        self._check_versions = check_versions
+        self._results: dict[Item, Result] = {}
+        self.due: list[Resident] = []
+
+    def run(self, items: Sequence[Item]) -> dict[Item, Result]:
+        """Do everything; one result per item.
+
+        Raises
+        ------
+        StaleStreams
+            Another process was faster; drop these residents and run again.
+        SQLAlchemyError
+            The store failed.
+        """
+        self._residents.touch([item.unique_id for item in items], check_versions=self._check_versions)
+        plan = self._plan(items)
+        appended = self._append(plan.appends)
+        rewound = self._rewind(plan.rewinds)
+        forecasts = self._decode(plan, appended, rewound)
+        created_states = self._warm_up(plan.creates)
+        changes = self._changes(plan)
+        created = self._store.commit(changes) if changes else []
+        self._remember(plan, appended, rewound, created, created_states)
+        for step in (*plan.appends, *plan.rewinds, *plan.reads, *plan.deletes):
+            if step.item not in self._results:
+                quantiles = forecasts.get(step.item)
+                self._results[step.item] = Outcome(step.record, self._model, step.judgement, quantiles)
+        return self._results
+
+    # -- plan ------------------------------------------------------------------------------------------------------
+
+    def _plan(self, items: Sequence[Item]) -> _Plan:
+        plan = _Plan()
+        observed: list[tuple[Observe, Resident]] = []
+        for item in items:
+            resident = self._residents.get(item.unique_id)
+            if not self._version_fits(item, resident):
+                continue
+            if isinstance(item, Create):
+                plan.creates.append((item, resident))
+            elif resident is None:
+                self._results[item] = unknown_stream(item.unique_id)
+            elif isinstance(item, Observe):
+                observed.append((item, resident))
+            elif isinstance(item, Delete):
+                plan.deletes.append(_Step(item, resident, resident.record))
+            else:
+                assert isinstance(item, Look)
+                plan.reads.append(_Step(item, resident, resident.record))
+        self._judge(plan, observed)
+        return plan
+
+    def _version_fits(self, item: Item, resident: Resident | None) -> bool:
+        expected: int | None = getattr(item, "if_version", None)
+        found = resident.record.version if resident else None
+        if expected is None or expected == found:
+            return True
+        self._results[item] = Problem(
+            412,
+            "version-mismatch",
+            f"stream {item.unique_id!r} is at version {found}, but If-Match asks for {expected}",
+            version=found,
+        )
+        return False
+
+    def _judge(self, plan: _Plan, observed: list[tuple[Observe, Resident]]) -> None:
+        looked_up = {r.record.id: old for i, r in observed if (old := [s for s in i.steps if s <= r.record.last_step])}
+        known = self._store.known(looked_up) if looked_up else {}
+        for item, resident in observed:
+            record = resident.record
+            judgement = judge(
+                record.first_step,
+                record.last_step,
+                known.get(record.id, {}),
+                item.steps,
+                item.values,
+                revise=item.revise,
+                max_gap=self._max_gap,
+            )
+            if item.whole and (refusal := self._refusal(item, record, judgement)):
+                self._results[item] = refusal
+                continue
+            after = record
+            if judgement.changes:
+                inserted, updated = judgement.inserted, judgement.updated
+                missing = record.missing + sum(y is None for y in inserted.values())
+                missing += sum((y is None) - (known[record.id][step] is None) for step, y in updated.items())
+                after = StreamRecord(
+                    record.id,
+                    record.unique_id,
+                    record.first_step,
+                    judgement.last_step,
+                    record.version + 1,
+                    record.observations + len(inserted),
+                    missing,
+                )
+            step = _Step(item, resident, after, judgement)
+            if not judgement.changes:
+                plan.reads.append(step)
+            elif judgement.updated or min(judgement.inserted) <= record.last_step:
+                plan.rewinds.append(step)
+            else:
+                plan.appends.append(step)
+
+    def _refusal(self, item: Observe, record: StreamRecord, judgement: Judgement) -> Problem | None:
+        refused = [i for i, verdict in enumerate(judgement.verdicts) if verdict.refused]
+        if not refused:
+            return None
+        dates = self._model.dates
+        verdict, ds = judgement.verdicts[refused[0]], dates.text(item.steps[refused[0]])
+        last, name = dates.text(record.last_step), f"stream {item.unique_id!r}"
+        rows = [{"ds": dates.text(item.steps[i]), "verdict": judgement.verdicts[i]} for i in refused[:20]]
+        if verdict is Verdict.CONFLICT:
+            detail = f'{name} already has another y at ds {ds}; send "on_conflict": "revise" to replace it'
+            return conflict(detail, observations=rows)
+        if verdict is Verdict.TOO_OLD:
+            detail = f"ds {ds} lies before the log of {name}, which begins at {dates.text(record.first_step)}"
+            return Problem(422, "too-old", detail, observations=rows)
+        return Problem(
+            422,
+            "gap-too-long",
+            f"ds {ds} leaves a gap of more than {self._max_gap} steps after {last}, the last ds of {name}",
+            observations=rows,
+            max_gap_steps=self._max_gap,
+        )
+
+    # -- compute on copies -----------------------------------------------------------------------------------------
+
+    def _append(self, steps: list[_Step]) -> StreamState | None:
+        if not steps:
+            return None
+        values = []
+        for step in steps:
+            assert step.judgement is not None
+            last = step.resident.record.last_step
+            values.append(dense(step.judgement.inserted.items(), last, step.judgement.last_step))
+        states = self._residents.slab.gather([step.resident.row for step in steps])
+        return fold_ragged(self._model.forecaster, states, values)
+
+    def _rewind(self, steps: list[_Step]) -> StreamState | None:
+        if not steps:
+            return None
+        parts = []
+        for step in steps:
+            assert step.judgement is not None
+            changed = step.judgement.inserted | step.judgement.updated
+            parts.append(rewind(self._model, self._store, step.resident.record, changed, step.judgement.last_step))
+        return StreamState.concat(parts)
+
+    def _warm_up(self, creates: list[tuple[Create, Resident | None]]) -> StreamState | None:
+        if not creates:
+            return None
+        forecaster = self._model.forecaster
+        initial = forecaster.initial_state(torch.tensor([item.steps[0] for item, _ in creates]))
+        return fold_ragged(
+            forecaster,
+            initial,
+            [dense(zip(i.steps, i.values, strict=True), i.steps[0] - 1, i.steps[-1]) for i, _ in creates],
+        )
+
+    def _decode(
+        self, plan: _Plan, appended: StreamState | None, rewound: StreamState | None
+    ) -> dict[Item, np.ndarray[tuple[int, ...], np.dtype[np.float64]]]:
+        wants: dict[Want, list[tuple[_Step, int]]] = {}
+        reads = [step for step in plan.reads if wanted(step.item)]
+        for position, step in enumerate((*plan.appends, *plan.rewinds, *reads)):
+            if want := wanted(step.item):
+                wants.setdefault(want, []).append((step, position))
+        if not wants:
+            return {}
+        read = self._residents.slab.gather([step.resident.row for step in reads]) if reads else None
+        parts = [part for part in (appended, rewound, read) if part is not None]
+        states = parts[0] if len(parts) == 1 else StreamState.concat(parts)
+        forecasts = {}
+        for want, asked in wants.items():
+            rows = states if len(asked) == len(states) else states.select([position for _, position in asked])
+            try:
+                quantiles = self._model.forecaster.forecast(rows, want.horizon, want.quantile_levels)
+            except InputError as error:
+                # The model may have changed since the request was checked.
+                self._refuse([step for step, _ in asked], from_library(error))
+                continue
+            finite = np.isfinite(quantiles).all(axis=(1, 2)).tolist()
+            by_level = np.ascontiguousarray(quantiles.transpose(0, 2, 1))  # [B, Q, H]
+            for (step, _), row, usable in zip(asked, by_level, finite, strict=True):
+                if usable:
+                    forecasts[step.item] = row
+                else:
+                    self._refuse([step], self._not_finite(step))
+        return forecasts
+
+    def _not_finite(self, step: _Step) -> Problem:
+        name = f"stream {step.item.unique_id!r}"
+        if step.judgement is None or not step.judgement.changes:
+            return Problem(
+                409, "no-forecast", f"{name} has no finite forecast: no value was observed, or its values are extreme"
+            )
+        return invalid(f"after these observations {name} would have no finite forecast; nothing was stored")
+
+    def _refuse(self, steps: list[_Step], problem: Problem) -> None:
+        """Take steps out of what is going to be committed; their states stay as they were."""
+        for step in steps:
+            self._results[step.item] = problem
+            step.record = step.resident.record
+
+    # -- commit, then follow in memory -----------------------------------------------------------------------------
+
+    def _changes(self, plan: _Plan) -> Changes:
+        changes = Changes()
+        for step in (*plan.appends, *plan.rewinds):
+            if step.item in self._results:
+                continue
+            judgement, record = step.judgement, step.record
+            assert judgement is not None
+            before = step.resident.record
+            changes.streams.append((record, before.version))
+            changes.inserted.extend((record.id, s, y) for s, y in judgement.inserted.items())
+            changes.updated.extend((record.id, s, y) for s, y in judgement.updated.items())
+            changed = min((*judgement.inserted, *judgement.updated))
+            if changed <= before.last_step:
+                changes.rewound.append((record.id, changed))
+        for item, resident in plan.creates:
+            before_or_none = resident.record if resident else None
+            record = StreamRecord(
+                before_or_none.id if before_or_none else 0,
+                item.unique_id,
+                item.steps[0],
+                item.steps[-1],
+                before_or_none.version + 1 if before_or_none else 1,
+                len(item.steps),
+                sum(y is None for y in item.values),
+            )
+            changes.created.append(NewStream(record, before_or_none, list(zip(item.steps, item.values, strict=True))))
+        changes.deleted.extend(step.record for step in plan.deletes)
+        return changes
+
+    def _remember(
+        self,
+        plan: _Plan,
+        appended: StreamState | None,
+        rewound: StreamState | None,
+        created: list[StreamRecord],
+        created_states: StreamState | None,
+    ) -> None:
+        residents = self._residents
+        for steps, states in ((plan.appends, appended), (plan.rewinds, rewound)):
+            if states is None:
+                continue
+            taken = [i for i, step in enumerate(steps) if step.item not in self._results]
+            if len(taken) == len(steps):
+                residents.slab.scatter([step.resident.row for step in steps], states)
+            elif taken:
+                residents.slab.scatter([steps[i].resident.row for i in taken], states.select(taken))
+            for i in taken:
+                resident, record = steps[i].resident, steps[i].record
+                # A rewound stream has lost later snapshots, so the revised stretch counts again.
+                resident.unsaved += max(record.last_step - resident.record.last_step, 1)
+                resident.record = record
+                self.due.append(resident)
+        if created_states is not None:
+            unsaved = [record.last_step - record.first_step + 1 for record in created]
+            self.due.extend(residents.add(created, created_states, unsaved))
+            for (item, before), record in zip(plan.creates, created, strict=True):
+                self._results[item] = Outcome(record, self._model, created=before is None)
+        residents.drop(step.item.unique_id for step in plan.deletes)

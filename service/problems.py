@@ -1,0 +1,179 @@
+"""Every error the service answers with, as RFC 9457 problem details.
+
+One place translates foreign errors (validation, unknown routes, the library's, the unexpected) to one JSON shape.
+Invariant: a client never sees a traceback, and a refused request has changed nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from forecaster import ForecasterError, InputError
+
+__all__ = [
+    "MEDIA_TYPE",
+    "Problem",
+    "conflict",
+    "failed",
+    "install",
+    "invalid",
+    "overloaded",
+    "problem_response",
+    "unavailable",
+    "unknown_stream",
+]
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(Exception):
+    """A refusal with everything its reply needs.
+
+    Parameters
+    ----------
+    status
+        HTTP status.
+    kind
+        Short stable name of the problem; becomes the ``type`` ``urn:forecaster:problem:<kind>``.
+    detail
+        One line for a human: what was found and what was expected.
+    headers
+        Extra reply headers.
+    extensions
+        Extra members of the problem object.
+    """
+
+    def __init__(
+        self, status: int, kind: str, detail: str, *, headers: dict[str, str] | None = None, **extensions: Any
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.kind = kind
+        self.detail = detail
+        self.headers = headers or {}
+        self.extensions = extensions
+
+    def body(self) -> bytes:
+        """The problem object as JSON."""
+        return orjson.dumps(
+            {
+                "type": f"urn:forecaster:problem:{self.kind}",
+                "title": HTTPStatus(self.status).phrase,
+                "status": self.status,
+                "detail": self.detail,
+                **self.extensions,
+            },
+            option=orjson.OPT_SERIALIZE_NUMPY,
+            default=str,
+        )
+
+
+def invalid(detail: str, **extensions: Any) -> Problem:
+    """422: the request was understood and is wrong."""
+    return Problem(422, "invalid", detail, **extensions)
+
+
+def conflict(detail: str, **extensions: Any) -> Problem:
+    """409: the request contradicts what is stored."""
+    return Problem(409, "conflict", detail, **extensions)
+
+
+def unknown_stream(unique_id: str) -> Problem:
+    """404: no such stream."""
+    return Problem(
+        404, "unknown-stream", f"stream {unique_id!r} is not known; create it first with PUT /v1/streams/{{unique_id}}"
+    )
+
+
+def unavailable(detail: str) -> Problem:
+    """503: not now; nothing was changed, and the same request may be sent again."""
+    return Problem(503, "unavailable", detail, headers={"retry-after": "1"})
+
+
+def overloaded() -> Problem:
+    """503: too much is waiting."""
+    return Problem(
+        503, "overloaded", "too many requests are waiting; send this one again", headers={"retry-after": "1"}
+    )
+
+
+def failed() -> Problem:
+    """500: our fault; details go to the log only."""
+    return Problem(500, "internal", "the service failed on this request; the cause is in its log")
+
+
+def problem_response(problem: Problem) -> Response:
+    """The reply for a problem."""
+    return Response(problem.body(), problem.status, headers=problem.headers, media_type=MEDIA_TYPE)
+
+
+def from_validation(error: ValidationError | RequestValidationError) -> Problem:
+    """One line for the first mistake, and up to twenty of them as ``errors``."""
+    errors = error.errors()
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        return Problem(
+            400, "malformed-json", f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}"
+        )
+    shown = [
+        {"at": "/".join(str(part) for part in e["loc"]), "message": e["msg"], "found": _shorten(e.get("input"))}
+        for e in errors[:20]
+    ]
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return invalid(f"{shown[0]['at'] or 'the body'}: {first['msg']}, found {shown[0]['found']}{more}", errors=shown)
+
+
+def from_library(error: ForecasterError) -> Problem:
+    """The library's one-line message: the caller's input, or our artifact."""
+    return invalid(str(error)) if isinstance(error, InputError) else unavailable(str(error))
+
+
+def _shorten(value: object, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of `app` as a problem."""
+
+    async def on_problem(_: Request, error: Exception) -> Response:
+        assert isinstance(error, Problem)
+        return problem_response(error)
+
+    async def on_validation(_: Request, error: Exception) -> Response:
+        assert isinstance(error, ValidationError | RequestValidationError)
+        return problem_response(from_validation(error))
+
+    async def on_library(_: Request, error: Exception) -> Response:
+        assert isinstance(error, ForecasterError)
+        return problem_response(from_library(error))
+
+    async def on_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if error.status_code == 404:
+            problem = Problem(404, "unknown-route", f"there is nothing at {request.url.path}; see /docs")
+        elif error.status_code == 405:
+            problem = Problem(405, "method-not-allowed", f"{request.method} is not allowed at {request.url.path}")
+        else:
+            problem = Problem(error.status_code, "http", str(error.detail))
+        problem.headers.update(error.headers or {})
+        return problem_response(problem)
+
+    async def on_anything(request: Request, error: Exception) -> Response:
+        logging.getLogger("service").error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return problem_response(failed())
+
+    app.add_exception_handler(Problem, on_problem)
+    app.add_exception_handler(ValidationError, on_validation)
+    app.add_exception_handler(RequestValidationError, on_validation)
+    app.add_exception_handler(ForecasterError, on_library)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(Exception, on_anything)

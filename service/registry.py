@@ -1,0 +1,252 @@
+"""The registry watcher: follows a model reference, and hands over each new version that loads and works.
+
+It knows MLflow's client and the artifact folder inside a registered model, not the engine. Invariant: a look-up that
+fails or a version that does not work changes nothing but `trouble`; what was handed over last keeps serving.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from service.errors import ModelError, ServiceError
+from service.metrics import Metrics
+from service.model import ServedModel, load_model
+
+__all__ = ["MlflowRegistry", "Reference", "Registry", "Watcher", "parse_reference"]
+
+_REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+
+
+class Reference(NamedTuple):
+    """A registered model by alias or by version."""
+
+    name: str
+    alias: str | None
+    version: str | None
+
+
+def parse_reference(text: str) -> Reference | None:
+    """The registered model that `text` names; None if it names a folder.
+
+    Raises
+    ------
+    ModelError
+        It begins like a registered model and is none.
+    """
+    if not text.startswith("models:"):
+        return None
+    match = _REFERENCE.fullmatch(text)
+    if match is None:
+        raise ModelError(
+            f"model reference {text!r} is not understood; expected models:/NAME@ALIAS or models:/NAME/VERSION"
+        )
+    return Reference(match["name"], match["alias"], match["version"])
+
+
+class Registry(Protocol):
+    """Where versions are looked up and fetched."""
+
+    def version_of(self, reference: Reference) -> str:
+        """The version behind a reference."""
+
+    def fetch(self, name: str, version: str, target: Path) -> Path:
+        """Download a version below `target`; returns its artifact folder."""
+
+
+class MlflowRegistry:
+    """An MLflow tracking server or database.
+
+    Parameters
+    ----------
+    tracking_uri
+        Where it is.
+    """
+
+    def __init__(self, tracking_uri: str) -> None:
+        self._uri = tracking_uri
+        self._client: Any = None
+
+    def _connect(self) -> Any:
+        if self._client is None:
+            # Imported here: it takes seconds, and a model from a folder does not need it.
+            # By itself the client would retry a dead server for minutes before saying so.
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+            from mlflow import MlflowClient
+
+            self._client = MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
+        return self._client
+
+    def version_of(self, reference: Reference) -> str:
+        """The version behind a reference."""
+        if reference.version is not None:
+            return reference.version
+        return str(self._connect().get_model_version_by_alias(reference.name, reference.alias).version)
+
+    def fetch(self, name: str, version: str, target: Path) -> Path:
+        """Download a version below `target`; returns its artifact folder."""
+        self._connect()
+        from mlflow.artifacts import download_artifacts
+
+        root = Path(
+            download_artifacts(
+                artifact_uri=f"models:/{name}/{version}",
+                dst_path=str(target),
+                tracking_uri=self._uri,
+                registry_uri=self._uri,
+            )
+        )
+        for folder in (root / "artifacts" / "forecaster", root):
+            if (folder / "manifest.json").exists():
+                return folder
+        found = sorted(root.rglob("manifest.json"))
+        if not found:
+            raise ModelError(f"model {name} {version} holds no forecaster artifact")
+        return found[0].parent
+
+
+class Watcher:
+    """Polls a reference in a thread of its own.
+
+    Parameters
+    ----------
+    reference
+        What to follow.
+    registry
+        Where.
+    take
+        Called with each new version that works; raises `ServiceError` to refuse it. Runs on the watcher's thread.
+    cache
+        Folder that keeps the last good version for a start without registry; None to keep nothing.
+    poll_seconds
+        Pause between look-ups.
+    metrics
+        Told about failures.
+    """
+
+    def __init__(
+        self,
+        reference: Reference,
+        registry: Registry,
+        take: Callable[[ServedModel], None],
+        *,
+        cache: Path | None,
+        poll_seconds: float,
+        metrics: Metrics,
+    ) -> None:
+        self.trouble: str | None = "not looked up yet"
+        self._reference = reference
+        self._registry = registry
+        self._take = take
+        self._cache = cache
+        self._poll_seconds = poll_seconds
+        self._metrics = metrics
+        self._serving: str | None = None
+        self._refused: str | None = None
+        self._refusal = ""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="registry", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop watching; a look-up in progress may still end by itself."""
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            self.look()
+            self._stop.wait(self._poll_seconds)
+
+    def look(self) -> None:
+        """Look once, and take what is new."""
+        try:
+            version = self._registry.version_of(self._reference)
+        except Exception as error:
+            # Whatever a registry's client raises, it must not take the service down.
+            self._metrics.registry_errors.inc()
+            self._metrics.registry_up.set(0)
+            self.trouble = f"the registry cannot be asked: {_line(error)}"
+            if self._serving is None:
+                self._take_cached()
+            return
+        self._metrics.registry_up.set(1)
+        if version == self._serving:
+            self.trouble = None
+        elif version == self._refused:
+            self.trouble = self._refusal
+        else:
+            self._take_version(version)
+
+    def _take_version(self, version: str) -> None:
+        name = self._reference.name
+        try:
+            with tempfile.TemporaryDirectory(prefix="forecaster-") as folder:
+                artifact = self._registry.fetch(name, version, Path(folder))
+                model = load_model(artifact, name, version)
+                self._take(model)
+                self._serving, self._refused, self.trouble = version, None, None
+                self._keep(artifact, version)
+        except ServiceError as error:
+            # Bad in itself: looked at again only when the alias moves.
+            self._metrics.refused_models.inc()
+            self._refused, self._refusal = version, f"version {version} was not taken: {error}"
+            self.trouble = self._refusal
+            logging.getLogger("service").error("model %s %s", name, self.trouble)
+        except Exception as error:
+            self._metrics.registry_errors.inc()
+            self.trouble = f"version {version} cannot be fetched: {_line(error)}"
+            logging.getLogger("service").warning("model %s %s", name, self.trouble)
+
+    # -- the last good version on disk -----------------------------------------------------------------------------
+
+    def _kept(self) -> Path | None:
+        return self._cache and self._cache / self._reference.name
+
+    def _keep(self, artifact: Path, version: str) -> None:
+        kept = self._kept()
+        if kept is None:
+            return
+        try:
+            kept.mkdir(parents=True, exist_ok=True)
+            target = kept / version
+            if not target.exists():
+                partial = Path(tempfile.mkdtemp(dir=kept, prefix=".partial-"))
+                shutil.copytree(artifact, partial, dirs_exist_ok=True)
+                partial.rename(target)
+            note = kept / ".latest"
+            note.write_text(json.dumps({"version": version}))
+            note.rename(kept / "latest.json")
+            for old in kept.iterdir():
+                if old.is_dir() and old != target:
+                    shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            logging.getLogger("service").warning("model %s is not kept on disk: %s", self._reference.name, error)
+
+    def _take_cached(self) -> None:
+        kept = self._kept()
+        if kept is None:
+            return
+        try:
+            version = json.loads((kept / "latest.json").read_text())["version"]
+            self._take(load_model(kept / version, self._reference.name, version))
+            self._serving = version
+            self.trouble = f"{self.trouble}; serving version {version} from the cache"
+        except (OSError, ValueError, KeyError, TypeError, ServiceError) as error:
+            self.trouble = f"{self.trouble}; nothing usable in the cache: {_line(error)}"
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,87 @@
+"""What clients get: outcomes as JSON bytes, written once and not validated again.
+
+It knows the shapes of the HTTP contract and nothing of how outcomes come about. Invariant: every forecast carries its
+timestamps, quantile levels, cutoff, and the one model that made it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+from fastapi import Response
+
+from service.items import Outcome
+from service.model import ServedModel, Want
+from service.store import StreamRecord
+from service.verdicts import Verdict
+
+__all__ = ["Json", "description", "forecast", "json_reply", "observed"]
+
+_OPTIONS = orjson.OPT_SERIALIZE_NUMPY
+_TAKEN = (Verdict.ACCEPTED, Verdict.LATE, Verdict.DUPLICATE, Verdict.REVISED)
+
+Json = dict[str, Any]
+
+
+def json_reply(value: object, *, status: int = 200, version: int | None = None) -> Response:
+    """A JSON response, with the stream's version as its ETag."""
+    headers = None if version is None else {"etag": f'"{version}"'}
+    return Response(orjson.dumps(value, option=_OPTIONS), status, headers, "application/json")
+
+
+def forecast(
+    model: ServedModel, unique_id: str, last_step: int, want: Want, quantiles: npt.NDArray[np.float64]
+) -> Json:
+    """A forecast; `quantiles` is [Q, H]."""
+    dates = model.dates
+    return {
+        "unique_id": unique_id,
+        "cutoff": dates.text(last_step),
+        "model": model.label,
+        "ds": dates.texts(last_step + 1, want.horizon),
+        "quantiles": {f"{level:g}": row for level, row in zip(want.quantile_levels, quantiles, strict=True)},
+    }
+
+
+def stream_forecast(outcome: Outcome, want: Want) -> Json:
+    """The forecast of a stream, with the stream's version."""
+    record = outcome.record
+    assert outcome.quantiles is not None
+    reply = forecast(outcome.model, record.unique_id, record.last_step, want, outcome.quantiles)
+    reply["version"] = record.version
+    return reply
+
+
+def observed(outcome: Outcome, want: Want) -> Json:
+    """The new forecast of a stream, with what became of its observations."""
+    reply = stream_forecast(outcome, want)
+    judgement = outcome.judgement
+    assert judgement is not None
+    if len(judgement.verdicts) == 1:
+        only = judgement.verdicts[0]
+        reply.update((word.value, int(word is only)) for word in _TAKEN)
+    else:
+        reply.update((word.value, judgement.verdicts.count(word)) for word in _TAKEN)
+    reply["filled"] = judgement.filled
+    return reply
+
+
+def description(record: StreamRecord, model: ServedModel) -> Json:
+    """A stream: where it stands and what its log holds."""
+    dates = model.dates
+    steps = record.last_step - record.first_step + 1
+    return {
+        "unique_id": record.unique_id,
+        "version": record.version,
+        "first_ds": dates.text(record.first_step),
+        "cutoff": dates.text(record.last_step),
+        "model": model.label,
+        "counts": {
+            "observations": record.observations,
+            "missing": record.missing,
+            "filled": steps - record.observations,
+        },
+    }

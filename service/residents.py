@@ -1,0 +1,128 @@
+"""The streams whose state is in memory: who they are, where in the slab they lie, and what is not yet in a snapshot.
+
+It knows slab and store, not requests. Invariants: a resident's state is the fold of its record's log under the model
+given; dropping a resident loses nothing, since it is restored from the store on the next touch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from forecaster import StreamState
+from service.folding import restore
+from service.metrics import Metrics
+from service.model import ServedModel
+from service.slab import Slab
+from service.store import Store, StreamRecord
+
+__all__ = ["Resident", "Residents"]
+
+_RESTORE = 1024  # streams restored in one go
+
+
+@dataclass(slots=True, eq=False)
+class Resident:
+    """One stream in memory.
+
+    Attributes
+    ----------
+    record
+        As committed.
+    row
+        Its row of the slab.
+    unsaved
+        Steps folded since the latest snapshot.
+    touched
+        Number of the micro-batch that used it last.
+    """
+
+    record: StreamRecord
+    row: int
+    unsaved: int
+    touched: int
+
+
+class Residents:
+    """Streams in memory under one model."""
+
+    def __init__(self, model: ServedModel, store: Store, metrics: Metrics, capacity: int) -> None:
+        self.model = model
+        self.slab = Slab(model.forecaster)
+        self._store = store
+        self._metrics = metrics
+        self._capacity = capacity
+        self._by_name: dict[str, Resident] = {}
+        self._clock = 0
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._by_name)
+
+    def get(self, unique_id: str) -> Resident | None:
+        """A resident stream, or None: after `touch` of that name this means that no such stream exists."""
+        return self._by_name.get(unique_id)
+
+    def touch(self, unique_ids: Sequence[str], *, check_versions: bool) -> None:
+        """Make streams resident, those that exist, and mark them as used.
+
+        With `check_versions`, residents that another process has changed are restored anew.
+        """
+        self._clock += 1
+        if check_versions:
+            self._drop_outdated(unique_ids)
+        absent = []
+        for unique_id in unique_ids:
+            resident = self._by_name.get(unique_id)
+            if resident is None:
+                absent.append(unique_id)
+            else:
+                resident.touched = self._clock
+        for start in range(0, len(absent), _RESTORE):
+            found = list(self._store.recover(absent[start : start + _RESTORE], self.model.key).values())
+            if not found:
+                continue
+            states, unsaved, damaged = restore(self.model, self._store, found)
+            self.add([recovery.record for recovery in found], states, unsaved)
+            self._metrics.restored.inc(len(found))
+            self._metrics.damaged_snapshots.inc(damaged)
+
+    def _drop_outdated(self, unique_ids: Sequence[str]) -> None:
+        here = [resident for u in unique_ids if (resident := self._by_name.get(u)) is not None]
+        versions = self._store.versions([resident.record.id for resident in here])
+        self.drop(r.record.unique_id for r in here if versions.get(r.record.id) != r.record.version)
+
+    def add(self, records: Sequence[StreamRecord], states: StreamState, unsaved: Sequence[int]) -> list[Resident]:
+        """Take streams in, replacing those of the same name."""
+        self.drop(record.unique_id for record in records)
+        rows = self.slab.take(len(records))
+        self.slab.scatter(rows, states)
+        added = [Resident(r, row, n, self._clock) for r, row, n in zip(records, rows, unsaved, strict=True)]
+        self._by_name.update((resident.record.unique_id, resident) for resident in added)
+        return added
+
+    def drop(self, unique_ids: Iterable[str]) -> None:
+        """Forget states; the store still has what they are made of."""
+        gone = [resident for u in unique_ids if (resident := self._by_name.pop(u, None)) is not None]
+        self.slab.give_back([resident.row for resident in gone])
+
+    def evict(self) -> list[Resident]:
+        """The longest idle streams above capacity, a tenth more than needed so that this is rare; still resident."""
+        excess = len(self._by_name) - self._capacity
+        if excess <= 0:
+            return []
+        return sorted(self._by_name.values(), key=lambda r: r.touched)[: excess + self._capacity // 10]
+
+    def unsaved(self) -> list[Resident]:
+        """Streams whose latest steps are in no snapshot."""
+        return [resident for resident in self._by_name.values() if resident.unsaved]
+
+    def save(self, residents: Sequence[Resident]) -> None:
+        """Write snapshots of some residents."""
+        for start in range(0, len(residents), _RESTORE):
+            part = residents[start : start + _RESTORE]
+            states = self.slab.gather([resident.row for resident in part]).to_bytes()
+            records = {r.record: state for r, state in zip(part, states, strict=True)}
+            self._metrics.snapshots.inc(self._store.save_snapshots(self.model.key, records))
+            for resident in part:
+                resident.unsaved = 0

@@ -1,0 +1,88 @@
+"""Bulk observations: many streams in one body, a verdict for every row, each stream's rows in one micro-batch."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from service.bulk import ARROW, JSON_LINES, Rows, read_arrow, read_json_lines, verdicts_reply
+from service.dates import Dates
+from service.items import Bundle, Item, Observe, Outcome
+from service.problems import Problem, invalid
+from service.replies import json_reply
+from service.routes.common import engine_of, refuse_query
+
+__all__ = ["router"]
+
+_READERS = {JSON_LINES: read_json_lines, "application/jsonl": read_json_lines, ARROW: read_arrow}
+_QUERY = frozenset(("on_conflict",))
+_OPENAPI: dict[str, Any] = {
+    "parameters": [
+        {"name": "on_conflict", "in": "query", "schema": {"enum": ["refuse", "revise"], "default": "refuse"}}
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            JSON_LINES: {"schema": {"$ref": "#/components/schemas/Row"}},
+            ARROW: {"schema": {"type": "string", "format": "binary"}},
+        },
+    },
+}
+
+
+def router() -> APIRouter:
+    """The routes of this resource."""
+    routes = APIRouter(tags=["observations"])
+    routes.add_api_route(
+        "/v1/observations",
+        _observe,
+        methods=["POST"],
+        summary="Observe many streams, durably, with a verdict per row",
+        openapi_extra=_OPENAPI,
+    )
+    return routes
+
+
+async def _observe(request: Request) -> Response:
+    refuse_query(request, _QUERY)
+    on_conflict = request.query_params.get("on_conflict", "refuse")
+    if on_conflict not in ("refuse", "revise"):
+        raise invalid(f"on_conflict is {on_conflict!r}, expected refuse or revise")
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    reader = _READERS.get(kind)
+    if reader is None:
+        raise Problem(415, "unsupported-type", f"the body has type {kind or 'none'}; expected {JSON_LINES} or {ARROW}")
+    engine = engine_of(request)
+    body = await request.body()
+    # Bulk bodies take long enough to read that others must not wait behind them.
+    rows, grouped = await asyncio.to_thread(_read, reader, body, engine.model.dates)
+    if not rows.unique_ids:
+        raise invalid("the body has no rows")
+    results: dict[str, Outcome | Problem] = {}
+    if grouped:
+        ticket = Bundle(len(grouped))
+        items: list[Item] = [
+            Observe(
+                ticket,
+                name,
+                [step for i in numbers if (step := rows.steps[i]) is not None],
+                [rows.values[i] for i in numbers],
+                revise=on_conflict == "revise",
+                whole=False,
+            )
+            for name, numbers in grouped.items()
+        ]
+        engine.submit(items)
+        results = await ticket.future
+    return await asyncio.to_thread(_reply, rows, grouped, results)
+
+
+def _read(reader: Any, body: bytes, dates: Dates) -> tuple[Rows, dict[str, list[int]]]:
+    rows: Rows = reader(body, dates)
+    return rows, rows.by_stream()
+
+
+def _reply(rows: Rows, grouped: dict[str, list[int]], results: dict[str, Outcome | Problem]) -> Response:
+    return json_reply(verdicts_reply(rows, grouped, results))

@@ -1,0 +1,157 @@
+"""Streams: create or replace, describe, list, forget, observe, forecast."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+from service.histories import read_history
+from service.items import Create, Delete, Look, Observe, Single
+from service.problems import invalid
+from service.replies import description, json_reply, observed, stream_forecast
+from service.routes.common import body_of, engine_of, if_match, model_body, refuse_query, service_of, unique_id_of
+from service.schemas import ForecastQuery, ObservationsRequest, StreamHistory
+
+__all__ = ["router"]
+
+_NAME: dict[str, Any] = {
+    "parameters": [
+        {"name": "unique_id", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 255}}
+    ]
+}
+_QUERY: dict[str, Any] = {
+    "parameters": [
+        *_NAME["parameters"],
+        {"name": "horizon", "in": "query", "schema": {"type": "integer", "minimum": 1}},
+        {"name": "quantile_levels", "in": "query", "schema": {"type": "string"}, "example": "0.1,0.5,0.9"},
+    ]
+}
+_FORECAST_QUERY = frozenset(("horizon", "quantile_levels"))
+_LIST_QUERY = frozenset(("limit", "cursor"))
+
+
+def router() -> APIRouter:
+    """The routes of this resource."""
+    routes = APIRouter(tags=["streams"])
+    name = "/v1/streams/{unique_id:path}"
+    add = routes.add_api_route
+    add("/v1/streams", _list, methods=["GET"], summary="Streams by unique_id, a page at a time")
+    # Names may hold slashes, so the longer paths come first.
+    add(
+        f"{name}/observations",
+        _observe,
+        methods=["POST"],
+        summary="Observe, durably, all or nothing, and forecast",
+        openapi_extra={**_NAME, **model_body(ObservationsRequest)},
+    )
+    add(f"{name}/forecast", _forecast, methods=["GET"], summary="Forecast from where it stands", openapi_extra=_QUERY)
+    add(
+        name,
+        _put,
+        methods=["PUT"],
+        status_code=201,
+        summary="Create or replace with a history",
+        openapi_extra={**_NAME, **model_body(StreamHistory)},
+    )
+    add(name, _get, methods=["GET"], summary="Where it stands", openapi_extra=_NAME)
+    add(name, _delete, methods=["DELETE"], status_code=204, summary="Forget it and its log", openapi_extra=_NAME)
+    return routes
+
+
+async def _observe(request: Request) -> Response:
+    engine = engine_of(request)
+    body = ObservationsRequest.model_validate_json(await request.body())
+    model = engine.model
+    want = model.want(body.horizon, body.quantile_levels)
+    steps = model.dates.steps([o.ds for o in body.observations])
+    ticket = Single()
+    item = Observe(
+        ticket,
+        unique_id_of(request),
+        steps,
+        [o.y for o in body.observations],
+        revise=body.on_conflict == "revise",
+        want=want,
+        if_version=if_match(request),
+    )
+    engine.submit([item])
+    outcome = await ticket.future
+    return json_reply(observed(outcome, want), version=outcome.record.version)
+
+
+async def _forecast(request: Request) -> Response:
+    refuse_query(request, _FORECAST_QUERY)
+    engine = engine_of(request)
+    query = ForecastQuery.model_validate(
+        {name: values if name == "quantile_levels" else values[-1] for name, values in _grouped(request).items()}
+    )
+    want = engine.model.want(query.horizon, query.quantile_levels)
+    ticket = Single()
+    engine.submit([Look(ticket, unique_id_of(request), want)])
+    outcome = await ticket.future
+    return json_reply(stream_forecast(outcome, want), version=outcome.record.version)
+
+
+def _grouped(request: Request) -> dict[str, list[str]]:
+    return {name: request.query_params.getlist(name) for name in request.query_params}
+
+
+async def _put(request: Request) -> Response:
+    refuse_query(request)
+    engine = engine_of(request)
+    service = service_of(request)
+    unique_id = unique_id_of(request)
+    body = await body_of(request, StreamHistory)
+    history = read_history(engine.model.dates, unique_id, body.ds, body.y, service.settings.max_history_steps)
+    ticket = Single()
+    engine.submit([Create(ticket, unique_id, history.steps, history.values, if_match(request))])
+    outcome = await ticket.future
+    reply = description(outcome.record, outcome.model)
+    return json_reply(reply, status=201 if outcome.created else 200, version=outcome.record.version)
+
+
+async def _get(request: Request) -> Response:
+    refuse_query(request)
+    engine = engine_of(request)
+    ticket = Single()
+    engine.submit([Look(ticket, unique_id_of(request))])
+    outcome = await ticket.future
+    return json_reply(description(outcome.record, outcome.model), version=outcome.record.version)
+
+
+async def _delete(request: Request) -> Response:
+    refuse_query(request)
+    engine = engine_of(request)
+    ticket = Single()
+    engine.submit([Delete(ticket, unique_id_of(request), if_match(request))])
+    await ticket.future
+    return Response(status_code=204)
+
+
+async def _list(request: Request) -> Response:
+    refuse_query(request, _LIST_QUERY)
+    engine = engine_of(request)
+    limit_text = request.query_params.get("limit", "100")
+    if not limit_text.isdecimal() or not 1 <= (limit := int(limit_text[:9])) <= 1000:
+        raise invalid(f"limit is {limit_text!r}, expected 1 to 1000")
+    after = _read_cursor(request.query_params.get("cursor", ""))
+    records = await run_in_threadpool(service_of(request).store.page, after, limit + 1)
+    shown = records[:limit]
+    more = _write_cursor(shown[-1].unique_id) if len(records) > limit else None
+    model = engine.model
+    return json_reply({"streams": [description(r, model) for r in shown], "next_cursor": more})
+
+
+def _write_cursor(unique_id: str) -> str:
+    return base64.urlsafe_b64encode(unique_id.encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str) -> str:
+    try:
+        return base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+    except (binascii.Error, ValueError) as error:
+        raise invalid("cursor is not one that this service gave out") from error

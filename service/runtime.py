@@ -1,0 +1,234 @@
+"""The running service: store, engine and registry watcher, put together, started and stopped.
+
+It knows the parts and no HTTP. Invariants: a model that the store or the calendar does not fit never reaches the
+engine; stopping drains what was taken in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import torch
+from sqlalchemy.exc import SQLAlchemyError
+
+from service.engine import Engine, Limits
+from service.errors import ModelError, StoreError
+from service.metrics import Metrics
+from service.model import ServedModel, load_model
+from service.problems import overloaded, unavailable
+from service.rederive import rederive
+from service.registry import MlflowRegistry, Watcher, parse_reference
+from service.schemas import ForecastsRequest
+from service.settings import Settings
+from service.stateless import forecast_histories
+from service.store import Store
+
+__all__ = ["Readiness", "Service"]
+
+_STATELESS_WAITING = 64
+
+
+@dataclass(slots=True)
+class Readiness:
+    """What was checked: text per part, and the failing ones."""
+
+    details: dict[str, str] = field(default_factory=dict)
+    failing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def ready(self) -> bool:
+        """Whether everything needed works."""
+        return not self.failing
+
+
+class Service:
+    """Everything behind the routes.
+
+    Parameters
+    ----------
+    settings
+        What the operator chose.
+    store
+        Opened.
+    model
+        Serves from the start; None if a registry is to be asked first.
+    """
+
+    def __init__(self, settings: Settings, store: Store, model: ServedModel | None) -> None:
+        self.settings = settings
+        self.store = store
+        self.metrics = Metrics()
+        self.engine: Engine | None = None
+        self._first_model = model
+        self._watcher: Watcher | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stateless = ThreadPoolExecutor(1, thread_name_prefix="stateless")
+        self._stateless_waiting = 0
+
+    @classmethod
+    def open(cls, settings: Settings) -> Self:
+        """Open the store and, if the model is a folder, load it.
+
+        Raises
+        ------
+        StoreError, ModelError
+            One of them cannot be used.
+        """
+        model = None
+        if parse_reference(settings.model) is None:
+            model = load_model(Path(settings.model))
+        store = Store.open(settings.store)
+        try:
+            if model is not None:
+                _claim(store, model)
+        except StoreError:
+            store.close()
+            raise
+        return cls(settings, store, model)
+
+    async def start(self) -> None:
+        """Start engine and watcher; call it on the event loop."""
+        self._loop = asyncio.get_running_loop()
+        torch.set_num_threads(self.settings.torch_threads)
+        if self._first_model is not None:
+            self._begin(self._first_model)
+        reference = parse_reference(self.settings.model)
+        if reference is not None:
+            uri = self.settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+            self._watcher = Watcher(
+                reference,
+                MlflowRegistry(uri),
+                self.take_model,
+                cache=self.settings.model_cache,
+                poll_seconds=self.settings.poll_seconds,
+                metrics=self.metrics,
+            )
+            self._watcher.start()
+
+    async def stop(self) -> None:
+        """Stop watching, finish what was taken in, write snapshots, close the store."""
+        if self._watcher is not None:
+            await asyncio.to_thread(self._watcher.stop)
+        if self.engine is not None:
+            await asyncio.to_thread(self.engine.stop)
+        self._stateless.shutdown(wait=True, cancel_futures=True)
+        self.store.close()
+
+    # -- models ----------------------------------------------------------------------------------------------------
+
+    def take_model(self, model: ServedModel) -> None:
+        """Serve a new model: derive all states under it, then switch. Blocks; not for the event loop.
+
+        Raises
+        ------
+        ModelError
+            Its calendar is not the store's.
+        """
+        try:
+            _claim(self.store, model)
+        except StoreError as error:
+            raise ModelError(str(error)) from error
+        if self.engine is None:
+            self._begin(model)
+            return
+        before = self.engine.model
+        rederive(model, self.store)
+        # What came in during the first pass; the second is short.
+        rederive(model, self.store)
+        self.engine.swap(model).result()
+        self.metrics.swaps.inc()
+        self.store.drop_snapshots(keep=[before.key, model.key])
+
+    def _begin(self, model: ServedModel) -> None:
+        settings = self.settings
+        exclusive = self.store.is_embedded if settings.exclusive_store is None else settings.exclusive_store
+        limits = Limits(
+            max_gap=self.max_gap_steps(model),
+            max_pending=settings.max_pending,
+            max_batch=settings.max_batch,
+            max_resident=settings.max_resident,
+            snapshot_every=settings.snapshot_every,
+            check_versions=not exclusive,
+        )
+        assert self._loop is not None
+        engine = Engine(self.store, model, limits, self.metrics, self._loop)
+        engine.start()
+        self.engine = engine
+
+    def max_gap_steps(self, model: ServedModel) -> int:
+        """Longest gap that is filled."""
+        if self.settings.max_gap_steps is not None:
+            return self.settings.max_gap_steps
+        return max(168, 2 * max(model.forecaster.config.seasonality))
+
+    # -- questions -------------------------------------------------------------------------------------------------
+
+    def require_engine(self) -> Engine:
+        """The engine.
+
+        Raises
+        ------
+        Problem
+            503 while there is no model.
+        """
+        if self.engine is None:
+            raise unavailable(f"there is no model to serve yet: {self.watcher_trouble()}")
+        return self.engine
+
+    def watcher_trouble(self) -> str | None:
+        """What is wrong with the registry or the newest version; None if nothing is."""
+        return None if self._watcher is None else self._watcher.trouble
+
+    def readiness(self) -> Readiness:
+        """Check model, engine and store. Blocks for one small durable write."""
+        found = Readiness()
+        trouble = self.watcher_trouble()
+        if trouble is not None:
+            found.details["registry"] = trouble
+        engine = self.engine
+        if engine is None:
+            found.failing["model"] = f"none yet ({trouble})"
+        else:
+            found.details["model"] = f"{engine.model.name} {engine.model.version}"
+            found.details["engine"] = "works"
+            if not engine.alive:
+                found.failing["engine"] = "stopped"
+        try:
+            started = time.perf_counter()
+            self.store.probe()
+            found.details["store"] = f"writable in {(time.perf_counter() - started) * 1e3:.1f} ms"
+        except SQLAlchemyError as error:
+            found.failing["store"] = f"not writable: {getattr(error, 'orig', error)}".splitlines()[0]
+        found.details.update(found.failing)
+        return found
+
+    async def stateless(self, body: ForecastsRequest) -> bytes:
+        """Forecasts from histories, as JSON.
+
+        Raises
+        ------
+        Problem
+            503 if too many are waiting, 422 for a bad history.
+        """
+        model = self.require_engine().model
+        if self._stateless_waiting >= _STATELESS_WAITING:
+            raise overloaded()
+        self._stateless_waiting += 1
+        try:
+            # One thread, so that folding long histories never takes more than one core from the engine.
+            return await asyncio.get_running_loop().run_in_executor(
+                self._stateless, forecast_histories, model, body, self.settings.max_history_steps
+            )
+        finally:
+            self._stateless_waiting -= 1
+
+
+def _claim(store: Store, model: ServedModel) -> None:
+    calendar = model.forecaster.calendar
+    store.claim_calendar(calendar.freq, calendar.time_zone)

@@ -1,0 +1,126 @@
+"""What clients send: strict models, unknown fields refused, and the rules for numbers, dates and names.
+
+They know neither calendar nor model, so a `ds` is here only text or an integer. Invariant: every y that passes is
+finite and at most 1e30 in magnitude, or None for a missing value.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+__all__ = [
+    "MAX_ABSOLUTE_Y",
+    "ForecastQuery",
+    "ForecastsRequest",
+    "Observation",
+    "ObservationsRequest",
+    "Row",
+    "SeriesHistory",
+    "StreamHistory",
+    "check_unique_id",
+]
+
+MAX_ABSOLUTE_Y = 1e30
+"""Beyond it the float32 arithmetic of a model could overflow."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def check_unique_id(value: str) -> str:
+    """Refuse names that are empty, too long or hold control characters.
+
+    Raises
+    ------
+    ValueError
+        With the reason.
+    """
+    if not 1 <= len(value) <= 255:
+        raise ValueError(f"a unique_id has 1 to 255 characters, this one has {len(value)}")
+    if not value.isprintable():
+        raise ValueError("a unique_id holds printable characters only")
+    return value
+
+
+UniqueId = Annotated[str, AfterValidator(check_unique_id)]
+Ds = Annotated[str | int, Field(description="ISO 8601 timestamp, or an integer step for models of freq 1")]
+Y = Annotated[
+    Annotated[float, Field(allow_inf_nan=False, ge=-MAX_ABSOLUTE_Y, le=MAX_ABSOLUTE_Y)] | None,
+    Field(description="value in the user's units; null = missing"),
+]
+Horizon = Annotated[int | None, Field(ge=1, description="steps to forecast; default: the trained horizon")]
+Level = Annotated[float, Field(gt=0, lt=1)]
+Levels = Annotated[list[Level] | None, Field(min_length=1, max_length=99, description="default: 0.1 … 0.9")]
+OnConflict = Annotated[Literal["refuse", "revise"], Field(description="what another y for a known ds means")]
+
+
+class Observation(_Strict):
+    """One value at one time."""
+
+    ds: Ds
+    y: Y
+
+
+class Row(_Strict):
+    """One row of a bulk body."""
+
+    unique_id: UniqueId
+    ds: Ds
+    y: Y
+
+
+class StreamHistory(_Strict):
+    """The history a stream starts from: ascending `ds`, gaps allowed."""
+
+    ds: Annotated[list[Ds], Field(min_length=1)]
+    y: Annotated[list[Y], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Self:
+        if len(self.ds) != len(self.y):
+            raise ValueError(f"ds and y need the same length, found {len(self.ds)} and {len(self.y)}")
+        return self
+
+
+class SeriesHistory(StreamHistory):
+    """A named history, for a stateless forecast."""
+
+    unique_id: UniqueId
+
+
+class ForecastsRequest(_Strict):
+    """Histories to forecast from, without keeping anything."""
+
+    series: Annotated[list[SeriesHistory], Field(min_length=1, max_length=10_000)]
+    horizon: Horizon = None
+    quantile_levels: Levels = None
+
+
+class ObservationsRequest(_Strict):
+    """New observations of one stream, taken all or not at all."""
+
+    observations: Annotated[list[Observation], Field(min_length=1)]
+    on_conflict: OnConflict = "refuse"
+    horizon: Horizon = None
+    quantile_levels: Levels = None
+
+
+class ForecastQuery(BaseModel):
+    """Query string of a forecast; ``quantile_levels=0.1,0.5`` or repeated."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    horizon: Horizon = None
+    quantile_levels: Levels = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        levels = value.get("quantile_levels") if isinstance(value, dict) else None
+        if levels is None:
+            return value
+        texts = [text for part in levels for text in part.split(",")] if isinstance(levels, list) else levels.split(",")
+        return {**value, "quantile_levels": texts}

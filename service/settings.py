@@ -1,0 +1,57 @@
+"""Settings of the service, from arguments or from the environment (prefix ``FORECASTER_``).
+
+Nothing here opens, connects or checks anything outside the values themselves. Unknown arguments are refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+__all__ = ["Settings"]
+
+
+class Settings(BaseSettings):
+    """What an operator can choose.
+
+    Every field can be given as ``FORECASTER_<NAME>``, for example ``FORECASTER_STORE=postgresql+psycopg://…``.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="FORECASTER_", extra="forbid", frozen=True, protected_namespaces=())
+
+    model: str = Field(
+        "models:/forecaster@champion", description="artifact folder, models:/NAME@ALIAS or models:/NAME/VERSION"
+    )
+    store: str = Field("sqlite:///forecaster.db", description="SQLAlchemy URL of the observation log")
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    log_level: str = Field("warning", pattern="^(critical|error|warning|info|debug)$")
+
+    tracking_uri: str | None = Field(
+        None, description="MLflow tracking URI; default MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
+    )
+    model_cache: Path | None = Field(
+        None, description="folder that keeps downloaded models, so that a start needs no registry"
+    )
+    poll_seconds: float = Field(5.0, gt=0, description="how often the alias is looked up in the registry")
+
+    max_body_bytes: int = Field(32 * 2**20, ge=1024, description="larger bodies are refused with 413")
+    max_history_steps: int = Field(1_000_000, ge=1, description="longest history, gaps included, of one series")
+    max_gap_steps: int | None = Field(
+        None,
+        ge=0,
+        description="longest gap filled with missing steps; default: the larger of 168 and two longest seasons",
+    )
+    max_pending: int = Field(
+        100_000, ge=1, description="observations and queries waiting for the engine; beyond it: 503"
+    )
+    max_batch: int = Field(4096, ge=1, description="most streams in one micro-batch")
+    max_resident: int = Field(200_000, ge=1, description="streams kept in memory; the longest idle ones leave first")
+    snapshot_every: int = Field(256, ge=1, description="steps of a stream between two snapshots of its state")
+    exclusive_store: bool | None = Field(
+        None, description="this is the only process on the store, so reads need no version check; default: SQLite yes"
+    )
+    drain_seconds: int = Field(30, ge=1, description="time for requests in flight at shutdown")
+    torch_threads: int = Field(1, ge=1, description="threads of one model step; small steps lose by more")

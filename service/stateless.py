@@ -1,0 +1,54 @@
+"""Stateless forecasts: fold the histories of a request, decode, forget. A pure function of model and request."""
+
+from __future__ import annotations
+
+import numpy as np
+import orjson
+import torch
+
+from forecaster import InputError
+from service.folding import dense, fold_ragged
+from service.histories import read_history
+from service.model import ServedModel
+from service.replies import forecast
+from service.schemas import ForecastsRequest
+
+__all__ = ["forecast_histories"]
+
+_TOTAL = 5  # times the longest single history
+
+
+def forecast_histories(model: ServedModel, body: ForecastsRequest, max_history_steps: int) -> bytes:
+    """Forecasts of every series of a request, as JSON.
+
+    Raises
+    ------
+    InputError
+        A history cannot be read, a name repeats, all together are too long, or the horizon or levels are not answered.
+    """
+    want = model.want(body.horizon, body.quantile_levels)
+    names = [series.unique_id for series in body.series]
+    if len(set(names)) < len(names):
+        repeated = next(name for i, name in enumerate(names) if name in names[:i])
+        raise InputError(f"series {repeated!r} appears twice; names must be unique within a request")
+    histories = [read_history(model.dates, s.unique_id, s.ds, s.y, max_history_steps) for s in body.series]
+    total = sum(history.length for history in histories)
+    if total > _TOTAL * max_history_steps:
+        raise InputError(f"all histories together have {total} steps, more than {_TOTAL * max_history_steps}")
+    forecaster = model.forecaster
+    with torch.inference_mode():
+        states = fold_ragged(
+            forecaster,
+            forecaster.initial_state(torch.tensor([history.steps[0] for history in histories])),
+            [dense(zip(h.steps, h.values, strict=True), h.steps[0] - 1, h.steps[-1]) for h in histories],
+        )
+        quantiles = forecaster.forecast(states, want.horizon, want.quantile_levels)
+    finite = np.isfinite(quantiles).all(axis=(1, 2))
+    if not finite.all():
+        raise InputError(f"series {names[int(np.argmin(finite))]!r} has no finite forecast: its values are too extreme")
+    by_level = np.ascontiguousarray(quantiles.transpose(0, 2, 1))  # [B, Q, H]
+    replies = [
+        forecast(model, name, history.steps[-1], want, rows)
+        for name, history, rows in zip(names, histories, by_level, strict=True)
+    ]
+    return orjson.dumps({"forecasts": replies}, option=orjson.OPT_SERIALIZE_NUMPY)

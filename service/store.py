@@ -1,0 +1,470 @@
+"""The store: the observation log, which is the truth, and snapshots of states, which only make recovery fast.
+
+It knows SQL and step numbers; no calendar, no model, no HTTP. Invariants: one `commit` is one transaction and returns
+only when it is durable; a stream's version grows by one with every change, and a commit that expected another version
+changes nothing; no snapshot outlives a change of the log before its step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, NamedTuple, Self, TypeVar
+
+from sqlalchemy import Connection, Engine, and_, bindparam, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from service.database import open_database, prepare_schema, reading
+from service.errors import StaleStreams, StoreError
+from service.tables import Tables, build_tables
+
+__all__ = ["Changes", "NewStream", "Recovery", "Store", "StreamRecord"]
+
+_CHUNK = 500  # parameters of one IN list
+_BEFORE_ALL = -(2**62)
+_T = TypeVar("_T")
+
+
+class StreamRecord(NamedTuple):
+    """One row of the stream table."""
+
+    id: int
+    unique_id: str
+    first_step: int
+    last_step: int
+    version: int
+    observations: int
+    missing: int
+
+
+class Recovery(NamedTuple):
+    """What is needed to rebuild one state: a snapshot, if there is one, and the log after it."""
+
+    record: StreamRecord
+    snapshot: bytes | None
+    snapshot_step: int | None
+    tail: list[tuple[int, float | None]]
+
+
+class NewStream(NamedTuple):
+    """A stream to create (`replaces` None) or to replace, with its whole log."""
+
+    record: StreamRecord
+    replaces: StreamRecord | None
+    rows: list[tuple[int, float | None]]
+
+
+@dataclass(slots=True)
+class Changes:
+    """Everything one micro-batch changes.
+
+    Attributes
+    ----------
+    inserted, updated
+        (stream id, step, y) of log rows; y None = missing.
+    streams
+        (record after the change, version before it).
+    rewound
+        (stream id, step): snapshots from this step on are void.
+    created
+        Streams with a new log.
+    deleted
+        Streams to forget.
+    """
+
+    inserted: list[tuple[int, int, float | None]] = field(default_factory=list)
+    updated: list[tuple[int, int, float | None]] = field(default_factory=list)
+    streams: list[tuple[StreamRecord, int]] = field(default_factory=list)
+    rewound: list[tuple[int, int]] = field(default_factory=list)
+    created: list[NewStream] = field(default_factory=list)
+    deleted: list[StreamRecord] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to commit."""
+        return bool(self.streams or self.created or self.deleted)
+
+
+class Store:
+    """Observation log and snapshots in one SQL database.
+
+    Parameters
+    ----------
+    engine
+        An opened database whose schema is ready; see `Store.open`.
+    """
+
+    def __init__(self, engine: Engine, tables: Tables) -> None:
+        self._engine = engine
+        self._tables = tables
+        observations, streams, snapshots = tables.observations.c, tables.streams.c, tables.snapshots.c
+        self._insert = insert(tables.observations)
+        self._update = (
+            update(tables.observations)
+            .where(observations.stream_id == bindparam("b_id"), observations.step == bindparam("b_step"))
+            .values(y=bindparam("b_y"))
+        )
+        self._advance = (
+            update(tables.streams)
+            .where(streams.id == bindparam("b_id"), streams.version == bindparam("b_version"))
+            .values(
+                last_step=bindparam("b_last"),
+                version=bindparam("b_version") + 1,
+                observations=bindparam("b_observations"),
+                missing=bindparam("b_missing"),
+            )
+        )
+        self._void = delete(tables.snapshots).where(
+            snapshots.stream_id == bindparam("b_id"), snapshots.step >= bindparam("b_step")
+        )
+
+    @classmethod
+    def open(cls, url: str) -> Self:
+        """Open a store by URL, creating its schema where it is new.
+
+        Raises
+        ------
+        StoreError
+            The URL is not understood, the database cannot be reached, or its schema is newer than this code.
+        """
+        tables = build_tables()
+        engine = open_database(url)
+        prepare_schema(engine, tables)
+        return cls(engine, tables)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether this is a SQLite file."""
+        return self._engine.dialect.name == "sqlite"
+
+    # -- facts -----------------------------------------------------------------------------------------------------
+
+    def claim_calendar(self, freq: str, time_zone: str | None) -> None:
+        """Bind a new store to a calendar; step numbers mean nothing without it.
+
+        Raises
+        ------
+        StoreError
+            The store already holds steps of another calendar.
+        """
+        wanted = f"{freq} {time_zone or ''}".strip()
+        facts = self._tables.facts
+        query = select(facts.c.value).where(facts.c.name == "calendar")
+        for _ in range(2):
+            try:
+                with self._engine.begin() as connection:
+                    found = connection.execute(query).scalar()
+                    if found is None:
+                        connection.execute(insert(facts).values(name="calendar", value=wanted))
+                        found = wanted
+            except IntegrityError:
+                continue  # another process was first; see what it wrote
+            if found != wanted:
+                raise StoreError(f"the store holds streams of freq {found!r}, but the model has freq {wanted!r}")
+            return
+
+    def probe(self) -> None:
+        """Write something durably.
+
+        Raises
+        ------
+        SQLAlchemyError
+            It cannot be done at present.
+        """
+        facts = self._tables.facts
+        with self._engine.begin() as connection:
+            if not connection.execute(update(facts).where(facts.c.name == "probe").values(value="1")).rowcount:
+                connection.execute(insert(facts).values(name="probe", value="1"))
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def page(self, after: str, limit: int) -> list[StreamRecord]:
+        """Up to `limit` streams whose unique_id sorts after `after`."""
+        streams = self._tables.streams
+        query = select(streams).where(streams.c.unique_id > after).order_by(streams.c.unique_id).limit(limit)
+        with self._engine.connect() as connection:
+            return [StreamRecord(*row) for row in connection.execute(query)]
+
+    def page_by_id(self, after: int, limit: int) -> list[StreamRecord]:
+        """Up to `limit` streams whose id is above `after`."""
+        streams = self._tables.streams
+        query = select(streams).where(streams.c.id > after).order_by(streams.c.id).limit(limit)
+        with self._engine.connect() as connection:
+            return [StreamRecord(*row) for row in connection.execute(query)]
+
+    def versions(self, stream_ids: Sequence[int]) -> dict[int, int]:
+        """Stream id → version, of those that exist."""
+        streams = self._tables.streams.c
+        found: dict[int, int] = {}
+        with self._engine.connect() as connection:
+            for chunk in _chunks(stream_ids):
+                query = select(streams.id, streams.version).where(streams.id.in_(chunk))
+                found.update((row[0], row[1]) for row in connection.execute(query))
+        return found
+
+    def known(self, wanted: Mapping[int, Sequence[int]]) -> dict[int, dict[int, float | None]]:
+        """Stream id → (step → y) of the log's rows, at least of those among the wanted steps."""
+        found: dict[int, dict[int, float | None]] = {stream_id: {} for stream_id in wanted}
+        lows = {stream_id: min(steps) for stream_id, steps in wanted.items()}
+        highs = {stream_id: max(steps) for stream_id, steps in wanted.items()}
+        asked = sum(len(steps) for steps in wanted.values())
+        low, high = min(lows.values()), max(highs.values())
+        observations = self._tables.observations.c
+        columns = select(observations.stream_id, observations.step, observations.y)
+        with self._engine.connect() as connection:
+            if (high - low + 1) * len(wanted) <= 4 * asked + 1000:
+                # Usual for a repeated bulk body: many streams, the same few steps.
+                queries = [
+                    columns.where(observations.stream_id.in_(chunk), observations.step.between(low, high))
+                    for chunk in _chunks(list(wanted))
+                ]
+            else:
+                queries = [
+                    columns.where(observations.stream_id == stream_id, observations.step.in_(chunk))
+                    for stream_id, steps in wanted.items()
+                    for chunk in _chunks(sorted(set(steps)))
+                ]
+            for query in queries:
+                for stream_id, step, y in connection.execute(query):
+                    found[stream_id][step] = y
+        return found
+
+    def recover(self, unique_ids: Sequence[str], model_key: str) -> dict[str, Recovery]:
+        """Latest snapshot and the log after it, of those streams that exist, all seen at one moment."""
+        streams = self._tables.streams
+        found: dict[str, Recovery] = {}
+        with reading(self._engine) as connection:
+            for chunk in _chunks(unique_ids):
+                records = [
+                    StreamRecord(*row)
+                    for row in connection.execute(select(streams).where(streams.c.unique_id.in_(chunk)))
+                ]
+                found.update(self._recover_chunk(connection, records, model_key))
+        return found
+
+    def _recover_chunk(
+        self, connection: Connection, records: list[StreamRecord], model_key: str
+    ) -> Iterator[tuple[str, Recovery]]:
+        if not records:
+            return
+        snapshots, observations = self._tables.snapshots.c, self._tables.observations.c
+        ids = [record.id for record in records]
+        newest = (
+            select(snapshots.stream_id, func.max(snapshots.step).label("step"))
+            .where(snapshots.stream_id.in_(ids), snapshots.model_key == model_key)
+            .group_by(snapshots.stream_id)
+            .subquery()
+        )
+        states = select(snapshots.stream_id, snapshots.step, snapshots.state).join(
+            newest,
+            and_(
+                snapshots.stream_id == newest.c.stream_id,
+                snapshots.step == newest.c.step,
+                snapshots.model_key == model_key,
+            ),
+        )
+        tails = (
+            select(observations.stream_id, observations.step, observations.y)
+            .outerjoin_from(self._tables.observations, newest, observations.stream_id == newest.c.stream_id)
+            .where(observations.stream_id.in_(ids), observations.step > func.coalesce(newest.c.step, _BEFORE_ALL))
+            .order_by(observations.stream_id, observations.step)
+        )
+        by_id = {row[0]: (row[1], row[2]) for row in connection.execute(states)}
+        rows: dict[int, list[tuple[int, float | None]]] = {i: [] for i in ids}
+        for stream_id, step, y in connection.execute(tails):
+            rows[stream_id].append((step, y))
+        for record in records:
+            step, state = by_id.get(record.id, (None, None))
+            yield record.unique_id, Recovery(record, state, step, rows[record.id])
+
+    def log(self, stream_id: int, after: int | None = None) -> list[tuple[int, float | None]]:
+        """(step, y) of the log of one stream after a step, in order; y None = missing."""
+        observations = self._tables.observations.c
+        query = (
+            select(observations.step, observations.y)
+            .where(observations.stream_id == stream_id, observations.step > (_BEFORE_ALL if after is None else after))
+            .order_by(observations.step)
+        )
+        with self._engine.connect() as connection:
+            return [(row[0], row[1]) for row in connection.execute(query)]
+
+    def snapshot_before(self, stream_id: int, model_key: str, step: int) -> bytes | None:
+        """The newest snapshot of a state that has not folded `step`."""
+        snapshots = self._tables.snapshots.c
+        query = (
+            select(snapshots.state)
+            .where(snapshots.stream_id == stream_id, snapshots.model_key == model_key, snapshots.step < step)
+            .order_by(snapshots.step.desc())
+            .limit(1)
+        )
+        with self._engine.connect() as connection:
+            found: bytes | None = connection.execute(query).scalar()
+            return found
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def commit(self, changes: Changes) -> list[StreamRecord]:
+        """Make a micro-batch durable, in one transaction.
+
+        Returns
+        -------
+        Records of the created streams, with their ids.
+
+        Raises
+        ------
+        StaleStreams
+            Another process changed or created one of the streams; nothing was written.
+        SQLAlchemyError
+            The database failed; nothing was written.
+        """
+        created: list[StreamRecord] = []
+        try:
+            with self._engine.begin() as connection:
+                if changes.streams:
+                    self._advance_streams(connection, changes.streams)
+                if changes.deleted:
+                    self._forget(connection, changes.deleted)
+                for new in changes.created:
+                    created.append(self._create(connection, new))
+                if changes.inserted:
+                    connection.execute(
+                        self._insert, [{"stream_id": i, "step": s, "y": y} for i, s, y in changes.inserted]
+                    )
+                if changes.updated:
+                    connection.execute(
+                        self._update, [{"b_id": i, "b_step": s, "b_y": y} for i, s, y in changes.updated]
+                    )
+                if changes.rewound:
+                    connection.execute(self._void, [{"b_id": i, "b_step": s} for i, s in changes.rewound])
+        except IntegrityError as error:
+            # Only another writer can have put a row where this process saw none.
+            names = [record.unique_id for record, _ in changes.streams] + [n.record.unique_id for n in changes.created]
+            raise StaleStreams(names) from error
+        return created
+
+    def _advance_streams(self, connection: Connection, streams: list[tuple[StreamRecord, int]]) -> None:
+        # In order of id, so that two processes never wait for each other's row locks.
+        streams = sorted(streams, key=lambda pair: pair[0].id)
+        result = connection.execute(
+            self._advance,
+            [
+                {
+                    "b_id": record.id,
+                    "b_version": version,
+                    "b_last": record.last_step,
+                    "b_observations": record.observations,
+                    "b_missing": record.missing,
+                }
+                for record, version in streams
+            ],
+        )
+        if result.rowcount != len(streams):
+            raise StaleStreams(record.unique_id for record, _ in streams)
+
+    def _create(self, connection: Connection, new: NewStream) -> StreamRecord:
+        record = new.record
+        streams = self._tables.streams
+        values: dict[str, Any] = {name: getattr(record, name) for name in record._fields if name != "id"}
+        if new.replaces is None:
+            stream_id = connection.execute(insert(streams).values(**values).returning(streams.c.id)).scalar_one()
+        else:
+            stream_id = new.replaces.id
+            replaced = (
+                update(streams)
+                .where(streams.c.id == stream_id, streams.c.version == new.replaces.version)
+                .values(**values)
+            )
+            if connection.execute(replaced).rowcount != 1:
+                raise StaleStreams([record.unique_id])
+            self._clear(connection, stream_id)
+        connection.execute(self._insert, [{"stream_id": stream_id, "step": s, "y": y} for s, y in new.rows])
+        return record._replace(id=stream_id)
+
+    def _forget(self, connection: Connection, records: list[StreamRecord]) -> None:
+        streams = self._tables.streams.c
+        for record in records:
+            # Locks the row and checks the version before the log goes.
+            locked = (
+                update(self._tables.streams)
+                .where(streams.id == record.id, streams.version == record.version)
+                .values(version=record.version)
+            )
+            if connection.execute(locked).rowcount != 1:
+                raise StaleStreams([record.unique_id])
+            self._clear(connection, record.id)
+            connection.execute(delete(self._tables.streams).where(streams.id == record.id))
+
+    def _clear(self, connection: Connection, stream_id: int) -> None:
+        for table in (self._tables.observations, self._tables.snapshots):
+            connection.execute(delete(table).where(table.c.stream_id == stream_id))
+
+    def save_snapshots(self, model_key: str, states: Mapping[StreamRecord, bytes], keep: int = 2) -> int:
+        """Store states, each only if its stream still has the version it was taken at.
+
+        Parameters
+        ----------
+        model_key
+            Which weights the states belong to.
+        states
+            Stream record as of the state → bytes of the state.
+        keep
+            How many snapshots of a stream and model remain; older ones go.
+
+        Returns
+        -------
+        How many were stored.
+        """
+        streams, snapshots = self._tables.streams.c, self._tables.snapshots.c
+        with self._engine.begin() as connection:
+            if self.is_embedded:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            current: dict[int, int] = {}
+            older: dict[int, list[int]] = {}
+            for chunk in _chunks([record.id for record in states]):
+                # The locks keep another process's rewind from slipping in between.
+                query = select(streams.id, streams.version).where(streams.id.in_(chunk)).order_by(streams.id)
+                current.update((row[0], row[1]) for row in connection.execute(query.with_for_update()))
+                stored = select(snapshots.stream_id, snapshots.step).where(
+                    snapshots.stream_id.in_(chunk), snapshots.model_key == model_key
+                )
+                for stream_id, step in connection.execute(stored.order_by(snapshots.step.desc())):
+                    older.setdefault(stream_id, []).append(step)
+            fresh: list[dict[str, Any]] = [
+                {"stream_id": record.id, "model_key": model_key, "step": record.last_step, "state": state}
+                for record, state in states.items()
+                if current.get(record.id) == record.version and record.last_step not in older.get(record.id, ())
+            ]
+            if not fresh:
+                return 0
+            connection.execute(insert(self._tables.snapshots), fresh)
+            stale = [
+                {"b_id": row["stream_id"], "b_step": older[row["stream_id"]][keep - 2]}
+                for row in fresh
+                if len(older.get(row["stream_id"], ())) >= keep
+            ]
+            if stale:
+                connection.execute(
+                    delete(self._tables.snapshots).where(
+                        snapshots.stream_id == bindparam("b_id"),
+                        snapshots.model_key == model_key,
+                        snapshots.step < bindparam("b_step"),
+                    ),
+                    stale,
+                )
+            return len(fresh)
+
+    def drop_snapshots(self, keep: Iterable[str]) -> None:
+        """Forget the snapshots of all models but those in `keep`."""
+        table = self._tables.snapshots
+        with self._engine.begin() as connection:
+            connection.execute(delete(table).where(table.c.model_key.not_in(list(keep))))
+
+
+def _chunks(items: Sequence[_T]) -> Iterator[list[_T]]:
+    source = iter(items)
+    while chunk := list(islice(source, _CHUNK)):
+        yield chunk

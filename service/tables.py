@@ -1,0 +1,76 @@
+"""The schema: streams, their observation log, snapshots of their states, and facts about the store itself.
+
+It knows only column types that SQLite and PostgreSQL share. Invariant: a step between a stream's first and last one
+without a row was never observed ("filled"); a row whose y is NULL was reported as missing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import BigInteger, Column, Double, ForeignKey, Integer, LargeBinary, MetaData, String, Table
+from sqlalchemy.schema import CreateTable
+
+__all__ = ["SCHEMA_VERSION", "Tables", "build_tables"]
+
+SCHEMA_VERSION = 1
+"""Written into every store; code that finds a higher number there refuses to touch it."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of one `MetaData`."""
+
+    facts: Table
+    streams: Table
+    observations: Table
+    snapshots: Table
+
+    def create_statements(self) -> list[CreateTable]:
+        """``CREATE TABLE IF NOT EXISTS`` for every table, parents first."""
+        return [
+            CreateTable(t, if_not_exists=True) for t in (self.facts, self.streams, self.observations, self.snapshots)
+        ]
+
+
+def build_tables() -> Tables:
+    """A fresh description of the schema."""
+    metadata = MetaData()
+    # SQLite gives an alias of its row id only to a plain INTEGER primary key.
+    big = BigInteger().with_variant(Integer, "sqlite")
+    facts = Table(
+        "facts",
+        metadata,
+        Column("name", String(64), primary_key=True),
+        Column("value", String(255), nullable=False),
+    )
+    streams = Table(
+        "streams",
+        metadata,
+        Column("id", big, primary_key=True, autoincrement=True),
+        Column("unique_id", String(255), nullable=False, unique=True),
+        Column("first_step", BigInteger, nullable=False),
+        Column("last_step", BigInteger, nullable=False),
+        Column("version", BigInteger, nullable=False),
+        Column("observations", BigInteger, nullable=False),
+        Column("missing", BigInteger, nullable=False),
+        # Ids are never given out twice, or a snapshot of a deleted stream could meet its successor.
+        sqlite_autoincrement=True,
+    )
+    observations = Table(
+        "observations",
+        metadata,
+        Column("stream_id", big, ForeignKey("streams.id"), primary_key=True),
+        Column("step", BigInteger, primary_key=True),
+        Column("y", Double, nullable=True),
+        sqlite_with_rowid=False,
+    )
+    snapshots = Table(
+        "snapshots",
+        metadata,
+        Column("stream_id", big, ForeignKey("streams.id"), primary_key=True),
+        Column("model_key", String(64), primary_key=True),
+        Column("step", BigInteger, primary_key=True),
+        Column("state", LargeBinary, nullable=False),
+    )
+    return Tables(facts, streams, observations, snapshots)

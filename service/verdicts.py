@@ -1,0 +1,139 @@
+"""The rules of event time for one stream, as a pure function of what is known and what arrives.
+
+It knows no store, no model and no clock. Words, one per observation:
+
+========== ==========================================================================================
+accepted   new, at the end of the stream; a gap before it is filled with missing steps
+late       a step that had been filled as missing now has its value (or is confirmed as missing)
+duplicate  the same y for the same ds again: acknowledged, nothing changes
+revised    another y for a known ds, where the caller asked to revise
+conflict   another y for a known ds, where the caller did not
+too_old    before the first step of the stream's log
+gap_too_long  further after the stream's last step than may be filled
+========== ==========================================================================================
+
+(`invalid` and `unknown_stream` are decided before a stream is looked at.) Invariant: the outcome depends on the set of
+observations, not on how it was cut into requests, duplicated or, within the gap limit, shuffled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+__all__ = ["Judgement", "Verdict", "judge"]
+
+
+class Verdict(StrEnum):
+    """What became of one observation."""
+
+    ACCEPTED = "accepted"
+    LATE = "late"
+    DUPLICATE = "duplicate"
+    REVISED = "revised"
+    CONFLICT = "conflict"
+    TOO_OLD = "too_old"
+    GAP_TOO_LONG = "gap_too_long"
+    UNKNOWN_STREAM = "unknown_stream"
+    INVALID = "invalid"
+
+    @property
+    def refused(self) -> bool:
+        """Whether the observation was not taken."""
+        return self in _REFUSED
+
+
+_REFUSED = frozenset((Verdict.CONFLICT, Verdict.TOO_OLD, Verdict.GAP_TOO_LONG, Verdict.UNKNOWN_STREAM, Verdict.INVALID))
+
+
+@dataclass(slots=True)
+class Judgement:
+    """What a set of observations does to one stream.
+
+    Attributes
+    ----------
+    verdicts
+        One per observation, in the order given.
+    inserted, updated
+        step → y of new and of changed rows of the log; y None = missing.
+    filled
+        Steps between the old and the new last step that nobody reported.
+    last_step
+        The stream's last step afterwards.
+    """
+
+    verdicts: list[Verdict]
+    last_step: int
+    filled: int = 0
+    inserted: dict[int, float | None] = field(default_factory=dict)
+    updated: dict[int, float | None] = field(default_factory=dict)
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything is to be stored."""
+        return bool(self.inserted or self.updated)
+
+
+def judge(
+    first_step: int,
+    last_step: int,
+    known: Mapping[int, float | None],
+    steps: Sequence[int],
+    values: Sequence[float | None],
+    *,
+    revise: bool,
+    max_gap: int,
+) -> Judgement:
+    """Judge observations against a stream's log.
+
+    Parameters
+    ----------
+    first_step, last_step
+        Where the stream's log begins and ends.
+    known
+        step → y of the log's rows, at least of those among `steps`.
+    steps, values
+        The observations, in any order; None = missing.
+    revise
+        Whether another y for a known ds replaces it.
+    max_gap
+        Most missing steps filled in one go.
+
+    Examples
+    --------
+    >>> found = judge(0, 4, {4: 1.0}, [4, 6, 6], [1.0, 2.0, 3.0], revise=False, max_gap=10)
+    >>> [verdict.value for verdict in found.verdicts], found.filled, found.inserted
+    (['duplicate', 'accepted', 'conflict'], 1, {6: 2.0})
+    """
+    verdicts = [Verdict.INVALID] * len(steps)
+    out = Judgement(verdicts, last_step)
+    inserted, updated = out.inserted, out.updated
+    # In order of time, so that a shuffled request fills no gap that its own observations close.
+    for i in sorted(range(len(steps)), key=steps.__getitem__) if len(steps) > 1 else range(len(steps)):
+        step, y = steps[i], values[i]
+        if step > last_step:
+            gap = step - last_step - 1
+            if gap > max_gap:
+                verdicts[i] = Verdict.GAP_TOO_LONG
+                continue
+            verdicts[i] = Verdict.ACCEPTED
+            out.filled += gap
+            last_step = step
+            inserted[step] = y
+        elif step < first_step:
+            verdicts[i] = Verdict.TOO_OLD
+        elif step in inserted or step in known:
+            present = inserted[step] if step in inserted else updated.get(step, known.get(step))
+            if present == y:
+                verdicts[i] = Verdict.DUPLICATE
+            elif not revise:
+                verdicts[i] = Verdict.CONFLICT
+            else:
+                verdicts[i] = Verdict.REVISED
+                (inserted if step in inserted else updated)[step] = y
+        else:
+            verdicts[i] = Verdict.LATE
+            inserted[step] = y
+    out.last_step = last_step
+    return out
