@@ -1,0 +1,144 @@
+"""Small networks whose every weight is alive, strategies for series, and what "equal" means between two states.
+
+A fresh head corrects nothing (its last layers start at zero), so a test on fresh weights would not notice a lost
+hidden state. Networks made here are disturbed by seeded noise.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from hypothesis import strategies as st
+
+from forecaster import Config, Forecaster, NetworkConfig, StreamState
+from forecaster.network import ForecastNetwork
+
+Float = npt.NDArray[np.float64]
+
+NOISE = 0.15
+
+
+def config_of(transform: str = "log", seasonality: tuple[int, ...] = (4,), **network: Any) -> Config:
+    """Hourly, horizon 6, hidden size 8 unless stated."""
+    options: dict[str, Any] = {"hidden_size": 8, "dropout": 0.0} | network
+    return Config(
+        freq="h",
+        horizon=6,
+        seasonality=seasonality,
+        transform=transform,  # type: ignore[arg-type]
+        network=NetworkConfig(**options),
+    )
+
+
+TINY = config_of("log")
+TINY_LINEAR = config_of("linear")
+
+VARIANTS = (
+    TINY,
+    TINY_LINEAR,
+    config_of("log", (3, 7), proj_size=4, layer_norm=True),
+    config_of("linear", (1,), num_layers=1, residual=False),
+    config_of("linear", (5,), num_layers=3, residual=False, bias=False, dropout=0.4),
+    config_of("log", (4, 12), cell="gru", layer_norm=True),
+    config_of("linear", (7,), cell="gru", num_layers=3, residual=False),
+    config_of("linear", (2, 6), cell="rnn", num_layers=2),
+    config_of("log", (24,), cell="rnn", num_layers=1, residual=False, proj_size=0),
+)
+"""Every cell and option at least once, with both transforms and rings of several lengths."""
+
+
+@cache
+def network_of(config: Config, seed: int = 0) -> ForecastNetwork:
+    """Network in evaluation mode with random weights, all of them disturbed."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        network = ForecastNetwork(config)
+        for parameter in network.parameters():
+            parameter.add_(NOISE * torch.randn(parameter.shape))
+    return network.eval().requires_grad_(False)
+
+
+@cache
+def forecaster_of(config: Config, seed: int = 0) -> Forecaster:
+    """Forecaster around `network_of` the same."""
+    return Forecaster(network_of(config, seed))
+
+
+def values(missing: bool = True) -> st.SearchStrategy[float]:
+    """Numbers of a series before its unit: many positive, some zero, negative or missing."""
+    numbers = st.integers(-200, 1000).map(lambda k: k / 10)
+    return st.one_of(numbers, numbers, numbers, st.just(float("nan"))) if missing else numbers
+
+
+@st.composite
+def series(draw: st.DrawFn, min_size: int = 0, max_size: int = 60, missing: bool = True) -> Float:
+    """One history: arbitrary values, or a noisy season, in some unit and around some level, with or without gaps."""
+    size = draw(st.integers(min_size, max_size))
+    if draw(st.booleans()):
+        y = np.array(draw(st.lists(values(missing), min_size=size, max_size=size)), dtype=np.float64)
+    else:
+        generator = np.random.default_rng(draw(st.integers(0, 2**16)))
+        y = 20 + 8 * np.sin(np.arange(size) * np.pi / 2) + generator.normal(size=size)
+        if missing:
+            y[generator.random(size) < draw(st.sampled_from([0.0, 0.2, 0.9]))] = np.nan
+    return y * draw(st.sampled_from([1.0, 1e-3, 1e5])) + draw(st.sampled_from([0.0, 0.0, 100.0, 1e6]))
+
+
+@st.composite
+def batches(
+    draw: st.DrawFn, min_rows: int = 1, max_rows: int = 4, min_size: int = 1, max_size: int = 60
+) -> list[Float]:
+    """Histories of several series, each of its own length."""
+    rows = draw(st.integers(min_rows, max_rows))
+    return [draw(series(min_size, max_size)) for _ in range(rows)]
+
+
+def padded(histories: list[Float], filler: float = np.nan) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ragged histories as a table [B, T] and their lengths [B]."""
+    lengths = torch.tensor([len(y) for y in histories], dtype=torch.int64)
+    table = np.full((len(histories), int(lengths.max())), filler)
+    for row, y in enumerate(histories):
+        table[row, : len(y)] = y
+    return torch.from_numpy(table), lengths
+
+
+def cuts_of(length: int) -> st.SearchStrategy[list[int]]:
+    """Places to cut a series of `length` steps, from 0 to its end."""
+    inner = st.lists(st.integers(1, length - 1), unique=True, max_size=6) if length > 1 else st.just([])
+    return inner.map(lambda places: [0, *sorted(places), length])
+
+
+def assert_same_state(found: StreamState, expected: StreamState) -> None:
+    """Equal clocks and values, bit for bit; recurrent state and statistics to rounding."""
+    for name in ("ring", "age", "silence", "last_step"):
+        torch.testing.assert_close(
+            getattr(found, name),
+            getattr(expected, name),
+            rtol=0,
+            atol=0,
+            equal_nan=True,
+            msg=lambda m, n=name: f"{n}: {m}",
+        )
+    for name, rtol, atol in (("hidden", 1e-5, 1e-5), ("cell", 1e-5, 1e-5), ("statistics", 1e-9, 1e-12)):
+        torch.testing.assert_close(
+            getattr(found, name), getattr(expected, name), rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def assert_identical_state(found: StreamState, expected: StreamState) -> None:
+    """Equal bit for bit."""
+    assert len(found) == len(expected)
+    assert found.to_bytes() == expected.to_bytes()
+
+
+def assert_same_forecast(found: Float, expected: Float, rtol: float = 1e-5) -> None:
+    """Equal to 1e-5 of each row's largest value."""
+    assert found.shape == expected.shape
+    magnitude = np.nan_to_num(np.abs(expected)).max(axis=tuple(range(1, expected.ndim)), keepdims=True, initial=0.0)
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+    error = np.nan_to_num(np.abs(found - expected))
+    assert np.all(error <= rtol * magnitude), f"off by {np.max(error / np.where(magnitude > 0, magnitude, 1.0))}"
