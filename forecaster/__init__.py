@@ -5,6 +5,7 @@ The library: panel in, trained forecaster out, and the verbs ``warm_up``, ``obse
 part that needs Lightning.
 """
 
+from forecaster.backtesting import Backtest, backtest
 from forecaster.calendar import Calendar
 from forecaster.config import Config, NetworkConfig, TrainingConfig
 from forecaster.errors import ArtifactError, ConfigError, ForecasterError, InputError, PanelError
@@ -14,6 +15,7 @@ from forecaster.state import StreamState
 
 __all__ = [
     "ArtifactError",
+    "Backtest",
     "Calendar",
     "Config",
     "ConfigError",
@@ -25,4 +27,5 @@ __all__ = [
     "PanelError",
     "StreamState",
     "TrainingConfig",
+    "backtest",
 ]

@@ -31,6 +31,8 @@ CONFIG, WEIGHTS, MANIFEST = "config.json", "weights.safetensors", "manifest.json
 
 def write(folder: Path, config: Config, weights: Mapping[str, Tensor]) -> None:
     """Write an artifact into `folder`, replacing one that is there; written beside it first, then moved."""
+    if folder.exists() and not folder.is_dir():
+        raise ArtifactError(f"{folder} is a file; an artifact needs a folder of its own")
     if folder.exists() and not (folder / MANIFEST).exists() and any(folder.iterdir()):
         raise ArtifactError(f"{folder} holds other files; an artifact needs a folder of its own")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -64,7 +64,8 @@ class Calendar:
     >>> Calendar("D").parse(["2024-01-01T06:00"])
     Traceback (most recent call last):
     ...
-    forecaster.errors.InputError: ds 2024-01-01T06:00:00 is not on the grid of freq 'D'; the nearest step before it is 2024-01-01T00:00:00
+    forecaster.errors.InputError: ds 2024-01-01T06:00:00 is not on the grid of freq 'D'; the step before it is
+    2024-01-01T00:00:00
     """
 
     freq: str
@@ -122,7 +123,7 @@ class Calendar:
 
     def format(self, steps: Steps | Sequence[int]) -> list[str | int]:
         """Inverse of `parse`: ISO 8601 text with the offset of the calendar's time zone, or integers."""
-        steps = np.asarray(steps, dtype=np.int64)
+        steps = self._checked(steps)
         if self.is_integer:
             return list(steps.tolist())
         if self.time_zone is None:
@@ -136,6 +137,8 @@ class Calendar:
             stamp = datetime.fromisoformat(value)  # type: ignore[arg-type]
         except (TypeError, ValueError):
             raise InputError(f"ds {value!r} is not an ISO 8601 timestamp") from None
+        if "." in value and len(value.partition(".")[2].partition("+")[0].rstrip("0Z")) > 6:  # type: ignore[operator, union-attr]
+            raise InputError(f"ds {value!r} is finer than a microsecond")
         if not 1678 <= stamp.year <= 2261:
             raise InputError(f"ds {value!r} lies outside the years 1678 to 2261")
         if (stamp.tzinfo is None) != (self.time_zone is None):
@@ -182,7 +185,7 @@ class Calendar:
 
     def to_index(self, steps: Steps | Sequence[int]) -> pd.Index[Any]:
         """Timestamps (or integers) of step numbers, as a pandas index in the calendar's time zone."""
-        steps = np.asarray(steps, dtype=np.int64)
+        steps = self._checked(steps)
         if self.is_integer:
             return pd.Index(steps)
         instants = self._grid.instants(steps)
@@ -195,6 +198,20 @@ class Calendar:
             self.time_zone, nonexistent="shift_forward", ambiguous=np.ones(len(steps), bool)
         )
 
+    def _checked(self, steps: Steps | Sequence[int]) -> Steps:
+        """Refuse steps beyond the years that 64-bit nanoseconds can tell apart."""
+        steps = np.asarray(steps, dtype=np.int64)
+        if not self.is_integer and steps.size:
+            first, last = self._limits
+            if steps.min() < first or steps.max() > last:
+                raise InputError(f"a step of freq {self.freq!r} lies outside the years 1678 to 2261")
+        return steps
+
+    @cached_property
+    def _limits(self) -> tuple[int, int]:
+        first, last = self._grid.steps(np.array(["1678-01-01", "2261-12-31"], dtype="datetime64[ns]")).tolist()
+        return first + 1, last
+
     @cached_property
     def _standard_offset(self) -> np.timedelta64:
         """Keeps hourly grids on local hours in zones that are half an hour off UTC."""
@@ -205,14 +222,16 @@ class Calendar:
     def _to_steps(self, instants: Instants) -> Steps:
         steps = self._grid.steps(instants)
         off_grid = self._grid.instants(steps) != instants
+        if off_grid.any() and self.time_zone is not None and not self._grid.absolute:
+            # Where clocks skip midnight, the local date begins at the first instant after it.
+            begins = self.to_index(steps).tz_localize(None).to_numpy(dtype="datetime64[ns]")  # type: ignore[attr-defined]
+            off_grid &= begins != instants
         if off_grid.any():
             first = int(np.argmax(off_grid))
             found, before = (
                 np.datetime_as_string(v, unit="s") for v in (instants[first], self._grid.instants(steps)[first])
             )
-            raise InputError(
-                f"ds {found} is not on the grid of freq {self.freq!r}; the nearest step before it is {before}"
-            )
+            raise InputError(f"ds {found} is not on the grid of freq {self.freq!r}; the step before it is {before}")
         return steps
 
 
@@ -224,14 +243,16 @@ class _Grid:
     seasonality: tuple[int, ...] = (1,)
 
     def steps(self, instants: Instants) -> Steps:
-        raise AssertionError("abstract")
+        """Latest step at or before each instant."""
+        return instants.astype(np.int64)
 
     def instants(self, steps: Steps) -> Instants:
-        raise AssertionError("abstract")
+        """Instant of each step."""
+        return steps.astype("datetime64[ns]")
 
 
 class _IntegerGrid(_Grid):
-    """Bare integer steps; parse and format never come here."""
+    """Bare integer steps; parse and format never ask it for instants."""
 
 
 @dataclass(frozen=True)
@@ -304,16 +325,16 @@ def _grid_of(freq: str) -> _Grid:
     if offset is None or offset.n < 1:
         raise ConfigError(f"freq {freq!r} is not a pandas offset alias such as 'h', 'D', 'W', 'MS' or '15min', nor '1'")
     if isinstance(offset, offsets.Week):
-        if offset.weekday is None:
-            offset = offsets.Week(offset.n, weekday=6)
+        weekday = getattr(offset, "weekday", None)
+        weekday = 6 if weekday is None else int(weekday)
         # 1970-01-01 was a Thursday (weekday 3).
-        return _FixedGrid(
-            7 * _DAY_NS * offset.n, (offset.weekday - 3) * _DAY_NS, _SEASONALITY["W"] if offset.n == 1 else (1,)
-        )
+        return _FixedGrid(7 * _DAY_NS * offset.n, (weekday - 3) * _DAY_NS, _SEASONALITY["W"] if offset.n == 1 else (1,))
     if isinstance(offset, offsets.Day | offsets.Tick):
         step = int(
             pd.Timedelta(offset.nanos if isinstance(offset, offsets.Tick) else offset.n * _DAY_NS, unit="ns").value
         )
+        if step < 1000:
+            raise ConfigError(f"freq {freq!r} is finer than a microsecond, the finest that timestamps in JSON can tell")
         return _FixedGrid(step, 0, _cycles(step))
     if type(offset) is offsets.BusinessDay and offset.n == 1:
         return _BusinessDayGrid()

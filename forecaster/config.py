@@ -89,8 +89,10 @@ class TrainingConfig:
         Series followed side by side; the batch size of one update. Fewer are used when the panel is small.
     chunk_length
         Steps between two cuts of the gradient (truncated back-propagation through time).
-    epochs
-        Passes over the panel at most.
+    updates
+        Updates of the weights at most; the length of the learning-rate schedule.
+    epoch_updates
+        Updates between two validations, at least; an epoch is one pass over the panel if that is longer.
     learning_rate
         Peak of the schedule: linear rise over `lr_warmup_share` of the run, then cosine decay to 2 % of the peak.
     lr_warmup_share
@@ -102,11 +104,9 @@ class TrainingConfig:
     averaging
         Decay per update of the exponential moving average of the weights that validation and the final model use;
         0 for none.
-    validation_share
-        Share of each series, at its end, on which early stopping judges; at least one horizon, at most
-        `validation_windows` horizons.
-    validation_windows
-        Most horizons that the validation part spans.
+    validation_horizons
+        Horizons at the end of each series on which early stopping judges and which training does not learn from; 0: no
+        validation, the last weights are kept.
     patience
         Epochs without improvement after which training stops.
     precision
@@ -117,14 +117,14 @@ class TrainingConfig:
 
     lanes: int = 128
     chunk_length: int = 56
-    epochs: int = 60
+    updates: int = 1500
+    epoch_updates: int = 50
     learning_rate: float = 2e-3
     lr_warmup_share: float = 0.05
     weight_decay: float = 1e-3
     gradient_clip_val: float = 1.0
     averaging: float = 0.998
-    validation_share: float = 0.1
-    validation_windows: int = 2
+    validation_horizons: int = 1
     patience: int = 20
     precision: Literal["32", "bf16"] = "32"
     seed: int = 0
@@ -132,7 +132,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         _check_types(self)
-        for name in ("lanes", "chunk_length", "epochs", "validation_windows", "patience"):
+        for name in ("lanes", "chunk_length", "updates", "epoch_updates", "patience"):
             _require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
         _require(0 < self.learning_rate < 1, "training.learning_rate", self.learning_rate, "between 0 and 1")
         _require(
@@ -142,10 +142,7 @@ class TrainingConfig:
         _require(self.gradient_clip_val > 0, "training.gradient_clip_val", self.gradient_clip_val, "above 0")
         _require(0 <= self.averaging < 1, "training.averaging", self.averaging, "at least 0 and below 1")
         _require(
-            0 <= self.validation_share < 0.5,
-            "training.validation_share",
-            self.validation_share,
-            "at least 0 and below 0.5",
+            0 <= self.validation_horizons <= 16, "training.validation_horizons", self.validation_horizons, "0 to 16"
         )
         _require(self.precision in ("32", "bf16"), "training.precision", self.precision, "32 or bf16")
         _require(0 <= self.seed < 2**32, "training.seed", self.seed, "0 to 2**32 - 1")
@@ -183,7 +180,8 @@ class Config:
     >>> Config.from_dict({"freq": "h", "horizon": 48, "widht": 3})
     Traceback (most recent call last):
     ...
-    forecaster.errors.ConfigError: config key 'widht' is unknown; expected one of freq, horizon, seasonality, time_zone, quantile_levels, context_length, transform, network, training
+    forecaster.errors.ConfigError: config key 'widht' is unknown; expected one of freq, horizon, seasonality, time_zone,
+    quantile_levels, context_length, transform, network, training
     """
 
     freq: str
@@ -213,12 +211,12 @@ class Config:
         )
         _require(self.transform in ("auto", "log", "linear"), "transform", self.transform, "one of auto, log, linear")
         levels = self.quantile_levels
-        rising = list(levels) == sorted(set(levels)) and len(levels) > 0 and 0 < levels[0] and levels[-1] < 1
+        rising = len(levels) >= 3 and list(levels) == sorted(set(levels)) and 0 < levels[0] and levels[-1] < 1
         _require(
             len(levels) % 2 == 1 and rising and levels[len(levels) // 2] == 0.5,
             "quantile_levels",
             levels,
-            "an odd number of rising levels between 0 and 1 with 0.5 in the middle",
+            "an odd number, 3 or more, of rising levels between 0 and 1 with 0.5 in the middle",
         )
 
     @property

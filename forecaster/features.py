@@ -24,7 +24,7 @@ SCALARS = 7
 
 
 def pooled_size(ring_length: int) -> int:
-    """Number of ring features: all values of a short ring; `FINE` values and at most `FINE` block means of a long one."""
+    """Number of ring features: all of a short ring; `FINE` values and at most `FINE` block means of a long one."""
     if ring_length <= 2 * FINE:
         return ring_length
     block = math.ceil((ring_length - FINE) / FINE)
@@ -57,7 +57,7 @@ def _pool(scaled: Tensor) -> Tensor:
     if width <= 2 * FINE:
         return scaled
     block = math.ceil((width - FINE) / FINE)
-    coarse = scaled[..., (width - FINE) % block : width - FINE].unflatten(-1, (-1, block)).mean(-1)
+    coarse = scaled[..., (width - FINE) % block : width - FINE].reshape(*scaled.shape[:-1], -1, block).mean(-1)
     return torch.cat([coarse, scaled[..., width - FINE :]], -1)
 
 
@@ -74,7 +74,7 @@ def anchors(scaled: Tensor, seasonality: tuple[int, ...], horizon: int) -> Tenso
     for period in _last_season(seasonality):
         parts.append(scaled[..., width - period + torch.remainder(steps, period)])
     for period in _mean_season(seasonality, width):
-        cycles = scaled[..., width % period :].unflatten(-1, (-1, period)).mean(-2)
+        cycles = scaled[..., width % period :].reshape(*scaled.shape[:-1], -1, period).mean(-2)
         parts.append(cycles[..., torch.remainder(steps, period)])
     return torch.stack(parts, -1)
 

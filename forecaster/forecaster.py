@@ -145,7 +145,7 @@ class Forecaster:
             Number of steps, 1 to `config.max_horizon`; the trained horizon if None.
         quantile_levels
             Any levels between the lowest and the highest trained one; between trained levels, quantiles are
-            interpolated linearly. ``0.1 … 0.9`` if None.
+            interpolated linearly. If None, those of ``0.1 … 0.9`` that lie between them.
 
         Returns
         -------
@@ -181,7 +181,7 @@ class Forecaster:
         """
         self.check_calendar(panel.calendar)
         horizon = self.check_horizon(horizon)
-        levels = DEFAULT_LEVELS if quantile_levels is None else tuple(quantile_levels)
+        levels = self.check_levels(quantile_levels)
         quantiles = self.forecast(self.warm_up(panel.values, panel.first_steps.tolist()), horizon, levels)
         steps = panel.last_steps[:, None] + np.arange(1, horizon + 1)
         frame = pd.DataFrame(
@@ -243,16 +243,17 @@ class Forecaster:
 
     def check_levels(self, quantile_levels: Sequence[float] | None) -> tuple[float, ...]:
         """Return the levels to answer, or raise InputError."""
-        if quantile_levels is None:
-            return DEFAULT_LEVELS
         trained = self.config.quantile_levels
+        if quantile_levels is None:
+            return tuple(level for level in DEFAULT_LEVELS if trained[0] <= level <= trained[-1])
         levels = tuple(float(level) for level in quantile_levels)
         if not levels:
             raise InputError("quantile_levels is empty, expected at least one level")
         for level in levels:
             if not trained[0] <= level <= trained[-1]:
                 raise InputError(
-                    f"quantile level {level:g} is outside {trained[0]:g} to {trained[-1]:g}, the levels this model was trained for"
+                    f"quantile level {level:g} is outside {trained[0]:g} to {trained[-1]:g}, "
+                    "the levels this model was trained for"
                 )
         return levels
 

@@ -71,10 +71,12 @@ class QuantileHead(nn.Module):
             Shape [B, H, Q], rising along Q.
         """
         context = functional.gelu(self.context(self.dropout(hidden))) + hidden
-        weights = self.weight(context).unflatten(-1, (self.horizon, self.num_anchors)).softmax(-1)
+        weights = self.weight(context).reshape(*hidden.shape[:-1], self.horizon, self.num_anchors).softmax(-1)
         baseline = (weights * anchors).sum(-1)
         center = baseline + self.center(context) + self.autoregression(features)
-        spread = functional.softplus(self.spread(context)).unflatten(-1, (self.horizon, self.num_levels - 1))
+        spread = functional.softplus(self.spread(context)).reshape(*hidden.shape[:-1], self.horizon, -1)
         below, above = spread.chunk(2, -1)
         below = -below.flip(-1).cumsum(-1).flip(-1)
-        return torch.cat([below, torch.zeros_like(below[..., :1]), above.cumsum(-1)], -1) + center.unsqueeze(-1)
+        around = torch.cat([below, torch.zeros_like(below[..., :1]), above.cumsum(-1)], -1)
+        quantiles: Tensor = around + center.unsqueeze(-1)
+        return quantiles

@@ -31,7 +31,8 @@ def pinball_loss(quantiles: Tensor, target: Tensor, levels: Tensor, weight: Tens
 
     Examples
     --------
-    >>> pinball_loss(torch.tensor([[1.0], [9.0]]), torch.tensor([3.0, torch.nan]), torch.tensor([0.5]), torch.tensor(1.0))
+    >>> target = torch.tensor([3.0, torch.nan])
+    >>> pinball_loss(torch.tensor([[1.0], [9.0]]), target, torch.tensor([0.5]), torch.tensor(1.0))
     tensor(2.)
     """
     known = ~torch.isnan(target)

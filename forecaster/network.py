@@ -38,16 +38,20 @@ class Encoded(NamedTuple):
         The ring in the step's coordinates, shape [..., W].
     frame
         Coordinates, fields of shape [...].
+    difference
+        Mean absolute seasonal difference in units of scale, 0 until one was seen, shape [...].
     """
 
     hidden: Tensor
     features: Tensor
     scaled: Tensor
     frame: Frame
+    difference: Tensor
 
     def at(self, index: object) -> Encoded:
         """Steps at an index of the leading axes."""
-        return Encoded(self.hidden[index], self.features[index], self.scaled[index], self.frame.at(index))  # type: ignore[index]
+        hidden, features, scaled, frame, difference = self
+        return Encoded(hidden[index], features[index], scaled[index], frame.at(index), difference[index])  # type: ignore[index]
 
 
 class ForecastNetwork(nn.Module):
@@ -114,15 +118,18 @@ class ForecastNetwork(nn.Module):
         before = RecurrentState(state.hidden.transpose(0, 1), state.cell.transpose(0, 1))
         output, recurrent = self.recurrent(inputs.transpose(0, 1), before, lengths)
         after = replace(after, hidden=recurrent.hidden.transpose(0, 1), cell=recurrent.cell.transpose(0, 1))
-        return Encoded(output.transpose(0, 1), inputs, history.scaled, history.frame), after
+        return Encoded(
+            output.transpose(0, 1), inputs, history.scaled, history.frame, history.differences[..., 1]
+        ), after
 
     def encoded(self, state: StreamState) -> Encoded:
         """What the head needs of a state's latest step, leading axes [B]: the last entry of the `encode` behind it."""
         history = describe(state, kind=self.transform)
         hidden = state.hidden.sum(1) if self.config.network.residual else state.hidden[:, -1]
-        return Encoded(
-            hidden, features(history)[:, 0], history.scaled[:, 0], Frame(*(part[:, 0] for part in history.frame))
+        encoded = Encoded(
+            hidden.unsqueeze(1), features(history), history.scaled, history.frame, history.differences[..., 1]
         )
+        return encoded.at((slice(None), 0))
 
     def decode(self, encoded: Encoded) -> Tensor:
         """Quantiles in scaled coordinates of each step's frame, shape [..., H, Q]."""
@@ -132,4 +139,4 @@ class ForecastNetwork(nn.Module):
 
     def restore(self, quantiles: Tensor, frame: Frame) -> Tensor:
         """Quantiles [..., H, Q] in units of y, float64."""
-        return restore(quantiles.flatten(-2), frame, self.transform).unflatten(-1, quantiles.shape[-2:])
+        return restore(quantiles.flatten(-2), frame, self.transform).reshape(quantiles.shape)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,7 @@ class Panel:
                 f"at most {LARGEST_GROWTH} steps per row may be missing: is the freq right?"
             )
         values = []
-        for i, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        for i, (start, end) in enumerate(pairwise(bounds)):
             series = np.full(int(lengths[i]), np.nan)
             series[steps[start:end] - first_steps[i]] = y[start:end]
             values.append(series)
@@ -264,7 +265,8 @@ def _check_values(y: Float, ds: pd.Series[Any], names: list[str], codes: Steps) 
     if bad.any():
         i = int(np.argmax(bad))
         raise PanelError(
-            f"series {names[codes[i]]!r}: y is {y[i]} at {ds.iloc[i]}, expected a finite number of at most {LARGEST_Y:g}"
+            f"series {names[codes[i]]!r}: y is {y[i]} at {ds.iloc[i]}, "
+            f"expected a finite number of at most {LARGEST_Y:g}"
         )
 
 

@@ -83,10 +83,10 @@ class RecurrentStack(nn.Module):
                 elif name.startswith("weight_hr"):
                     nn.init.xavier_uniform_(parameter)
                 else:
-                    for gate in parameter.split(size):
+                    for gate in torch.split(parameter, size):
                         (nn.init.orthogonal_ if name.startswith("weight_hh") else nn.init.xavier_uniform_)(gate)
             if self.config.cell == "lstm" and self.config.bias:
-                layer.bias_ih_l0[size : 2 * size] = self.config.forget_bias
+                layer.get_parameter("bias_ih_l0")[size : 2 * size] = self.config.forget_bias
 
     def initial_state(self, batch: int) -> RecurrentState:
         """Zeros, for `batch` rows."""

@@ -93,8 +93,8 @@ class History:
     filled
         Share of the W values that were ever observed, float32, shape [B, T].
     differences
-        Mean absolute difference at lag 1 and at the shortest season, in units of scale, float32, shape [B, T, 2]; 0 until
-        one was seen.
+        Mean absolute difference at lag 1 and at the shortest season, in units of scale, float32, shape [B, T, 2]; 0
+        until one was seen.
     age, silence
         As in `StreamState`, at each step, int64, shape [B, T].
     """
@@ -151,7 +151,7 @@ def linear_scan(decay: Tensor, increment: Tensor, initial: Tensor) -> Tensor:
 
 
 def transform(y: Tensor, frame: Frame, kind: Transform) -> Tensor:
-    """y in the frame's coordinates, float32; differences are taken in float64, so a large location costs no precision.
+    """Map y to the frame's coordinates, float32; float64 differences first, so a large location costs no precision.
 
     ``linear``: (y - location) / (scale * unit). ``log``: log((y + c) / (location + c)) / unit with c = SHIFT * scale,
     continued below FLOOR as its tangent. Both map the location to 0.

@@ -71,12 +71,12 @@ class StreamState:
 
     def select(self, rows: Tensor | Sequence[int] | slice) -> StreamState:
         """Rows by index, boolean mask or slice; indices copy, a slice shares memory."""
-        index = rows if isinstance(rows, slice) else torch.as_tensor(rows)
+        index = rows if isinstance(rows, slice) else _index(rows)
         return StreamState(*(tensor[index] for tensor in self._tensors()))
 
     def assign(self, rows: Tensor | Sequence[int], other: StreamState) -> None:
         """Write `other`'s rows over `rows`, in place; the only method that changes a state."""
-        index = torch.as_tensor(rows)
+        index = _index(rows)
         for mine, theirs in zip(self._tensors(), other._tensors(), strict=True):
             mine[index] = theirs
 
@@ -108,7 +108,10 @@ class StreamState:
         """One self-checking record per row; `StateLayout.from_bytes` reads it back bit for bit."""
         if sys.byteorder != "little":
             raise ArtifactError("states are stored little-endian; this machine is big-endian")
-        columns = [tensor.reshape(len(self), -1).contiguous().numpy().view(np.uint8) for tensor in self._tensors()]
+        columns = [
+            tensor.reshape(len(self), tensor[:1].numel() if len(self) else 0).contiguous().numpy().view(np.uint8)
+            for tensor in self._tensors()
+        ]
         table = np.ascontiguousarray(np.concatenate(columns, axis=1))
         return [_HEADER.pack(_MAGIC, STATE_FORMAT, 0, zlib.crc32(row)) + row.tobytes() for row in table]
 
@@ -160,11 +163,16 @@ class StateLayout:
         tensors, start = [], 0
         for tensor in template:
             width = tensor.element_size() * tensor.numel()
-            column = np.ascontiguousarray(body[:, start : start + width])
+            column = body[:, start : start + width].copy()
             flat = torch.from_numpy(column.view(tensor.numpy().dtype)) if width else torch.empty(0)
             tensors.append(flat.reshape(len(records), *tensor.shape[1:]).to(tensor.dtype))
             start += width
         return StreamState(*tensors)
+
+
+def _index(rows: Tensor | Sequence[int]) -> Tensor:
+    index = torch.as_tensor(rows)
+    return index if index.dtype == torch.bool else index.to(torch.int64)
 
 
 def _check_record(record: bytes, size: int, index: int) -> None:

@@ -1,0 +1,225 @@
+"""Chunks in lanes: how a panel is cut for truncated back-propagation through time.
+
+Every series is cut into *segments*, every segment into chunks of K steps. A *lane* plays one segment chunk by chunk and
+takes the next at a chunk boundary, so that a reset never falls inside a chunk; all lanes together form one batch. Knows
+values and positions only: no network, no clock, no randomness but the generator it is given.
+
+Axes: B lane, K step of a chunk, H horizon step, R lane that resets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from forecaster.panel import Panel
+
+__all__ = ["Chunk", "Lanes", "Segment", "cut_segments", "validation_chunks"]
+
+Float = npt.NDArray[np.float64]
+
+SHORTEST_SEGMENT = 8
+"""Chunks in a segment that is cut from a longer series: its first chunk only warms up, so shorter ones waste."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Steps `start` to `end` of one series; `start` > 0 means that it was cut off, not that the series began."""
+
+    series: int
+    start: int
+    end: int
+
+
+class Chunk(NamedTuple):
+    """K consecutive steps of every lane.
+
+    Attributes
+    ----------
+    y
+        Values to fold, float64, shape [B, K]; NaN is missing, and where a segment ended.
+    future
+        The values from one step after the first of `y`, shape [B, K - 1 + H]: step k's targets are
+        ``future[k : k + H]``. NaN where unknown or beyond what may be learnt from.
+    scored
+        Whether the origin at this step counts in the loss, bool, shape [B, K].
+    reset
+        Lanes that begin a segment here, int64, shape [R].
+    prefix
+        Values just before each reset lane's segment, float64, shape [R, P], NaN before the series began: they fill the
+        scaling state, not the recurrent one.
+    start
+        Position of each reset lane's segment in its series, int64, shape [R].
+    lengths
+        Steps to fold per lane, int64, shape [B]; None for all K.
+    """
+
+    y: Tensor
+    future: Tensor
+    scored: Tensor
+    reset: Tensor
+    prefix: Tensor
+    start: Tensor
+    lengths: Tensor | None = None
+
+
+def cut_segments(lengths: Sequence[int], *, lanes: int, chunk_length: int) -> list[Segment]:
+    """Cut series into segments: whole series where there are enough of them, pieces of equal length where not.
+
+    Parameters
+    ----------
+    lengths
+        Steps per series.
+    lanes
+        Lanes that should find work.
+    chunk_length
+        Steps per chunk.
+    """
+    total = sum(math.ceil(length / chunk_length) for length in lengths)
+    chunks = max(SHORTEST_SEGMENT, math.ceil(total / lanes))
+    segments = []
+    for series, length in enumerate(lengths):
+        pieces = max(1, round(length / (chunks * chunk_length)))
+        bounds = np.linspace(0, length, pieces + 1).astype(int)
+        segments += [Segment(series, int(a), int(b)) for a, b in pairwise(bounds) if b > a]
+    return segments
+
+
+class Lanes:
+    """An endless stream of training chunks.
+
+    Every pass plays every segment once, in random order, each from a random offset below one chunk, so that the places
+    where gradients are cut move from pass to pass.
+
+    Parameters
+    ----------
+    panel
+        What may be learnt from.
+    lanes
+        Lanes B at most; fewer if there are fewer segments.
+    chunk_length, horizon
+        The sizes K and H.
+    prefix_length
+        Values P handed over before a segment.
+    generator
+        The only source of randomness.
+    """
+
+    def __init__(
+        self,
+        panel: Panel,
+        *,
+        lanes: int,
+        chunk_length: int,
+        horizon: int,
+        prefix_length: int,
+        generator: np.random.Generator,
+    ) -> None:
+        self.values, self.chunk_length, self.horizon = panel.values, chunk_length, horizon
+        self.prefix_length, self.generator = prefix_length, generator
+        self.segments = cut_segments(panel.lengths.tolist(), lanes=lanes, chunk_length=chunk_length)
+        self.lanes = min(lanes, len(self.segments))
+        chunks = sum(math.ceil((segment.end - segment.start) / chunk_length) for segment in self.segments)
+        self.chunks_per_pass = math.ceil(chunks / self.lanes)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Chunks of all lanes, without end."""
+        queue: list[Segment] = []
+        playing: list[tuple[Segment, int] | None] = [None] * self.lanes
+        while True:
+            resets = []
+            for lane, place in enumerate(playing):
+                if place is None or place[1] >= place[0].end:
+                    if not queue:
+                        queue = [self.segments[i] for i in self.generator.permutation(len(self.segments))]
+                    segment = queue.pop()
+                    room = min(self.chunk_length, (segment.end - segment.start) // 4 + 1)
+                    playing[lane] = (segment, segment.start + int(self.generator.integers(room)))
+                    resets.append(lane)
+            yield self._chunk([place for place in playing if place is not None], resets)
+            playing = [(place[0], place[1] + self.chunk_length) for place in playing if place is not None]
+
+    def _chunk(self, places: list[tuple[Segment, int]], resets: list[int]) -> Chunk:
+        scored = np.ones((len(places), self.chunk_length), dtype=bool)
+        for lane in resets:
+            if places[lane][0].start > 0:
+                scored[lane] = False  # this chunk only warms the recurrent state up
+        length, ahead = self.chunk_length, self.chunk_length - 1 + self.horizon
+        # A segment's values end where it does, but its targets reach as far as the series may be learnt from.
+        return Chunk(
+            y=_stack([_window(self.values[s.series][: s.end], at + length, length) for s, at in places]),
+            future=_stack([_window(self.values[s.series], at + length + self.horizon, ahead) for s, at in places]),
+            scored=torch.from_numpy(scored),
+            reset=torch.tensor(resets, dtype=torch.int64),
+            prefix=_stack([_window(self.values[places[i][0].series], places[i][1], self.prefix_length) for i in resets])
+            if resets
+            else torch.empty(0, self.prefix_length, dtype=torch.float64),
+            start=torch.tensor([places[i][1] for i in resets], dtype=torch.int64),
+        )
+
+
+def validation_chunks(
+    panel: Panel, *, held_out: int, warm_up: int, horizon: int, prefix_length: int, lanes: int
+) -> Iterator[Chunk]:
+    """Pairs of chunks: one that warms every lane up, one that scores all origins of the held-out end.
+
+    Parameters
+    ----------
+    panel
+        With the held-out part.
+    held_out
+        Steps at the end of each series whose values are the targets; series of `held_out` + 1 steps or less are left
+        out.
+    warm_up
+        Most steps folded before the first origin.
+    horizon, prefix_length, lanes
+        As for `Lanes`.
+    """
+    eligible = [y for y in panel.values if len(y) > held_out + 1]
+    for first in range(0, len(eligible), lanes):
+        group = eligible[first : first + lanes]
+        cutoffs = [len(y) - held_out - 1 for y in group]  # the first scored origin, folded by the second chunk
+        lengths = [min(cutoff, warm_up) for cutoff in cutoffs]
+        begins = [cutoff - length for cutoff, length in zip(cutoffs, lengths, strict=True)]
+        longest = max(lengths)
+        before = np.full((len(group), longest), np.nan)
+        for row, (y, begin, length) in enumerate(zip(group, begins, lengths, strict=True)):
+            before[row, :length] = y[begin : begin + length]
+        yield Chunk(
+            y=torch.from_numpy(before),
+            future=torch.full((len(group), longest - 1 + horizon), torch.nan, dtype=torch.float64),
+            scored=torch.zeros(len(group), longest, dtype=torch.bool),
+            reset=torch.arange(len(group)),
+            prefix=_stack([_window(y, begin, prefix_length) for y, begin in zip(group, begins, strict=True)]),
+            start=torch.tensor(begins, dtype=torch.int64),
+            lengths=torch.tensor(lengths, dtype=torch.int64),
+        )
+        yield Chunk(
+            y=_stack([_window(y, len(y) - 1, held_out) for y in group]),
+            future=_stack([_window(y, len(y) - 1 + horizon, held_out - 1 + horizon) for y in group]),
+            scored=torch.ones(len(group), held_out, dtype=torch.bool),
+            reset=torch.empty(0, dtype=torch.int64),
+            prefix=torch.empty(0, prefix_length, dtype=torch.float64),
+            start=torch.empty(0, dtype=torch.int64),
+        )
+
+
+def _window(y: Float, end: int, length: int) -> Float:
+    """Return ``y[end - length : end]`` with NaN wherever that lies outside of y."""
+    out = np.full(length, np.nan)
+    low, high = max(end - length, 0), min(end, len(y))
+    if high > low:
+        out[low - (end - length) : high - (end - length)] = y[low:high]
+    return out
+
+
+def _stack(rows: list[Float]) -> Tensor:
+    return torch.from_numpy(np.stack(rows))

@@ -1,0 +1,91 @@
+"""The data module: a panel as chunks for the Trainer.
+
+Splits off the validation end of every series, and hands whole chunks (already batches) to the Trainer; knows no
+network. One process owns all lanes: workers would repeat them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, IterableDataset
+
+from forecaster.chunks import Chunk, Lanes, validation_chunks
+from forecaster.config import Config
+from forecaster.panel import Panel
+
+__all__ = ["ChunkDataModule"]
+
+WARM_UP_CHUNKS = 4
+
+
+class _Stream(IterableDataset[Chunk]):
+    """Goes on where the last epoch stopped, so that the carry stays true."""
+
+    def __init__(self, lanes: Lanes, length: int) -> None:
+        self.chunks, self.length = iter(lanes), length
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return islice(self.chunks, self.length)
+
+    def __len__(self) -> int:
+        return self.length
+
+
+class ChunkDataModule(LightningDataModule):
+    """Training and validation chunks of one panel.
+
+    Parameters
+    ----------
+    panel
+        Training and validation part together.
+    config
+        Sizes.
+    """
+
+    def __init__(self, panel: Panel, config: Config) -> None:
+        super().__init__()
+        settings = config.training
+        self.config = config
+        self.held_out = held_out_steps(panel, config)
+        learnt = panel.drop_last(self.held_out) if self.held_out else panel
+        self.lanes = Lanes(
+            learnt,
+            lanes=settings.lanes,
+            chunk_length=settings.chunk_length,
+            horizon=config.horizon,
+            prefix_length=2 * config.ring_length,
+            generator=np.random.default_rng(settings.seed),
+        )
+        self.epoch_updates = min(max(self.lanes.chunks_per_pass, settings.epoch_updates), settings.updates)
+        self.validation = (
+            list(
+                validation_chunks(
+                    panel,
+                    held_out=self.held_out,
+                    warm_up=WARM_UP_CHUNKS * settings.chunk_length,
+                    horizon=config.horizon,
+                    prefix_length=2 * config.ring_length,
+                    lanes=settings.lanes,
+                )
+            )
+            if self.held_out
+            else []
+        )
+
+    def train_dataloader(self) -> DataLoader[Chunk]:
+        """One epoch of chunks, continuing the last."""
+        return DataLoader(_Stream(self.lanes, self.epoch_updates), batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[Chunk] | list[DataLoader[Chunk]]:
+        """Pairs of chunks: warm up, score."""
+        return DataLoader(self.validation, batch_size=None) if self.validation else []  # type: ignore[arg-type]
+
+
+def held_out_steps(panel: Panel, config: Config) -> int:
+    """Steps held out of every series for validation; 0 where most series are too short to spare them."""
+    steps = config.horizon * config.training.validation_horizons
+    return steps if np.median(panel.lengths) >= 4 * steps + config.seasonality[0] else 0
