@@ -105,7 +105,7 @@ def quiet_import() -> Iterator[None]:
 
 @contextmanager
 def mlflow_errors(doing: str, missing: str | None = None) -> Iterator[None]:
-    """Translate MLflow's errors.
+    """Translate MLflow's errors, and keep its warnings about itself away.
 
     Parameters
     ----------
@@ -124,7 +124,10 @@ def mlflow_errors(doing: str, missing: str | None = None) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
 
     try:
-        yield
+        with warnings.catch_warnings():
+            # What MLflow's insides do that newer libraries advise against is not our users' concern.
+            warnings.filterwarnings("ignore", module="mlflow")
+            yield
     except MlflowException as error:
         if missing is not None and error.error_code in MISSING_CODES:
             raise InputError(missing) from error

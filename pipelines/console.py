@@ -9,22 +9,29 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
+from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-__all__ = ["Reporter", "StepReporter", "cell_text", "plain_json", "result_reporter"]
+__all__ = ["Reporter", "ShareReporter", "cell_text", "plain_json", "result_reporter"]
 
 
-class StepReporter(Protocol):
-    """Called after each finished part of a long piece of work."""
+PLAIN_WIDTH = 160
+PLAIN_SECONDS = 5.0
+"""Least time between two plain lines of progress, so that a log of short epochs stays readable."""
 
-    def __call__(self, text: str) -> None:
-        """Count one part as done and say how it went."""
+
+class ShareReporter(Protocol):
+    """Called whenever a part of a long piece of work is done."""
+
+    def __call__(self, share: float, text: str) -> None:
+        """Say how much is done, 0 to 1, and how it goes."""
 
 
 class Reporter:
@@ -39,7 +46,7 @@ class Reporter:
     """
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
-        self._console = console or Console(file=sys.stderr, highlight=False, quiet=quiet, soft_wrap=True)
+        self._console = console or _console(sys.stderr, quiet=quiet)
 
     @property
     def is_terminal(self) -> bool:
@@ -61,7 +68,7 @@ class Reporter:
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Write a table; numbers are shortened to what a person reads."""
-        table = Table(title=title, title_justify="left", title_style="bold")
+        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
         for column in columns:
             table.add_column(column, overflow="fold")
         for row in rows:
@@ -69,28 +76,33 @@ class Reporter:
         self._console.print(table, soft_wrap=False)
 
     @contextmanager
-    def progress(self, label: str, total: int) -> Iterator[StepReporter]:
-        """Report `total` parts of work: a bar on a terminal, one plain line per part elsewhere."""
-        if not self.is_terminal:
-            done = 0
-
-            def line(text: str) -> None:
-                nonlocal done
-                done += 1
-                self.notice(f"{label} {done}/{total} {text}".rstrip())
-
-            yield line
+    def progress(self, label: str) -> Iterator[ShareReporter]:
+        """Report how much of a long piece of work is done: a bar on a terminal, a line every few seconds elsewhere."""
+        if self.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
+            with Progress(*columns, console=self._console) as bars:
+                task = bars.add_task(label, total=1.0, note="")
+                yield lambda share, text: bars.update(task, completed=share, note=text)
+                bars.update(task, completed=1.0)
             return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        with Progress(*columns, console=self._console) as bars:
-            task = bars.add_task(label, total=total, note="")
-            yield lambda text: bars.update(task, advance=1, note=text)
+        said, unsaid = time.monotonic() - PLAIN_SECONDS, ""
+
+        def line(share: float, text: str) -> None:
+            nonlocal said, unsaid
+            unsaid = f"{label} {share:4.0%}  {text}"
+            if time.monotonic() - said >= PLAIN_SECONDS:
+                self.notice(unsaid)
+                said, unsaid = time.monotonic(), ""
+
+        yield line
+        if unsaid:
+            self.notice(unsaid)
 
 
 def cell_text(value: object) -> str:
@@ -129,4 +141,11 @@ def _finite(value: Any) -> Any:
 
 def result_reporter(*, json: bool) -> Reporter:
     """Where result tables go: standard output, unless the last line there has to be JSON for a program."""
-    return Reporter() if json else Reporter(Console(highlight=False))
+    return Reporter() if json else Reporter(_console(sys.stdout))
+
+
+def _console(file: TextIO, *, quiet: bool = False) -> Console:
+    console = Console(file=file, highlight=False, quiet=quiet, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH  # a log file has no edge that tables would have to fit into
+    return console

@@ -21,7 +21,7 @@ BASELINE = "seasonal_naive_"
 def metrics_table(
     metrics: Mapping[str, float], rival: Mapping[str, float] | None = None, rival_version: str | None = None
 ) -> Table:
-    """Metrics, one per row, beside those of the seasonal naive and of the champion where there are any."""
+    """Lay out metrics, one per row, beside those of the seasonal naive and of the champion where there are any."""
     names = [name for name in metrics if not name.startswith(BASELINE)]
     has_baseline = any(name.startswith(BASELINE) for name in metrics)
     columns = [
@@ -42,16 +42,14 @@ def metrics_table(
 
 
 def window_table(by_window: pd.DataFrame) -> Table:
-    """One row per backtest window."""
-    return (
-        "Backtest windows",
-        [str(column) for column in by_window.columns],
-        [list(row) for row in by_window.itertuples(index=False)],
-    )
+    """Lay out one row per backtest window."""
+    names = [name for name in ("window", "smape", "mase", "wql", "coverage_80", BASELINE + "mase", BASELINE + "wql") if name in by_window]
+    rows = [list(row) for row in by_window[names].itertuples(index=False)]
+    return "Backtest windows, earliest first", [name.replace("_", " ") for name in names], rows
 
 
 def version_row(version: ModelVersion) -> dict[str, Any]:
-    """A registered version as plain values."""
+    """Describe a registered version in plain values."""
     tags = dict(version.tags)
     metrics = {
         key.removeprefix("backtest."): _number(value) for key, value in tags.items() if key.startswith("backtest.")
@@ -70,8 +68,8 @@ def version_row(version: ModelVersion) -> dict[str, Any]:
 
 
 def models_table(rows: list[dict[str, Any]]) -> Table:
-    """Registered versions, newest first within a model."""
-    columns = ["model", "version", "aliases", "wql", "mase", "seasonal naive wql", "status", "reason", "created"]
+    """Lay out registered versions, newest first within a model."""
+    columns = ["model", "version", "aliases", "wql", "mase", "naive wql", "status", "created", "reason"]
     cells: list[list[object]] = [
         [
             row["name"],
@@ -81,8 +79,8 @@ def models_table(rows: list[dict[str, Any]]) -> Table:
             row["metrics"].get("mase"),
             row["metrics"].get("seasonal_naive_wql"),
             row["status"] or "-",
-            row["reason"] or "-",
             row["created"][:16].replace("T", " "),
+            row["reason"] or "-",
         ]
         for row in rows
     ]

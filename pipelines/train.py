@@ -325,12 +325,18 @@ def train_model(
     """
     from forecaster.training import fit
 
-    with (reporter or Reporter(quiet=True)).progress("epoch", config.training.epochs) as step:
+    limit = float("inf") if max_minutes is None else max_minutes * 60
+    with (reporter or Reporter(quiet=True)).progress("training") as say:
+        updates = seconds = 0.0
 
         def report(row: dict[str, float]) -> None:
+            nonlocal updates, seconds
+            updates += row["updates_per_second"] * (row["seconds"] - seconds)
+            seconds = row["seconds"]
             if on_epoch is not None:
                 on_epoch(row)
-            step(epoch_text(row))
+            share = max(updates / config.training.updates, seconds / limit)
+            say(min(row.get("progress", share), 1.0), epoch_text(row))
 
         return fit(panel, config, max_minutes=max_minutes, on_epoch=report)
 
@@ -373,11 +379,10 @@ def say_split(windows: HoldOut, reporter: Reporter) -> None:
 
 def epoch_text(row: Mapping[str, float]) -> str:
     """One epoch in a few words."""
-    parts = [
-        f"{label} {row[key]:.4f}"
-        for key, label in (("train_loss", "training"), ("val_loss", "validation"))
-        if key in row
-    ]
+    parts = [f"epoch {int(row['epoch'])}"]
+    for key, label in (("train_loss", "training loss"), ("val_loss", "validation loss")):
+        if key in row:
+            parts.append(f"{label} {row[key]:.4f}")
     if "gradient_norm" in row:
         parts.append(f"gradient {row['gradient_norm']:.2f}")
     if "seconds" in row:

@@ -31,7 +31,9 @@ def load_cities() -> Cities:
     parts = []
     for name, table in (("seattle", local_data.seattle_temps()), ("san_francisco", local_data.sf_temps())):
         # The columns come in another order in each file, and one hour is missing where clocks went forward.
-        parts.append(pd.DataFrame({"unique_id": name, "ds": pd.to_datetime(table["date"]), "y": table["temp"].astype(float)}))
+        parts.append(
+            pd.DataFrame({"unique_id": name, "ds": pd.to_datetime(table["date"]), "y": table["temp"].astype(float)})
+        )
     frame = pd.concat(parts, ignore_index=True)
     start = frame["ds"].max() - pd.Timedelta(hours=REPLAY_STEPS - 1)
     replay = frame[frame["ds"] >= start].sort_values(["ds", "unique_id"], ignore_index=True)

@@ -80,7 +80,9 @@ class ServerProcess:
             )
         while time.monotonic() - started < START_SECONDS:
             if self._process.poll() is not None:
-                raise ForecasterError(f"{' '.join(self._arguments[:2])} ended with status {self._process.returncode}: {self._last_line()}")
+                raise ForecasterError(
+                    f"{' '.join(self._arguments[:2])} ended with status {self._process.returncode}: {self._last_line()}"
+                )
             try:
                 if httpx.get(self._ready_url, timeout=2.0, trust_env=False).status_code == httpx.codes.OK:
                     return time.monotonic() - started

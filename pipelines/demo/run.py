@@ -58,7 +58,9 @@ class Stage:
     results: dict[str, Any] = field(default_factory=dict)
 
 
-def run_demo(folder: str | Path = "demo-run", *, keep: bool = False, reporter: Reporter | None = None) -> dict[str, Any]:
+def run_demo(
+    folder: str | Path = "demo-run", *, keep: bool = False, reporter: Reporter | None = None
+) -> dict[str, Any]:
     """Run the whole demo.
 
     Parameters
@@ -107,7 +109,9 @@ def first_act(path: Path, tracking_uri: str, reporter: Reporter) -> TrainResult:
     )
     result = train(request(path, tracking_uri, minutes=FIRST_MINUTES, seed=0), reporter)
     reporter.table(*metrics_table(result.metrics))
-    reporter.notice(f"version {result.version} of model {MODEL!r} {'is champion' if result.promoted else 'was refused'}: {result.reason}")
+    reporter.notice(
+        f"version {result.version} of model {MODEL!r} {'is champion' if result.promoted else 'was refused'}: {result.reason}"
+    )
     return result
 
 
@@ -179,14 +183,18 @@ def crash(stage: Stage, observations: Sequence[Observation]) -> None:
     if not gone.is_set():
         raise ForecasterError("the server was killed too late: all observations had been sent")
     known = len(stage.client.acknowledged)
-    stage.reporter.notice(f"killed process {pid} with {known} observations acknowledged, {known - before} of them in the last 0.3 s")
+    stage.reporter.notice(
+        f"killed process {pid} with {known} observations acknowledged, {known - before} of them in the last 0.3 s"
+    )
     seconds = stage.server.start()
     for name in stage.cities.names:
         last = max(o.ds for o in stage.client.acknowledged if o.unique_id == name)
         cutoff = stage.client.forecast(name)["cutoff"]
         # One more may be there: the observation whose acknowledgement the kill cut off.
         if pd.Timestamp(cutoff) < pd.Timestamp(last):
-            raise ForecasterError(f"observations of {name} were lost: acknowledged up to {last}, the server knows them up to {cutoff}")
+            raise ForecasterError(
+                f"observations of {name} were lost: acknowledged up to {last}, the server knows them up to {cutoff}"
+            )
     stage.results["crash"] = {"acknowledged": known, "restart_seconds": round(seconds, 2), "lost": 0}
     stage.reporter.notice(f"restarted in {seconds:.1f} s; nothing acknowledged was lost")
 
@@ -202,7 +210,9 @@ def check_state(stage: Stage) -> None:
     live = {name: stage.client.forecast(name) for name in stage.cities.names}
     version = next(iter(live.values()))["model"]["version"]
     model = load_model(f"models:/{MODEL}/{version}", stage.tracking_uri).forecaster
-    known = pd.concat([stage.cities.history, stage.cities.replay], ignore_index=True).sort_values(["unique_id", "ds"], kind="stable")
+    known = pd.concat([stage.cities.history, stage.cities.replay], ignore_index=True).sort_values(
+        ["unique_id", "ds"], kind="stable"
+    )
     known = known[[row.ds <= pd.Timestamp(live[row.unique_id]["cutoff"]) for row in known.itertuples()]]
     batch = model.forecast_frame(Panel.from_frame(known, "h"))
     worst = 0.0
@@ -212,9 +222,13 @@ def check_state(stage: Stage) -> None:
             expected = rows[level].to_numpy(dtype=float)
             worst = max(worst, float(np.max(np.abs(np.array(values) - expected) / np.maximum(np.abs(expected), 1e-9))))
     if not worst <= TOLERANCE:
-        raise ForecasterError(f"live forecasts differ from a batch recompute by {worst:.2g} relative, more than {TOLERANCE:g}")
+        raise ForecasterError(
+            f"live forecasts differ from a batch recompute by {worst:.2g} relative, more than {TOLERANCE:g}"
+        )
     stage.results.setdefault("batch_difference", []).append(worst)
-    stage.reporter.notice(f"forecasts equal a batch recompute with version {version}: largest relative difference {worst:.1e}")
+    stage.reporter.notice(
+        f"forecasts equal a batch recompute with version {version}: largest relative difference {worst:.1e}"
+    )
 
 
 def swap(stage: Stage, observations: Sequence[Observation]) -> None:
@@ -226,7 +240,9 @@ def swap(stage: Stage, observations: Sequence[Observation]) -> None:
         A request failed, or the new version did not appear in time.
     """
     result = train(request(stage.folder, stage.tracking_uri, minutes=SECOND_MINUTES, seed=1), stage.reporter)
-    stage.reporter.notice(f"version {result.version}: the gate says {'yes' if result.promoted else 'no'}, {result.reason}")
+    stage.reporter.notice(
+        f"version {result.version}: the gate says {'yes' if result.promoted else 'no'}, {result.reason}"
+    )
     if not result.promoted:
         promote(connect(stage.tracking_uri), MODEL, result.version, force=True)
         stage.reporter.notice("promoted by hand, to show the swap")
@@ -234,7 +250,9 @@ def swap(stage: Stage, observations: Sequence[Observation]) -> None:
     with running_board(stage.reporter, stage.scoreboard) as board:
         while stage.client.versions[-1] != result.version or sent < len(observations):
             if time.monotonic() - started > SWAP_SECONDS:
-                raise ForecasterError(f"the service still answers with version {stage.client.versions[-1]} after {SWAP_SECONDS:g} s")
+                raise ForecasterError(
+                    f"the service still answers with version {stage.client.versions[-1]} after {SWAP_SECONDS:g} s"
+                )
             if sent < len(observations):
                 stage.client.observe(observations[sent])
                 board.update(observations[sent].ds)
@@ -246,7 +264,12 @@ def swap(stage: Stage, observations: Sequence[Observation]) -> None:
                 asked += 1
                 time.sleep(0.05)
     changes = sum(a != b for a, b in zip(stage.client.versions, stage.client.versions[1:], strict=False))
-    stage.results["swap"] = {"version": result.version, "failed_requests": failed, "changes": changes, "second_model": result.to_dict()}
+    stage.results["swap"] = {
+        "version": result.version,
+        "failed_requests": failed,
+        "changes": changes,
+        "second_model": result.to_dict(),
+    }
     stage.reporter.notice(
         f"replies name version {result.version}; {sent + asked} requests during the swap, none failed, none went back to the old version"
         if changes == 1
@@ -261,7 +284,9 @@ def epilogue(stage: Stage, *, keep: bool) -> None:
     reporter = stage.reporter
     reporter.heading("5. Look around")
     if not keep:
-        reporter.notice(f"MLflow UI: mlflow ui --backend-store-uri {stage.tracking_uri}   then open http://127.0.0.1:5000")
+        reporter.notice(
+            f"MLflow UI: mlflow ui --backend-store-uri {stage.tracking_uri}   then open http://127.0.0.1:5000"
+        )
         reporter.notice(
             f"service:   forecaster serve --model models:/{MODEL}@{CHAMPION} --store sqlite:///{stage.folder}/forecaster.db "
             f"--tracking-uri {stage.tracking_uri}   then open http://127.0.0.1:8000/docs"
@@ -279,7 +304,11 @@ def epilogue(stage: Stage, *, keep: bool) -> None:
     reporter.notice(f"MLflow UI: http://127.0.0.1:{port}")
     reporter.notice(f"API docs:  {stage.url}/docs")
     reporter.notice(f"still running; stop with: kill {stage.server.pid} {ui.pid}")
-    stage.results["kept"] = {"service": stage.url, "mlflow": f"http://127.0.0.1:{port}", "pids": [stage.server.pid, ui.pid]}
+    stage.results["kept"] = {
+        "service": stage.url,
+        "mlflow": f"http://127.0.0.1:{port}",
+        "pids": [stage.server.pid, ui.pid],
+    }
     ui.release()
     stage.server.release()
 

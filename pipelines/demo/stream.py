@@ -90,5 +90,7 @@ class Client:
     def _checked(self, reply: httpx.Response) -> dict[str, Any]:
         body = reply.json()
         if reply.is_error:
-            raise ForecasterError(f"the service answered {reply.status_code}: {body.get('detail') or body.get('title')}")
+            raise ForecasterError(
+                f"the service answered {reply.status_code}: {body.get('detail') or body.get('title')}"
+            )
         return dict(body)

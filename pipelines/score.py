@@ -1,0 +1,160 @@
+"""Scores a forecast file against the truth, with nothing but the library's metrics and baselines.
+
+A repeatable accuracy figure for any forecast file in our layout, whoever made it: Naive2, the scale of MASE and the
+seasonal naive come from the history file. Refuses to score half a forecast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from forecaster import InputError, Panel
+from forecaster.baselines import naive2, seasonal_naive
+from forecaster.metrics import coverage, mase, naive_error, owa, smape, wql
+from pipelines.data import Notice, read_frame, read_panel
+
+__all__ = ["score"]
+
+Float = npt.NDArray[np.float64]
+INTEGER_FREQ = "1"
+MEDIAN, LOW, HIGH = "0.5", "0.1", "0.9"
+
+
+def score(
+    forecasts: str | Path,
+    truth: str | Path,
+    *,
+    history: str | Path,
+    season: int,
+    freq: str | None = None,
+    notice: Notice | None = None,
+) -> dict[str, float]:
+    """Compute accuracy.
+
+    Parameters
+    ----------
+    forecasts
+        File as written by ``forecaster predict``: `unique_id`, `ds`, quantile levels with ``0.5`` among them.
+    truth
+        File with `unique_id`, `ds`, `y`. Rows that no forecast covers are ignored.
+    history
+        What the forecasts were made from; it has to end where they start.
+    season
+        Seasonality in steps, of MASE, Naive2 and the seasonal naive.
+    freq
+        Frequency; None means integer steps.
+    notice
+        Told about ignored columns.
+
+    Returns
+    -------
+    dict
+        `smape`, `mase`, `owa`, `wql` (over the file's quantile levels), `coverage_80` (if there are 0.1 and 0.9), the
+        same of the seasonal naive, and `series`.
+
+    Raises
+    ------
+    InputError
+        A file is unusable, a forecast has no truth, or history and forecasts do not meet.
+    """
+    if season < 1:
+        raise InputError(f"--season must be at least 1, not {season}")
+    freq = INTEGER_FREQ if freq is None else freq
+    predicted = read_frame(forecasts, ("unique_id", "ds", MEDIAN))
+    levels = quantile_columns(predicted)
+    known = read_panel(history, freq, notice=notice)
+    came = read_panel(truth, freq, notice=notice)
+    # The library's calendar reads both files alike, so forecasts go through a panel too, one level at a time.
+    predicted_by_level = [_panel(predicted, column, freq, str(forecasts)) for column in levels]
+    names = predicted_by_level[0].unique_ids
+    y, quantiles = _align(predicted_by_level, came, known)
+    histories = [known.series(known.index_of(name)) for name in names]
+    return _metrics(y, quantiles, levels, histories, season)
+
+
+def quantile_columns(frame: pd.DataFrame) -> list[str]:
+    """Columns named by a quantile level, rising.
+
+    Raises
+    ------
+    InputError
+        There is no median.
+    """
+    columns = [str(column) for column in frame.columns if _is_level(str(column))]
+    if MEDIAN not in columns:
+        raise InputError(f"the forecasts have no column {MEDIAN!r}, the median")
+    return sorted(columns, key=float)
+
+
+def _is_level(column: str) -> bool:
+    try:
+        return 0.0 < float(column) < 1.0
+    except ValueError:
+        return False
+
+
+def _panel(frame: pd.DataFrame, column: str, freq: str, source: str) -> Panel:
+    part = frame[["unique_id", "ds", column]].rename(columns={column: "y"})
+    if freq != INTEGER_FREQ and not pd.api.types.is_datetime64_any_dtype(part["ds"].dtype):
+        part["ds"] = pd.to_datetime(part["ds"], format="ISO8601", errors="coerce")
+    try:
+        return Panel.from_frame(part, freq)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+
+
+def _align(predicted: Sequence[Panel], came: Panel, known: Panel) -> tuple[list[Float], list[Float]]:
+    """Truth [H] and quantiles [H, Q] of each forecast series."""
+    rows = {name: number for number, name in enumerate(came.unique_ids)}
+    before = {name: number for number, name in enumerate(known.unique_ids)}
+    ys, quantiles = [], []
+    for number, name in enumerate(predicted[0].unique_ids):
+        first, horizon = int(predicted[0].first_steps[number]), int(predicted[0].lengths[number])
+        if name not in before or name not in rows:
+            raise InputError(f"series {name!r} is forecast, but is not in the {'history' if name not in before else 'truth'}")
+        last = int(known.last_steps[before[name]])
+        if first != last + 1:
+            raise InputError(f"series {name!r}: the forecast starts {first - last} steps after the history ends, expected 1")
+        start = first - int(came.first_steps[rows[name]])
+        y = came.series(rows[name])
+        if start < 0 or start + horizon > len(y):
+            raise InputError(f"series {name!r}: the truth does not cover all {horizon} forecast steps")
+        ys.append(y[start : start + horizon])
+        quantiles.append(np.stack([panel.series(number) for panel in predicted], axis=-1))
+    return ys, quantiles
+
+
+def _metrics(
+    ys: list[Float], quantiles: list[Float], levels: list[str], histories: list[Float], season: int
+) -> dict[str, float]:
+    horizons = {len(y) for y in ys}
+    if len(horizons) > 1:
+        raise InputError(f"the forecasts have different lengths, {min(horizons)} to {max(horizons)} steps; expected one")
+    horizon = horizons.pop()
+    y, bands = np.stack(ys), np.stack(quantiles)
+    numbers = [float(level) for level in levels]
+    naive = np.stack([seasonal_naive(history, horizon, season) for history in histories])
+    reference = np.stack([naive2(history, horizon, season) for history in histories])
+    scale = np.array([naive_error(history, season) for history in histories])
+    reference_smape, reference_mase = _mean(smape(y, reference)), _mean(mase(y, reference, scale))
+    result: dict[str, Any] = {}
+    spread = np.repeat(naive[..., None], len(numbers), axis=-1)
+    for prefix, point, all_levels in (("", bands[..., levels.index(MEDIAN)], bands), ("seasonal_naive_", naive, spread)):
+        result[f"{prefix}smape"] = _mean(smape(y, point))
+        result[f"{prefix}mase"] = _mean(mase(y, point, scale))
+        result[f"{prefix}owa"] = owa(result[f"{prefix}smape"], result[f"{prefix}mase"], reference_smape, reference_mase)
+        result[f"{prefix}wql"] = wql(y, all_levels, numbers)
+    if LOW in levels and HIGH in levels:
+        result["coverage_80"] = coverage(y, bands[..., levels.index(LOW)], bands[..., levels.index(HIGH)])
+    return {**result, "series": len(ys)}
+
+
+def _mean(values: Float) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")

@@ -1,0 +1,132 @@
+"""Reading files: what is accepted, and the one sentence each kind of damage gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from forecaster import InputError
+from pipelines.data import read_panel, write_frame
+
+
+def hourly(unique_id: object = "a", steps: int = 5, start: str = "2024-01-01") -> pd.DataFrame:
+    return pd.DataFrame(
+        {"unique_id": unique_id, "ds": pd.date_range(start, periods=steps, freq="h"), "y": np.arange(steps) + 1.0}
+    )
+
+
+def write(folder: Path, text: str, name: str = "data.csv") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", ["data.csv", "data.csv.gz", "data.parquet", "data.pq"])
+def test_csv_and_parquet_give_the_same_panel(tmp_path: Path, name: str) -> None:
+    write_frame(hourly(), tmp_path / name)
+
+    panel = read_panel(tmp_path / name, "h")
+
+    assert panel.unique_ids == ["a"]
+    np.testing.assert_array_equal(panel.series(0), [1, 2, 3, 4, 5])
+
+
+def test_a_folder_is_read_in_name_order_and_a_series_may_span_files(tmp_path: Path) -> None:
+    write_frame(hourly(start="2024-01-01", steps=3), tmp_path / "part-1.csv")
+    write_frame(hourly(start="2024-01-01T03:00", steps=2), tmp_path / "part-2.parquet")
+    (tmp_path / "README.txt").write_text("not data")
+
+    assert read_panel(tmp_path, "h").lengths.tolist() == [5]
+
+
+def test_integer_names_are_read_as_text_and_keep_their_zeros(tmp_path: Path) -> None:
+    csv = write(tmp_path, "unique_id,ds,y\n007,0,1\n007,1,2\n")
+    write_frame(hourly(unique_id=7), tmp_path / "data.parquet")
+
+    assert read_panel(csv, "1").unique_ids == ["007"]
+    assert read_panel(tmp_path / "data.parquet", "h").unique_ids == ["7"]
+
+
+def test_a_series_may_be_called_na(tmp_path: Path) -> None:
+    assert read_panel(write(tmp_path, "unique_id,ds,y\nNA,0,1\nNA,1,2\n"), "1").unique_ids == ["NA"]
+
+
+@pytest.mark.parametrize("missing", ["", "NaN", "null", "NA"])
+def test_a_missing_y_stays_missing(tmp_path: Path, missing: str) -> None:
+    panel = read_panel(write(tmp_path, f"unique_id,ds,y\na,0,1\na,1,{missing}\na,2,3\n"), "1")
+
+    np.testing.assert_array_equal(panel.series(0), [1, np.nan, 3])
+
+
+def test_timestamps_with_offsets_are_read_in_utc(tmp_path: Path) -> None:
+    text = "unique_id,ds,y\na,2024-03-31T00:00:00+01:00,1\na,2024-03-31T03:00:00+02:00,2\n"
+    panel = read_panel(write(tmp_path, text), "h")
+
+    assert panel.calendar.time_zone == "UTC"
+    np.testing.assert_array_equal(panel.series(0), [1, np.nan, 2])
+
+
+def test_other_columns_are_ignored_and_named_in_one_notice(tmp_path: Path) -> None:
+    notices: list[str] = []
+    path = write(tmp_path, "unique_id,ds,y,price,promo\na,0,1,9,0\na,1,2,9,1\n")
+
+    read_panel(path, "1", notice=notices.append)
+
+    assert len(notices) == 1
+    assert "price, promo" in notices[0]
+
+
+DAMAGED = {
+    "no such column": ("unique_id,ds,value\na,0,1\n", "1", "lacks columns ['y']"),
+    "no rows": ("unique_id,ds,y\n", "1", "no rows"),
+    "no text at all": ("", "1", "is empty"),
+    "text in y": ("unique_id,ds,y\na,0,1\na,1,lots\n", "1", "'lots'"),
+    "infinity": ("unique_id,ds,y\na,0,1\na,1,inf\n", "1", "inf"),
+    "negative infinity": ("unique_id,ds,y\na,0,1\na,1,-inf\n", "1", "-inf"),
+    "repeat": ("unique_id,ds,y\na,0,1\na,0,1\n", "1", "ds repeats at 0"),
+    "disorder": ("unique_id,ds,y\na,1,1\na,0,1\n", "1", "ds goes back"),
+    "text in ds": ("unique_id,ds,y\na,yesterday,1\n", "h", "'yesterday'"),
+    "empty ds": ("unique_id,ds,y\na,,1\n", "h", "row 1"),
+    "timestamps with freq 1": ("unique_id,ds,y\na,2024-01-01,1\n", "1", "integer steps"),
+    "integers with a freq": ("unique_id,ds,y\na,1,1\na,2,1\n", "h", "freq 1"),
+    "off the grid": ("unique_id,ds,y\na,2024-01-01T00:30,1\n", "h", "not on the grid"),
+    "unknown freq": ("unique_id,ds,y\na,2024-01-01,1\n", "fortnight", "'fortnight'"),
+    "missing name": ("unique_id,ds,y\na,0,1\n,1,1\n", "1", "unique_id is missing in row 2"),
+    "empty series": ("unique_id,ds,y\na,0,1\nb,0,\nb,1,\n", "1", "'b' has no observed y"),
+    "ragged rows": ("unique_id,ds,y\na,0,1\na,1,1,1,1\n", "1", "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damage_is_refused_in_one_line_that_names_the_file(tmp_path: Path, kind: str) -> None:
+    text, freq, expected = DAMAGED[kind]
+    path = write(tmp_path, text)
+
+    with pytest.raises(InputError) as caught:
+        read_panel(path, freq)
+
+    assert expected in str(caught.value)
+    assert "data.csv" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_not_there_or_of_another_kind_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "nowhere.csv", tmp_path, write(tmp_path, "x", "data.xlsx")):
+        with pytest.raises(InputError):
+            read_panel(path, "1")
+
+
+def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        read_panel(write(tmp_path, "PAR1 but not really", "data.parquet"), "1")
+
+
+@pytest.mark.parametrize("name", ["out.json", "nowhere/out.csv"])
+def test_an_impossible_output_is_refused_and_leaves_nothing(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError):
+        write_frame(hourly(), tmp_path / name)
+
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,126 @@
+"""Versions, aliases and rollbacks in a real MLflow registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from forecaster import ArtifactError, InputError, Panel
+from pipelines import registry
+from pipelines.connection import RegistryError, connect
+from pipelines.promotion import Decision
+from pipelines.tracking import start_run
+from tests.pipelines.kit import random_forecaster
+
+NAME = "demand"
+YES, NO = Decision(promoted=True, reasons=("better",)), Decision(promoted=False, reasons=("worse",))
+
+
+@pytest.fixture
+def client(tracking_uri: str, panel: Panel) -> MlflowClient:
+    """A registry with three versions of one model, none judged yet."""
+    client = connect(tracking_uri)
+    for seed in range(3):
+        with start_run(client, NAME, tracking_uri=tracking_uri) as run:
+            uri = run.log_model(random_forecaster(seed), panel)
+        registry.register(client, NAME, uri, run_id=run.run_id)
+    return client
+
+
+def aliases(client: MlflowClient) -> dict[str, str]:
+    return {alias: str(version) for alias, version in client.get_registered_model(NAME).aliases.items()}
+
+
+def tags(client: MlflowClient, version: str) -> dict[str, str]:
+    return dict(client.get_model_version(NAME, version).tags)
+
+
+def test_the_registry_keeps_versions_and_moves_aliases_as_decided(client: MlflowClient, tracking_uri: str) -> None:
+    """One story, because logging models takes seconds: judged, refused, forced, rolled back, listed, loaded."""
+    assert aliases(client) == {"challenger": "3"}
+
+    registry.apply_decision(client, NAME, "1", YES)
+    assert aliases(client) == {"challenger": "3", "champion": "1"}
+    with pytest.raises(InputError, match="no champion before version 1"):
+        registry.rollback(client, NAME)
+
+    registry.apply_decision(client, NAME, "2", NO)
+    assert aliases(client)["champion"] == "1"
+    assert tags(client, "2")["promotion.status"] == "refused"
+    assert tags(client, "2")["promotion.reason"] == "worse"
+    assert tags(client, "2")["promotion.compared_with"] == "1"
+
+    with pytest.raises(InputError, match="refused version 2.*worse.*--force"):
+        registry.promote(client, NAME, "2")
+    with pytest.raises(InputError, match="version 1 .* is the champion already"):
+        registry.promote(client, NAME, "1")
+    assert registry.promote(client, NAME, "2", force=True) == "2"
+    assert "against the gate" in tags(client, "2")["promotion.reason"]
+    assert aliases(client) == {"challenger": "3", "champion": "2", "previous": "1"}
+
+    assert registry.promote(client, NAME) == "3"
+    assert aliases(client) == {"challenger": "3", "champion": "3", "previous": "2"}
+    assert registry.rollback(client, NAME) == ("2", "3")
+    assert aliases(client) == {"challenger": "3", "champion": "2", "previous": "1"}
+    assert tags(client, "3")["promotion.status"] == "rolled back"
+    assert registry.rollback(client, NAME) == ("1", "2")
+    assert aliases(client) == {"challenger": "3", "champion": "1"}
+
+    listed = registry.versions(client, NAME)
+    assert [(str(row.version), sorted(row.aliases)) for row in listed] == [("3", ["challenger"]), ("2", []), ("1", ["champion"])]
+    assert registry.versions(client, "nobody") == []
+
+    for reference, version, seed in ((f"models:/{NAME}@champion", "1", 0), (f"models:/{NAME}/3", "3", 2)):
+        loaded = registry.load_model(reference, tracking_uri)
+        assert (loaded.name, loaded.version) == (NAME, version)
+        assert loaded.forecaster.fingerprint() == random_forecaster(seed).fingerprint()
+
+
+def test_a_decision_against_another_champion_is_not_carried_over(client: MlflowClient) -> None:
+    registry.apply_decision(client, NAME, "1", YES)
+    client.set_model_version_tag(NAME, "3", "promotion.compared_with", "1")
+    client.set_model_version_tag(NAME, "3", "promotion.status", "passed")
+    registry.promote(client, NAME, "2", force=True)
+
+    with pytest.raises(InputError, match="compared version 3 .* with champion 1, but the champion is 2"):
+        registry.promote(client, NAME, "3")
+
+
+@pytest.mark.parametrize(
+    ("reference", "expected"),
+    [
+        ("models:/nobody@champion", "'nobody' has no version with alias 'champion'; the registry has no models yet"),
+        ("models:/nobody/1", "'nobody' has no version '1'"),
+        ("models:/nobody", "is not of the form"),
+        ("models:/nobody@", "is not of the form"),
+        ("models:/a/b/c", "is not of the form"),
+        ("models:/m-00000000000000000000000000000000", "cannot be downloaded"),
+        ("nowhere", "is neither a folder nor of the form"),
+    ],
+)
+def test_an_unknown_model_is_one_clear_sentence(tracking_uri: str, reference: str, expected: str) -> None:
+    with pytest.raises((InputError, RegistryError)) as caught:
+        registry.load_model(reference, tracking_uri)
+
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_asking_a_store_that_is_not_there_does_not_create_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no MLflow store"):
+        registry.load_model("models:/demand@champion", f"sqlite:///{tmp_path}/nowhere.db")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_in_a_folder_is_loaded_from_it_and_damage_is_noticed(tmp_path: Path) -> None:
+    model = random_forecaster()
+    model.save(tmp_path / "model")
+
+    assert registry.load_model(tmp_path / "model").forecaster.fingerprint() == model.fingerprint()
+    weights = tmp_path / "model" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x00\x01")
+    with pytest.raises(ArtifactError):
+        registry.load_model(tmp_path / "model")
