@@ -3,7 +3,7 @@
 Pure functions of a `History`; sizes follow from the configuration alone. Anchors are values of the recent past that
 could simply be repeated: the last value, the value one season before the target, the mean over the seasons in the ring.
 
-Axes: B row, T step, W ring slot (oldest first), F feature, H horizon step, A anchor.
+Axes: B row, T step, W ring value (oldest first), F feature, A anchor, H horizon step.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def num_anchors(seasonality: tuple[int, ...], ring_length: int) -> int:
 
 
 def anchors(scaled: Tensor, seasonality: tuple[int, ...], horizon: int) -> Tensor:
-    """Candidate forecasts in scaled coordinates, shape [..., H, A], from the scaled ring [..., W]."""
+    """Candidate forecasts in scaled coordinates, shape [..., A, H], from the scaled ring [..., W]."""
     width = scaled.shape[-1]
     steps = torch.arange(horizon)
     parts = []
@@ -76,7 +76,7 @@ def anchors(scaled: Tensor, seasonality: tuple[int, ...], horizon: int) -> Tenso
     for period in _mean_season(seasonality, width):
         cycles = scaled[..., width % period :].reshape(*scaled.shape[:-1], -1, period).mean(-2)
         parts.append(cycles[..., torch.remainder(steps, period)])
-    return torch.stack(parts, -1)
+    return torch.stack(parts, -2)
 
 
 def _last_season(seasonality: tuple[int, ...]) -> list[int]:

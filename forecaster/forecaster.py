@@ -95,7 +95,6 @@ class Forecaster:
             for start, end in self._spans(rows, total):
                 _, state = self._network.encode(state, y[:, start:end])
             return state
-        y = torch.where(torch.arange(total) < lengths.unsqueeze(1), y, torch.nan)
         for start, end in self._spans(rows, total):
             left = (lengths - start).clamp(max=end - start)
             active = torch.nonzero(left > 0).squeeze(1)
@@ -158,10 +157,10 @@ class Forecaster:
             `horizon` or `quantile_levels` cannot be answered.
         """
         horizon = self.check_horizon(horizon)
-        mixing = self._mixing(quantile_levels)
-        quantiles = self._roll(state, horizon)
-        quantiles = torch.where(torch.isnan(state.ring).all(1).view(-1, 1, 1), torch.nan, quantiles)
-        result: Float = (quantiles @ mixing).numpy()
+        levels = self.check_levels(quantile_levels)
+        quantiles = self._at_levels(self._roll(state, horizon), levels)
+        quantiles[torch.isnan(state.ring).all(1)] = torch.nan
+        result: Float = quantiles.transpose(1, 2).numpy()
         return result
 
     def forecast_frame(
@@ -273,7 +272,7 @@ class Forecaster:
         return self._network.restore(self._network.decode(encoded), encoded.frame)
 
     def _roll(self, state: StreamState, horizon: int) -> Tensor:
-        """Trained quantiles of `horizon` steps: beyond the trained ones, a copy of the state observes its own medians.
+        """Trained quantiles [B, Q, horizon]: beyond the trained steps, a copy of the state observes its own medians.
 
         A later block knows nothing of the errors before it, so its spread is added to that of the block's cutoff in
         quadrature, as for independent errors.
@@ -281,15 +280,17 @@ class Forecaster:
         middle = len(self.config.quantile_levels) // 2
         blocks = [self._decode(self._network.encoded(state))]
         for _ in range(self.config.horizon, horizon, self.config.horizon):
-            state = self.fold(state, blocks[-1][..., middle])
+            state = self.fold(state, blocks[-1][:, middle])
             block = self._decode(self._network.encoded(state))
-            center = block[..., middle : middle + 1]
-            before = blocks[-1][:, -1:] - blocks[-1][:, -1:, middle : middle + 1]
-            blocks.append(center + torch.sign(block - center) * torch.hypot(block - center, before))
-        return torch.cat(blocks, 1)[:, :horizon]
+            center, before = block[:, middle : middle + 1], blocks[-1][..., -1:]
+            around, spread = block - center, before - before[:, middle : middle + 1]
+            blocks.append(center + torch.sign(around) * torch.hypot(around, spread))
+        return torch.cat(blocks, -1)[..., :horizon] if len(blocks) > 1 else blocks[0][..., :horizon]
 
-    def _mixing(self, quantile_levels: Sequence[float] | None) -> Tensor:
-        """Linear interpolation between trained levels as a matrix, [trained levels, levels asked for]."""
-        levels, trained = self.check_levels(quantile_levels), self.config.quantile_levels
-        columns = [np.interp(levels, trained, row) for row in np.eye(len(trained))]
-        return torch.from_numpy(np.array(columns))
+    def _at_levels(self, quantiles: Tensor, levels: tuple[float, ...]) -> Tensor:
+        """Pick trained levels, or interpolate linearly between them: [B, Q, H] to [B, levels, H]."""
+        trained = self.config.quantile_levels
+        if set(levels) <= set(trained):
+            return quantiles[:, [trained.index(level) for level in levels]]
+        mixing = np.array([np.interp(levels, trained, row) for row in np.eye(len(trained))])
+        return torch.from_numpy(mixing.T) @ quantiles

@@ -4,7 +4,7 @@ Knows hidden states, features and anchors in scaled coordinates; nothing of time
 weighs the anchors (a seasonal baseline known at the cutoff), corrects that baseline, and spreads quantiles around the
 result so that they cannot cross.
 
-Axes: B any leading axes, H horizon step, Q quantile level, A anchor, P hidden size, F feature.
+Axes: B any leading axes, A anchor, Q quantile level, H horizon step, P hidden size, F feature.
 """
 
 from __future__ import annotations
@@ -63,20 +63,19 @@ class QuantileHead(nn.Module):
         Parameters
         ----------
         hidden, features, anchors
-            Shapes [B, P], [B, F] and [B, H, A].
+            Shapes [B, P], [B, F] and [B, A, H].
 
         Returns
         -------
         Tensor
-            Shape [B, H, Q], rising along Q.
+            Shape [B, Q, H], rising along Q.
         """
+        leading = hidden.shape[:-1]
         context = functional.gelu(self.context(self.dropout(hidden))) + hidden
-        weights = self.weight(context).reshape(*hidden.shape[:-1], self.horizon, self.num_anchors).softmax(-1)
-        baseline = (weights * anchors).sum(-1)
-        center = baseline + self.center(context) + self.autoregression(features)
-        spread = functional.softplus(self.spread(context)).reshape(*hidden.shape[:-1], self.horizon, -1)
-        below, above = spread.chunk(2, -1)
-        below = -below.flip(-1).cumsum(-1).flip(-1)
-        around = torch.cat([below, torch.zeros_like(below[..., :1]), above.cumsum(-1)], -1)
-        quantiles: Tensor = around + center.unsqueeze(-1)
+        weights = self.weight(context).reshape(*leading, self.num_anchors, self.horizon).softmax(-2)
+        center = (weights * anchors).sum(-2) + self.center(context) + self.autoregression(features)
+        spread = functional.softplus(self.spread(context)).reshape(*leading, self.num_levels - 1, self.horizon)
+        below, above = spread.chunk(2, -2)
+        around = torch.cat([-below.cumsum(-2).flip(-2), torch.zeros_like(below[..., :1, :]), above.cumsum(-2)], -2)
+        quantiles: Tensor = around + center.unsqueeze(-2)
         return quantiles

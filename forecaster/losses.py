@@ -16,13 +16,13 @@ def pinball_loss(quantiles: Tensor, target: Tensor, levels: Tensor, weight: Tens
     Parameters
     ----------
     quantiles
-        Shape [..., Q].
+        Shape [..., Q, H].
     target
-        Shape [...]; NaN is unknown and counts nothing.
+        Shape [..., H]; NaN is unknown and counts nothing.
     levels
         Shape [Q].
     weight
-        Of each target, shape broadcastable to [...].
+        Of each target, shape broadcastable to [..., H].
 
     Returns
     -------
@@ -32,10 +32,11 @@ def pinball_loss(quantiles: Tensor, target: Tensor, levels: Tensor, weight: Tens
     Examples
     --------
     >>> target = torch.tensor([3.0, torch.nan])
-    >>> pinball_loss(torch.tensor([[1.0], [9.0]]), target, torch.tensor([0.5]), torch.tensor(1.0))
+    >>> pinball_loss(torch.tensor([[1.0, 9.0]]), target, torch.tensor([0.5]), torch.tensor(1.0))
     tensor(2.)
     """
     known = ~torch.isnan(target)
-    error = torch.where(known, target, 0.0).unsqueeze(-1) - quantiles
-    loss = torch.maximum(levels * error, (levels - 1) * error).mean(-1) * 2
+    level = levels.unsqueeze(-1)
+    error = torch.where(known, target, 0.0).unsqueeze(-2) - quantiles
+    loss = torch.maximum(level * error, (level - 1) * error).mean(-2) * 2
     return (loss * known * weight).sum() / known.sum().clamp(min=1)

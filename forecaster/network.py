@@ -4,7 +4,7 @@ The one network that training, backtest and service all run: `encode` folds a ch
 `decode` turns what is known at any step into quantiles in the frame of that step. Knows no series, dates, files or
 Lightning; keeps no state of its own.
 
-Axes: B row, T step, H horizon step, Q quantile level, P hidden size, F feature, A anchor.
+Axes: B row, T step, Q quantile level, H horizon step, P hidden size, F feature, W ring length.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class ForecastNetwork(nn.Module):
         y
             Float64, shape [B, T]; NaN is missing.
         lengths
-            Steps of each row, shape [B], each 1 to T; what lies beyond must be NaN. None: all rows have T.
+            Steps of each row, shape [B], each 1 to T; None: all rows have T.
 
         Returns
         -------
@@ -104,17 +104,8 @@ class ForecastNetwork(nn.Module):
             last step.
         """
         with torch.no_grad():
-            history, after = advance(state, y, lag=self.config.seasonality[0], kind=self.transform)
+            history, after = advance(state, y, lengths, lag=self.config.seasonality[0], kind=self.transform)
             inputs = features(history)
-        if lengths is not None:
-            # Trailing padding looks like missing steps, which leave ring and statistics as they were; clocks do not.
-            rows, last = torch.arange(len(lengths)), lengths - 1
-            after = replace(
-                after,
-                age=history.age[rows, last],
-                silence=history.silence[rows, last],
-                last_step=state.last_step + lengths,
-            )
         before = RecurrentState(state.hidden.transpose(0, 1), state.cell.transpose(0, 1))
         output, recurrent = self.recurrent(inputs.transpose(0, 1), before, lengths)
         after = replace(after, hidden=recurrent.hidden.transpose(0, 1), cell=recurrent.cell.transpose(0, 1))
@@ -132,11 +123,11 @@ class ForecastNetwork(nn.Module):
         return encoded.at((slice(None), 0))
 
     def decode(self, encoded: Encoded) -> Tensor:
-        """Quantiles in scaled coordinates of each step's frame, shape [..., H, Q]."""
+        """Quantiles in scaled coordinates of each step's frame, shape [..., Q, H]."""
         choices = anchors(encoded.scaled, self.config.seasonality, self.config.horizon)
         quantiles: Tensor = self.head(encoded.hidden, encoded.features, choices)
         return quantiles
 
     def restore(self, quantiles: Tensor, frame: Frame) -> Tensor:
-        """Quantiles [..., H, Q] in units of y, float64."""
+        """Quantiles [..., Q, H] in units of y, float64."""
         return restore(quantiles.flatten(-2), frame, self.transform).reshape(quantiles.shape)

@@ -11,7 +11,7 @@ Axes: B row, T step of the chunk, W ring slot (oldest to newest once ordered), K
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -162,20 +162,29 @@ def transform(y: Tensor, frame: Frame, kind: Transform) -> Tensor:
         Shape [..., n] where the frame's fields have shape [...].
     """
     breadth = _breadth(frame, kind)
-    relative = ((y - frame.location.unsqueeze(-1)) / torch.where(breadth > 0, breadth, 1.0).unsqueeze(-1)).float()
+    inverse = torch.where(breadth > 0, 1 / breadth, 1.0).unsqueeze(-1)
+    relative = ((y - frame.location.unsqueeze(-1)) * inverse).float()
     if kind == "log":
-        log = torch.log1p(relative.clamp(min=FLOOR - 1))
-        relative = log + (relative + (1 - FLOOR)).clamp(max=0) / FLOOR
+        relative = _log(relative)
     return relative / frame.unit.float().unsqueeze(-1)
 
 
 def restore(scaled: Tensor, frame: Frame, kind: Transform) -> Tensor:
     """Inverse of `transform`: y, float64, same shape as `scaled` [..., n]."""
-    relative = scaled.double() * frame.unit.unsqueeze(-1)
+    relative = scaled * frame.unit.float().unsqueeze(-1)
     if kind == "log":
         log = relative.clamp(max=LARGEST_LOG)
-        relative = torch.where(log > LOG_FLOOR, torch.expm1(log), FLOOR * (1 + log - LOG_FLOOR) - 1)
-    return relative * _breadth(frame, kind).unsqueeze(-1) + frame.location.unsqueeze(-1)
+        relative = torch.expm1(log)
+        if not bool((log > LOG_FLOOR).all()):
+            relative = torch.where(log > LOG_FLOOR, relative, FLOOR * (1 + log - LOG_FLOOR) - 1)
+    return torch.addcmul(frame.location.unsqueeze(-1), relative.double(), _breadth(frame, kind).unsqueeze(-1))
+
+
+def _log(relative: Tensor) -> Tensor:
+    """log(1 + relative), and its tangent below FLOOR."""
+    if bool((relative >= FLOOR - 1).all()):
+        return torch.log1p(relative)
+    return torch.log1p(relative.clamp(min=FLOOR - 1)) + (relative + (1 - FLOOR)).clamp(max=0) / FLOOR
 
 
 def _breadth(frame: Frame, kind: Transform) -> Tensor:
@@ -186,7 +195,9 @@ def _breadth(frame: Frame, kind: Transform) -> Tensor:
     return (frame.location + shift).clamp(min=shift)
 
 
-def advance(state: StreamState, y: Tensor, *, lag: int, kind: Transform) -> tuple[History, StreamState]:
+def advance(
+    state: StreamState, y: Tensor, lengths: Tensor | None = None, *, lag: int, kind: Transform
+) -> tuple[History, StreamState]:
     """Fold a chunk of values into everything but the recurrent state, and describe every step on the way.
 
     Parameters
@@ -195,6 +206,8 @@ def advance(state: StreamState, y: Tensor, *, lag: int, kind: Transform) -> tupl
         Before the chunk, B rows.
     y
         Float64, shape [B, T]; NaN is missing.
+    lengths
+        Values to fold per row, each 1 to T, shape [B]; None for T.
     lag
         The shortest season, at most W.
     kind
@@ -203,34 +216,38 @@ def advance(state: StreamState, y: Tensor, *, lag: int, kind: Transform) -> tupl
     Returns
     -------
     history, state
-        The description of every step, and the state after the chunk with hidden and cell state as they were.
+        The description of every step (meaningless beyond a row's length), and the state after each row's last step,
+        with hidden and cell state as they were.
     """
-    length = y.shape[1]
-    width = state.ring.shape[1]
+    length, width = y.shape[1], state.ring.shape[1]
     seen = ~torch.isnan(y)
-    slots = _slots(state)
-    values = _extend(state.ring.gather(1, slots), y, seen)  # [B, W + T], oldest first
+    values = _extend(state.ring, y, seen)  # [B, W + T], oldest first
     statistics = _statistics(state.statistics, values, seen, width, lag)
     position = torch.arange(1, length + 1)
     age = state.age.unsqueeze(1) + position
     latest = torch.where(seen, position, 0).cummax(1).values
     silence = torch.where(latest > 0, position - latest, state.silence.unsqueeze(1) + position)
     history = _describe(values.unfold(1, width, 1)[:, 1:], statistics, age, silence, kind)
-    return history, StreamState(
-        hidden=state.hidden,
-        cell=state.cell,
-        ring=torch.empty_like(state.ring).scatter_(1, torch.remainder(slots + length, width), values[:, length:]),
-        statistics=statistics[:, -1],
-        age=age[:, -1],
-        silence=silence[:, -1],
-        last_step=state.last_step + length,
+    if lengths is None:
+        ring, last = values[:, length:], (slice(None), -1)
+    else:
+        rows = torch.arange(len(lengths))
+        ring = values.gather(1, lengths.unsqueeze(1) + torch.arange(width))
+        last = (rows, lengths - 1)  # type: ignore[assignment]
+    return history, replace(
+        state,
+        ring=ring,
+        statistics=statistics[last],
+        age=age[last],
+        silence=silence[last],
+        last_step=state.last_step + (length if lengths is None else lengths),
     )
 
 
 def describe(state: StreamState, *, kind: Transform) -> History:
     """What is known at a state's latest step, T = 1: the last entry of the history that led to it."""
     return _describe(
-        state.ring.gather(1, _slots(state)).unsqueeze(1),
+        state.ring.unsqueeze(1),
         state.statistics.unsqueeze(1),
         state.age.unsqueeze(1),
         state.silence.unsqueeze(1),
@@ -238,25 +255,27 @@ def describe(state: StreamState, *, kind: Transform) -> History:
     )
 
 
-def _slots(state: StreamState) -> Tensor:
-    """Ring slots from the oldest to the newest value, [B, W]."""
-    width = state.ring.shape[1]
-    return torch.remainder(state.last_step.unsqueeze(1) + torch.arange(1, width + 1), width)
-
-
 def _describe(windows: Tensor, statistics: Tensor, age: Tensor, silence: Tensor, kind: Transform) -> History:
-    known = ~torch.isnan(windows)
-    count = known.sum(-1, dtype=torch.float64)
-    values = windows.nan_to_num(0.0)
+    width = windows.shape[-1]
+    total = windows.sum(-1)
+    known: Tensor | None = None  # None stands for all, the usual case
+    count = torch.full_like(total, width)
+    if bool(torch.isnan(total).any()):
+        known = ~torch.isnan(windows)
+        count = known.sum(-1, dtype=torch.float64)
+        windows = windows.nan_to_num(0.0)
+        total = windows.sum(-1)
     divisor = count.clamp(min=1)
-    frame = Frame(values.sum(-1) / divisor, values.abs().sum(-1) / divisor, torch.ones_like(divisor))
-    raw = torch.where(known, transform(windows, frame, kind), 0.0)
+    frame = Frame(total / divisor, windows.abs().sum(-1) / divisor, torch.ones_like(divisor))
+    raw = transform(windows, frame, kind)
+    if known is not None:
+        raw = torch.where(known, raw, 0.0)
     unit = _unit(raw, count)
     differences = statistics[..., 2:] / statistics[..., :2].clamp(min=1e-9)
     return History(
         frame=Frame(frame.location, frame.scale, unit),
         scaled=raw / unit.float().unsqueeze(-1),
-        filled=(count / windows.shape[-1]).float(),
+        filled=(count / width).float(),
         differences=(differences / torch.where(frame.scale > 0, frame.scale, 1.0).unsqueeze(-1)).float(),
         age=age,
         silence=silence,
@@ -264,7 +283,7 @@ def _describe(windows: Tensor, statistics: Tensor, age: Tensor, silence: Tensor,
 
 
 def _extend(ring: Tensor, y: Tensor, seen: Tensor) -> Tensor:
-    """Ring (oldest first) followed by y, a missing value standing as the latest one of its phase, W steps before."""
+    """Ring followed by y, a missing value standing as the one W steps before, the latest of its phase."""
     values = torch.cat([ring, y], 1)
     if bool(seen.all()):
         return values

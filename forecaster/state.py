@@ -37,8 +37,8 @@ class StreamState:
     hidden, cell
         Recurrent state, float32, shapes [B, L, P] and [B, L, C].
     ring
-        Latest observed y of each phase, float64, shape [B, W]: the value of step s lies in slot ``s mod W``. NaN where
-        a phase was never observed. A missing step leaves its slot as it was.
+        The last W values, oldest first, float64, shape [B, W]. A missing one stands as the value W steps before it,
+        which is the latest observed one of its phase; NaN where that phase was never observed.
     statistics
         Decayed sums behind the scaling, float64, shape [B, K]; see `forecaster.scaling`.
     age
