@@ -7,12 +7,14 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/forecaster
 ENV PATH=/opt/forecaster/bin:$PATH
 WORKDIR /source
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-# With empty packages in place the dependencies become a layer of their own, which a change of code leaves alone.
-RUN mkdir forecaster service pipelines && touch forecaster/__init__.py service/__init__.py pipelines/__init__.py \
+COPY pyproject.toml constraints.txt ./
+# With empty stand-ins the dependencies become a layer of their own, which a change of code or text leaves alone.
+RUN mkdir forecaster service pipelines \
+ && touch README.md LICENSE forecaster/__init__.py service/__init__.py pipelines/__init__.py \
  && pip install --quiet --constraint constraints.txt '.[service,postgres]'
 
 FROM build-service AS built-service
+COPY README.md LICENSE ./
 COPY forecaster forecaster
 COPY service service
 RUN pip install --quiet --no-deps --force-reinstall .
@@ -36,6 +38,7 @@ CMD ["python", "-m", "service"]
 
 FROM build-service AS built-pipelines
 RUN pip install --quiet --constraint constraints.txt '.[service,pipelines,schedule,postgres]'
+COPY README.md LICENSE ./
 COPY forecaster forecaster
 COPY service service
 COPY pipelines pipelines

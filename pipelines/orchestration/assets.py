@@ -1,92 +1,97 @@
 """The pipeline as assets: panel → trained model → backtest → registered version → promotion.
 
-Each asset calls one plain function of `pipelines`, the same that the command line calls, hands its result on and shows
-it in Dagster's pages. An error of the user's making is not retried; anything else is, twice.
+Each asset calls one step of `pipelines.train`, the same that the command line runs in a row, hands an id on and shows
+what came of it in Dagster's pages. The panel is copied once per run, so that every step sees the same bytes. An error
+of the user's making is final; anything else is tried again, twice.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
 
-from forecaster import InputError, Panel
-from pipelines.data import read_panel
+from forecaster import InputError
+from pipelines.console import Reporter
+from pipelines.data import write_frame
 from pipelines.orchestration.settings import ScheduleSettings
+from pipelines.orchestration.stores import storage_folder
 from pipelines.promotion import GateRules
-from pipelines.steps import LoggedModel, backtest_and_log, fit_and_log, judge_and_apply, register_logged
-from pipelines.train import TrainRequest
+from pipelines.train import TrainRequest, backtest_step, fit_step, prepare, promotion_step, register_step
 
 __all__ = ["ASSETS", "train_request"]
 
-GROUP = "training"
 RETRIES = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL)
-OPTIONS: dict[str, Any] = {"group_name": GROUP, "retry_policy": RETRIES, "io_manager_key": "json_store"}
-
 Settings = dg.ResourceParam[ScheduleSettings]
-Table = dict[str, Any]
 
 
-@dg.asset(**OPTIONS | {"io_manager_key": "panel_store"})
-def panel(context: dg.AssetExecutionContext, settings: Settings) -> Panel:
-    """The data as a validated panel."""
-    with no_retry_for_bad_input():
-        read = read_panel(settings.data, settings.freq, notice=context.log.info)
-    context.add_output_metadata({
-        "series": len(read),
-        "steps": int(read.lengths.sum()),
-        "fingerprint": read.fingerprint(),
-    })
-    return read
+def step(*, after: Sequence[dg.AssetsDefinition] = ()) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+    """Make an asset of a function: its parameters name the assets that it needs, `after` those it only waits for."""
+    return dg.asset(group_name="training", io_manager_key="json_store", retry_policy=RETRIES, deps=after)
 
 
-@dg.asset(**OPTIONS)
-def trained_model(context: dg.AssetExecutionContext, settings: Settings, panel: Panel) -> Table:
-    """A model fitted on all but the held-out tail, logged as an MLflow run."""
-    with no_retry_for_bad_input():
-        logged = fit_and_log(train_request(settings), panel)
-    context.add_output_metadata({"run_id": logged.run_id, "epochs": logged.epochs, "seconds": logged.seconds})
-    return logged.to_dict()
+@step()
+def panel(context: dg.AssetExecutionContext, settings: Settings) -> str:
+    """The data, read, checked and copied."""
+    path = storage_folder(context.instance) / "panel.parquet"
+    with bad_input_is_final():
+        found = prepare(train_request(settings), Reporter()).panel
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_frame(found.to_frame(), path)
+    sizes = {"series": len(found), "steps": int(found.lengths.sum())}
+    context.add_output_metadata({**sizes, "source": settings.data, "fingerprint": found.fingerprint()})
+    return str(path)
 
 
-@dg.asset(**OPTIONS)
-def backtest(context: dg.AssetExecutionContext, settings: Settings, panel: Panel, trained_model: Table) -> Table:
-    """The model's error over the held-out windows, beside the seasonal naive."""
-    with no_retry_for_bad_input():
-        metrics = backtest_and_log(train_request(settings), panel, LoggedModel(**trained_model))
-    context.add_output_metadata(dict(metrics))
+@step()
+def trained_model(context: dg.AssetExecutionContext, settings: Settings, panel: str) -> str:
+    """A model fitted on all but the held-out tail; the id of the MLflow run that holds it."""
+    request = train_request(settings, panel)
+    with bad_input_is_final():
+        trained = fit_step(prepare(request), request, Reporter())
+    context.add_output_metadata({"run_id": trained.run_id, "epochs": trained.epochs, "seconds": trained.seconds})
+    return trained.run_id
+
+
+@step()
+def backtest(context: dg.AssetExecutionContext, settings: Settings, panel: str, trained_model: str) -> dict[str, float]:
+    """The model's errors over the held-out windows, beside those of the seasonal naive."""
+    request = train_request(settings, panel)
+    with bad_input_is_final():
+        result = backtest_step(trained_model, prepare(request), request)
+    metrics = {} if result is None else {name: float(value) for name, value in result.metrics.items()}
+    context.add_output_metadata(metrics)
     return metrics
 
 
-@dg.asset(**OPTIONS)
-def registered_version(
-    context: dg.AssetExecutionContext, settings: Settings, panel: Panel, trained_model: Table, backtest: Table
-) -> str:
+@step(after=[backtest])
+def registered_version(context: dg.AssetExecutionContext, settings: Settings, trained_model: str) -> str:
     """The model as the next version in the registry, alias `challenger`."""
-    with no_retry_for_bad_input():
-        version = register_logged(train_request(settings), panel, LoggedModel(**trained_model), backtest)
+    with bad_input_is_final():
+        version = register_step(trained_model, train_request(settings))
     context.add_output_metadata({"model": settings.name, "version": version})
     return version
 
 
-@dg.asset(**OPTIONS)
-def promotion(
-    context: dg.AssetExecutionContext, settings: Settings, panel: Panel, backtest: Table, registered_version: str
-) -> Table:
-    """The gate's decision, carried out."""
-    with no_retry_for_bad_input():
-        decision = judge_and_apply(train_request(settings), panel, registered_version, backtest)
-    outcome = {"version": registered_version, "promoted": decision.promoted, "reason": decision.reason}
-    context.add_output_metadata(outcome)
-    return outcome
+@step()
+def promotion(context: dg.AssetExecutionContext, settings: Settings, panel: str, registered_version: str) -> bool:
+    """The gate's decision, carried out: whether the version is champion now."""
+    request = train_request(settings, panel)
+    with bad_input_is_final():
+        _, decision = promotion_step(registered_version, prepare(request), request)
+    context.add_output_metadata(
+        {"version": registered_version, "promoted": decision.promoted, "reason": decision.reason}
+    )
+    return decision.promoted
 
 
 ASSETS = (panel, trained_model, backtest, registered_version, promotion)
 
 
-def train_request(settings: ScheduleSettings) -> TrainRequest:
-    """Say in the command line's words what the schedule trains."""
-    return TrainRequest(
+def train_request(settings: ScheduleSettings, data: str | None = None) -> TrainRequest:
+    """Say in the command line's words what the schedule trains; `data` is the copy, where there is one."""
+    request = TrainRequest(
         data=settings.data,
         freq=settings.freq,
         horizon=settings.horizon,
@@ -99,11 +104,12 @@ def train_request(settings: ScheduleSettings) -> TrainRequest:
         rules=GateRules(margin=settings.margin),
         tracking_uri=settings.tracking_uri,
     )
+    return request if data is None else replace(request, data=data)
 
 
 @contextmanager
-def no_retry_for_bad_input() -> Iterator[None]:
-    """Turn the caller's mistakes into failures that are final: the same input would fail again."""
+def bad_input_is_final() -> Iterator[None]:
+    """Turn the user's mistakes into failures that are not tried again: the same input would fail again."""
     try:
         yield
     except InputError as error:

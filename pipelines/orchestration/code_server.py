@@ -16,6 +16,7 @@ import dagster as dg
 __all__ = ["DEFINITIONS", "command", "fail_orphans", "main"]
 
 DEFINITIONS = "pipelines.orchestration.definitions"
+MESSAGE = "The process that ran this was stopped."
 BEGUN = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
 
 
@@ -27,13 +28,13 @@ def fail_orphans(instance: dg.DagsterInstance) -> list[str]:
     list of str
         Their ids.
     """
-    orphans = instance.get_runs(dg.RunsFilter(statuses=BEGUN))
-    for run in orphans:
-        instance.report_run_failed(run, "The process that ran this was stopped.")
-    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.CANCELING])):
-        instance.report_run_canceled(run, "The process that ran this was stopped.")
-        orphans.append(run)
-    return [run.run_id for run in orphans]
+    begun = instance.get_runs(dg.RunsFilter(statuses=BEGUN))
+    for run in begun:
+        instance.report_run_failed(run, MESSAGE)
+    canceling = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.CANCELING]))
+    for run in canceling:
+        instance.report_run_canceled(run, MESSAGE)
+    return [run.run_id for run in (*begun, *canceling)]
 
 
 def command(arguments: Sequence[str]) -> list[str]:

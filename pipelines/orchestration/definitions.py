@@ -8,7 +8,7 @@ import dagster as dg
 from pipelines.orchestration.assets import ASSETS
 from pipelines.orchestration.schedule import JOB, training_schedule
 from pipelines.orchestration.settings import ScheduleSettings
-from pipelines.orchestration.stores import json_store, panel_store
+from pipelines.orchestration.stores import json_store
 
 __all__ = ["build_definitions", "definitions"]
 
@@ -21,7 +21,7 @@ def build_definitions(settings: ScheduleSettings) -> dg.Definitions:
         assets=list(ASSETS),
         jobs=[job],
         schedules=[training_schedule(settings)],
-        resources={"settings": settings, "json_store": json_store, "panel_store": panel_store},
+        resources={"settings": settings, "json_store": json_store},
     )
 
 

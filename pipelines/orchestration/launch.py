@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,10 +19,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event
 
-import grpc
+from dagster import DagsterInvalidDefinitionError
 
 from forecaster import ForecasterError, InputError
 from pipelines.console import Reporter
+from pipelines.orchestration.schedule import training_schedule
 from pipelines.orchestration.settings import ScheduleSettings
 
 __all__ = ["launch"]
@@ -68,11 +70,15 @@ def launch(
     Raises
     ------
     InputError
-        Another schedule already runs on this folder.
+        The cron expression is none, or another schedule already runs on this folder.
     ForecasterError
         The definitions did not load; the reason is in the output above.
     """
     reporter = reporter or Reporter()
+    try:
+        training_schedule(settings)
+    except DagsterInvalidDefinitionError as error:
+        raise InputError(f"--cron: {settings.cron!r} ({settings.time_zone}) is not a schedule: {error}") from error
     folder = prepare_home(Path(home))
     environment = {
         **os.environ,
@@ -83,16 +89,16 @@ def launch(
     with ExitStack() as stack:
         stack.enter_context(exclusive(folder))
         stop = stack.enter_context(stop_signals())
-        socket = f"{stack.enter_context(TemporaryDirectory(prefix='forecaster-'))}/code"
+        door = f"{stack.enter_context(TemporaryDirectory(prefix='forecaster-'))}/code"
         children = stack.enter_context(process_group())
 
         def start(name: str, *arguments: str) -> None:
             children[name] = spawn(arguments, environment)
 
-        start("code server", "pipelines.orchestration.code_server", "--socket", socket)
-        wait_for(socket, children["code server"], stop)
-        start("daemon", "dagster._daemon", "run", "--grpc-socket", socket)
-        web = ("--grpc-socket", socket, "--host", host, "--port", str(port), "--dagster-log-level", "warning")
+        start("code server", "pipelines.orchestration.code_server", "--socket", door)
+        wait_for(door, children["code server"], stop)
+        start("daemon", "dagster._daemon", "run", "--grpc-socket", door)
+        web = ("--grpc-socket", door, "--host", host, "--port", str(port), "--dagster-log-level", "warning")
         start("web server", "dagster_webserver", *web)
         if not stop.is_set():
             reporter.notice(f"model {settings.name!r} is trained at '{settings.cron}' ({settings.time_zone})")
@@ -100,7 +106,9 @@ def launch(
         while not stop.wait(POLL_SECONDS):
             for name, child in children.items():
                 if child.poll() is not None:
-                    reporter.notice(f"Dagster's {name} ended by itself with status {child.returncode}; stopping the others")
+                    reporter.notice(
+                        f"Dagster's {name} ended by itself with status {child.returncode}; stopping the others"
+                    )
                     return 1
         reporter.notice("stopping")
     return 0
@@ -170,7 +178,7 @@ def end(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def wait_for(socket: str, server: subprocess.Popen[bytes], stop: Event) -> None:
+def wait_for(door: str, server: subprocess.Popen[bytes], stop: Event) -> None:
     """Wait until the code server answers, it fails, or somebody asks to stop.
 
     Raises
@@ -179,11 +187,14 @@ def wait_for(socket: str, server: subprocess.Popen[bytes], stop: Event) -> None:
         It ended or did not answer in time.
     """
     deadline = time.monotonic() + START_SECONDS
-    with grpc.insecure_channel(f"unix:{socket}") as channel:
-        ready = Event()
-        channel.subscribe(lambda state: ready.set() if state is grpc.ChannelConnectivity.READY else None, try_to_connect=True)
-        while not ready.wait(POLL_SECONDS) and not stop.is_set():
-            if server.poll() is not None:
-                raise ForecasterError("Dagster could not load the pipeline's definitions; the reason is above")
-            if time.monotonic() > deadline:
-                raise ForecasterError(f"Dagster's code server did not answer within {START_SECONDS:g} seconds")
+    while not answers(door) and not stop.wait(POLL_SECONDS):
+        if server.poll() is not None:
+            raise ForecasterError("Dagster could not load the pipeline's definitions; the reason is above")
+        if time.monotonic() > deadline:
+            raise ForecasterError(f"Dagster's code server did not answer within {START_SECONDS:g} seconds")
+
+
+def answers(door: str) -> bool:
+    """Whether somebody listens; the code server does so only after it has loaded its definitions."""
+    with socket.socket(socket.AF_UNIX) as caller:
+        return caller.connect_ex(door) == 0

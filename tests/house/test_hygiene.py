@@ -19,7 +19,9 @@ LARGEST_KIB = 500
 def test_no_module_pickles(path):
     """Artifacts and wire formats are data; reading them must not be able to run code."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    imported = {alias.name.partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported = {
+        alias.name.partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+    }
     imported |= {(node.module or "").partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
 
@@ -53,11 +55,16 @@ def test_no_large_file_is_tracked():
 
 def test_every_dependency_is_bounded_and_pinned():
     """A floor and a ceiling in pyproject.toml, one exact version in constraints.txt."""
-    pinned = {canonical(name): version for name, version in re.findall(r"^([\w.-]+)==(\S+)$", read("constraints.txt"), re.MULTILINE)}
+    pinned = {
+        canonical(name): version
+        for name, version in re.findall(r"^([\w.-]+)==(\S+)$", read("constraints.txt"), re.MULTILINE)
+    }
 
     assert {name for name, bounds in requirements().items() if not re.match(r">=[\d.]+,<[\d.]+$", bounds)} == set()
     assert {name for name in requirements() if canonical(name) not in pinned} == set()
-    assert {name for name, version in pinned.items() if "+" in version} == set(), "a local build tag resolves on one index only"
+    assert {name for name, version in pinned.items() if "+" in version} == set(), (
+        "a local build tag resolves on one index only"
+    )
 
 
 def test_the_compromised_versions_of_lightning_are_out_of_reach():

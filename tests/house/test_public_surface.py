@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import typer
+
 import forecaster
 import forecaster.training
 from pipelines.cli import app
-import typer
 
 
 def test_the_librarys_surface():

@@ -47,7 +47,9 @@ def test_each_container_that_stays_says_how_it_is(name):
 
 def test_each_container_waits_for_what_it_needs():
     conditions = {
-        (name, needed): how["condition"] for name, service in SERVICES.items() for needed, how in service.get("depends_on", {}).items()
+        (name, needed): how["condition"]
+        for name, service in SERVICES.items()
+        for needed, how in service.get("depends_on", {}).items()
     }
 
     assert conditions
@@ -82,7 +84,11 @@ def test_the_images_run_as_an_ordinary_user_and_start_from_pinned_bases():
     assert bases - stages == {"python:3.11-slim-bookworm"}
     assert (final["service"], final["pipelines"]) == ("base", "base")
     assert "\nUSER forecaster\n" in DOCKERFILE.partition(" AS base\n")[2].partition("\nFROM ")[0]
-    assert {service["image"] for service in SERVICES.values()} == {"forecaster-service", "forecaster-pipelines", "postgres:16-bookworm"}
+    assert {service["image"] for service in SERVICES.values()} == {
+        "forecaster-service",
+        "forecaster-pipelines",
+        "postgres:16-bookworm",
+    }
 
 
 def test_the_images_install_the_pinned_versions():

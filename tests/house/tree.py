@@ -30,7 +30,10 @@ def modules() -> list[str]:
 def tracked_files() -> list[Path]:
     """Files that git knows or would take up; everything in the folder where there is no git."""
     listing = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=False
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
     )
     if listing.returncode:
         skipped = {".git", ".venv"}
@@ -57,6 +60,9 @@ def project() -> dict[str, Any]:
 
 def requirements() -> dict[str, str]:
     """Every package that the project asks for, extras included, with its version bounds."""
-    lines = [*project()["dependencies"], *(line for extra in project()["optional-dependencies"].values() for line in extra)]
+    lines = [
+        *project()["dependencies"],
+        *(line for extra in project()["optional-dependencies"].values() for line in extra),
+    ]
     parts = (re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?(.*)", line) for line in lines)
     return {part[1]: part[2] for part in parts if part and part[1] != project()["name"]}
