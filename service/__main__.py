@@ -6,15 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-import uvicorn
 from pydantic import ValidationError
 
+from service import serving
 from service.app import create_app
 from service.errors import ServiceError
 from service.runtime import Service
 from service.settings import Settings
 
-__all__ = ["main", "serve"]
+__all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,30 +34,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}")
     except ServiceError as error:
         return _refuse(str(error))
-    serve(settings, service)
+    serving.run(
+        create_app(settings, service),
+        host=settings.host,
+        port=settings.port,
+        log_level=settings.log_level,
+        drain_seconds=settings.drain_seconds,
+    )
     return 0
 
 
 def _refuse(message: str) -> int:
     sys.stderr.write(f"error: {message}\n")
     return 2
-
-
-def serve(settings: Settings, service: Service | None = None) -> None:
-    """Run the server until SIGTERM or SIGINT; what was taken in is finished first."""
-    uvicorn.run(
-        create_app(settings, service),
-        host=settings.host,
-        port=settings.port,
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        access_log=False,
-        log_level=settings.log_level,
-        timeout_graceful_shutdown=settings.drain_seconds,
-        # A client that keeps its connection for long must not be cut between two observations.
-        timeout_keep_alive=75,
-    )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pydantic.json_schema import models_json_schema
 from service import problems
 from service.middleware import BodyLimit, RequestMetrics
 from service.routes import forecasts, observations, operations, streams
+from service.routes.lean import LeanRoute
 from service.runtime import Service
 from service.schemas import ForecastsRequest, ObservationsRequest, Row, StreamHistory
 from service.settings import Settings
@@ -57,8 +58,10 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    for resource in (operations, forecasts, streams, observations):
-        app.include_router(resource.router())
+    app.router.route_class = LeanRoute
+    # The busiest first: routes are tried in order.
+    for resource in (streams, observations, forecasts, operations):
+        resource.add_to(app)
     problems.install(app)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(RequestMetrics)

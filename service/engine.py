@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
@@ -72,6 +72,7 @@ class Engine:
         self._metrics = metrics
         self._loop = loop
         self._residents = Residents(model, store, metrics, limits.max_resident)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._queue: SimpleQueue[list[Item] | Callable[[], None]] = SimpleQueue()
         self._backlog: deque[Item] = deque()
         self._pending = 0
@@ -144,6 +145,7 @@ class Engine:
             except Exception:
                 # Snapshots only make the next start faster.
                 logging.getLogger("service").exception("no snapshots at shutdown")
+            self._writer.shutdown()
 
     def _take(self) -> list[Item]:
         """Everything that waits, of each stream the items up to and including the first write; empty at the end."""
@@ -199,6 +201,7 @@ class Engine:
                 self._store,
                 max_gap=self._limits.max_gap,
                 check_versions=self._limits.check_versions,
+                writer=self._writer,
             )
             try:
                 results = batch.run(items)

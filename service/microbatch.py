@@ -1,13 +1,15 @@
 """One micro-batch: many items of different streams become one fold, one transaction and one decode.
 
 It knows residents and store, and no queue, thread or HTTP. The order is the guarantee: everything that can fail is
-computed first on copies, then the transaction commits, then memory follows. Invariant: if `run` raises, neither the
+computed first on copies, then the transaction commits, then memory follows; forecasts are decoded
+meanwhile. Invariant: if `run` raises, neither the
 store nor any state has changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +19,7 @@ from forecaster import InputError, StreamState
 from service.folding import dense, fold_ragged, rewind
 from service.items import Create, Delete, Item, Look, Observe, Outcome, wanted
 from service.model import Want
-from service.problems import Problem, conflict, from_library, invalid, unknown_stream
+from service.problems import Problem, conflict, from_library, unknown_stream
 from service.residents import Resident, Residents
 from service.store import Changes, NewStream, Store, StreamRecord
 from service.verdicts import Judgement, Verdict, judge
@@ -61,14 +63,19 @@ class MicroBatch:
         Most missing steps filled in one go.
     check_versions
         Whether other processes write to the same store.
+    writer
+        Runs the commit beside the decode.
     """
 
-    def __init__(self, residents: Residents, store: Store, *, max_gap: int, check_versions: bool) -> None:
+    def __init__(
+        self, residents: Residents, store: Store, *, max_gap: int, check_versions: bool, writer: Executor
+    ) -> None:
         self._residents = residents
         self._model = residents.model
         self._store = store
         self._max_gap = max_gap
         self._check_versions = check_versions
+        self._writer = writer
         self._results: dict[Item, Result] = {}
         self.due: list[Resident] = []
 
@@ -86,10 +93,14 @@ class MicroBatch:
         plan = self._plan(items)
         appended = self._append(plan.appends)
         rewound = self._rewind(plan.rewinds)
-        forecasts = self._decode(plan, appended, rewound)
         created_states = self._warm_up(plan.creates)
         changes = self._changes(plan)
-        created = self._store.commit(changes) if changes else []
+        # The disk works while the forecasts are decoded from the same copies.
+        committed = self._writer.submit(self._store.commit, changes) if changes else None
+        try:
+            forecasts = self._decode(plan, appended, rewound)
+        finally:
+            created = committed.result() if committed else []
         self._remember(plan, appended, rewound, created, created_states)
         for step in (*plan.appends, *plan.rewinds, *plan.reads, *plan.deletes):
             if step.item not in self._results:
@@ -247,39 +258,23 @@ class MicroBatch:
             try:
                 quantiles = self._model.forecaster.forecast(rows, want.horizon, want.quantile_levels)
             except InputError as error:
-                # The model may have changed since the request was checked.
-                self._refuse([step for step, _ in asked], from_library(error))
+                # The model changed since the request was checked, to one that cannot answer it.
+                self._results.update((step.item, from_library(error)) for step, _ in asked)
                 continue
-            finite = np.isfinite(quantiles).all(axis=(1, 2)).tolist()
             by_level = np.ascontiguousarray(quantiles.transpose(0, 2, 1))  # [B, Q, H]
+            finite = np.isfinite(quantiles).all(axis=(1, 2)).tolist()
             for (step, _), row, usable in zip(asked, by_level, finite, strict=True):
-                if usable:
-                    forecasts[step.item] = row
-                else:
-                    self._refuse([step], self._not_finite(step))
+                forecasts[step.item] = row
+                if not usable and isinstance(step.item, Look):
+                    detail = f"stream {step.item.unique_id!r} has no finite forecast: no value was observed yet"
+                    self._results[step.item] = Problem(409, "no-forecast", detail)
         return forecasts
-
-    def _not_finite(self, step: _Step) -> Problem:
-        name = f"stream {step.item.unique_id!r}"
-        if step.judgement is None or not step.judgement.changes:
-            return Problem(
-                409, "no-forecast", f"{name} has no finite forecast: no value was observed, or its values are extreme"
-            )
-        return invalid(f"after these observations {name} would have no finite forecast; nothing was stored")
-
-    def _refuse(self, steps: list[_Step], problem: Problem) -> None:
-        """Take steps out of what is going to be committed; their states stay as they were."""
-        for step in steps:
-            self._results[step.item] = problem
-            step.record = step.resident.record
 
     # -- commit, then follow in memory -----------------------------------------------------------------------------
 
     def _changes(self, plan: _Plan) -> Changes:
         changes = Changes()
         for step in (*plan.appends, *plan.rewinds):
-            if step.item in self._results:
-                continue
             judgement, record = step.judgement, step.record
             assert judgement is not None
             before = step.resident.record
@@ -316,13 +311,9 @@ class MicroBatch:
         for steps, states in ((plan.appends, appended), (plan.rewinds, rewound)):
             if states is None:
                 continue
-            taken = [i for i, step in enumerate(steps) if step.item not in self._results]
-            if len(taken) == len(steps):
-                residents.slab.scatter([step.resident.row for step in steps], states)
-            elif taken:
-                residents.slab.scatter([steps[i].resident.row for i in taken], states.select(taken))
-            for i in taken:
-                resident, record = steps[i].resident, steps[i].record
+            residents.slab.scatter([step.resident.row for step in steps], states)
+            for step in steps:
+                resident, record = step.resident, step.record
                 # A rewound stream has lost later snapshots, so the revised stretch counts again.
                 resident.unsaved += max(record.last_step - resident.record.last_step, 1)
                 resident.record = record

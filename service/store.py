@@ -17,6 +17,7 @@ from sqlalchemy.exc import IntegrityError
 
 from service.database import open_database, prepare_schema, reading
 from service.errors import StaleStreams, StoreError
+from service.statements import advance, append
 from service.tables import Tables, build_tables
 
 __all__ = ["Changes", "NewStream", "Recovery", "Store", "StreamRecord"]
@@ -97,22 +98,11 @@ class Store:
     def __init__(self, engine: Engine, tables: Tables) -> None:
         self._engine = engine
         self._tables = tables
-        observations, streams, snapshots = tables.observations.c, tables.streams.c, tables.snapshots.c
-        self._insert = insert(tables.observations)
+        observations, snapshots = tables.observations.c, tables.snapshots.c
         self._update = (
             update(tables.observations)
             .where(observations.stream_id == bindparam("b_id"), observations.step == bindparam("b_step"))
             .values(y=bindparam("b_y"))
-        )
-        self._advance = (
-            update(tables.streams)
-            .where(streams.id == bindparam("b_id"), streams.version == bindparam("b_version"))
-            .values(
-                last_step=bindparam("b_last"),
-                version=bindparam("b_version") + 1,
-                observations=bindparam("b_observations"),
-                missing=bindparam("b_missing"),
-            )
         )
         self._void = delete(tables.snapshots).where(
             snapshots.stream_id == bindparam("b_id"), snapshots.step >= bindparam("b_step")
@@ -330,10 +320,7 @@ class Store:
                     self._forget(connection, changes.deleted)
                 for new in changes.created:
                     created.append(self._create(connection, new))
-                if changes.inserted:
-                    connection.execute(
-                        self._insert, [{"stream_id": i, "step": s, "y": y} for i, s, y in changes.inserted]
-                    )
+                append(connection, changes.inserted)
                 if changes.updated:
                     connection.execute(
                         self._update, [{"b_id": i, "b_step": s, "b_y": y} for i, s, y in changes.updated]
@@ -347,22 +334,9 @@ class Store:
         return created
 
     def _advance_streams(self, connection: Connection, streams: list[tuple[StreamRecord, int]]) -> None:
-        # In order of id, so that two processes never wait for each other's row locks.
-        streams = sorted(streams, key=lambda pair: pair[0].id)
-        result = connection.execute(
-            self._advance,
-            [
-                {
-                    "b_id": record.id,
-                    "b_version": version,
-                    "b_last": record.last_step,
-                    "b_observations": record.observations,
-                    "b_missing": record.missing,
-                }
-                for record, version in streams
-            ],
-        )
-        if result.rowcount != len(streams):
+        # In order of id, so that two processes seldom wait for each other's row locks.
+        rows = sorted((r.id, version, r.last_step, r.observations, r.missing) for r, version in streams)
+        if advance(connection, rows) != len(rows):
             raise StaleStreams(record.unique_id for record, _ in streams)
 
     def _create(self, connection: Connection, new: NewStream) -> StreamRecord:
@@ -381,7 +355,7 @@ class Store:
             if connection.execute(replaced).rowcount != 1:
                 raise StaleStreams([record.unique_id])
             self._clear(connection, stream_id)
-        connection.execute(self._insert, [{"stream_id": stream_id, "step": s, "y": y} for s, y in new.rows])
+        append(connection, [(stream_id, s, y) for s, y in new.rows])
         return record._replace(id=stream_id)
 
     def _forget(self, connection: Connection, records: list[StreamRecord]) -> None:

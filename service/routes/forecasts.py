@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from fastapi import FastAPI, Request, Response
 
 from service.routes.common import body_of, model_body, refuse_query, service_of
 from service.schemas import ForecastsRequest
 
-__all__ = ["router"]
+__all__ = ["add_to"]
 
 
-def router() -> APIRouter:
-    """The routes of this resource."""
-    routes = APIRouter(tags=["forecasts"])
-    routes.add_api_route(
+def add_to(app: FastAPI) -> None:
+    """Add the routes of this resource."""
+    app.add_api_route(
         "/v1/forecasts",
         _forecast,
         methods=["POST"],
+        tags=["forecasts"],
         summary="Forecast from histories in the request",
         openapi_extra=model_body(ForecastsRequest),
     )
-    return routes
 
 
 async def _forecast(request: Request) -> Response:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import FastAPI, Request, Response
 
 from service.bulk import ARROW, JSON_LINES, Rows, read_arrow, read_json_lines, verdicts_reply
 from service.dates import Dates
@@ -14,7 +14,7 @@ from service.problems import Problem, invalid
 from service.replies import json_reply
 from service.routes.common import engine_of, refuse_query
 
-__all__ = ["router"]
+__all__ = ["add_to"]
 
 _READERS = {JSON_LINES: read_json_lines, "application/jsonl": read_json_lines, ARROW: read_arrow}
 _QUERY = frozenset(("on_conflict",))
@@ -32,17 +32,16 @@ _OPENAPI: dict[str, Any] = {
 }
 
 
-def router() -> APIRouter:
-    """The routes of this resource."""
-    routes = APIRouter(tags=["observations"])
-    routes.add_api_route(
+def add_to(app: FastAPI) -> None:
+    """Add the routes of this resource."""
+    app.add_api_route(
         "/v1/observations",
         _observe,
         methods=["POST"],
+        tags=["observations"],
         summary="Observe many streams, durably, with a verdict per row",
         openapi_extra=_OPENAPI,
     )
-    return routes
 
 
 async def _observe(request: Request) -> Response:

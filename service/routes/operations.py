@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from functools import partial
+
+from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -10,20 +12,19 @@ from service.problems import Problem
 from service.replies import json_reply
 from service.routes.common import service_of
 
-__all__ = ["router"]
+__all__ = ["add_to"]
 
 
-def router() -> APIRouter:
-    """The routes of this resource."""
-    routes = APIRouter(tags=["operations"])
-    routes.add_api_route("/healthz", _health, methods=["GET"], summary="Is the process alive?")
-    routes.add_api_route("/readyz", _ready, methods=["GET"], summary="Can it serve: model, engine, store?")
-    routes.add_api_route("/metrics", _metrics, methods=["GET"], summary="Prometheus metrics")
-    routes.add_api_route("/v1/models", _models, methods=["GET"], summary="The model that serves")
-    return routes
+def add_to(app: FastAPI) -> None:
+    """Add the routes of this resource."""
+    add = partial(app.add_api_route, tags=["operations"])
+    add("/healthz", _health, methods=["GET"], summary="Is the process alive?")
+    add("/readyz", _ready, methods=["GET"], summary="Can it serve: model, engine, store?")
+    add("/metrics", _metrics, methods=["GET"], summary="Prometheus metrics")
+    add("/v1/models", _models, methods=["GET"], summary="The model that serves")
 
 
-async def _health() -> Response:
+async def _health(_request: Request) -> Response:
     return json_reply({"status": "alive"})
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+from functools import partial
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from service.histories import read_history
@@ -16,7 +17,7 @@ from service.replies import description, json_reply, observed, stream_forecast
 from service.routes.common import body_of, engine_of, if_match, model_body, refuse_query, service_of, unique_id_of
 from service.schemas import ForecastQuery, ObservationsRequest, StreamHistory
 
-__all__ = ["router"]
+__all__ = ["add_to"]
 
 _NAME: dict[str, Any] = {
     "parameters": [
@@ -34,12 +35,10 @@ _FORECAST_QUERY = frozenset(("horizon", "quantile_levels"))
 _LIST_QUERY = frozenset(("limit", "cursor"))
 
 
-def router() -> APIRouter:
-    """The routes of this resource."""
-    routes = APIRouter(tags=["streams"])
+def add_to(app: FastAPI) -> None:
+    """Add the routes of this resource."""
     name = "/v1/streams/{unique_id:path}"
-    add = routes.add_api_route
-    add("/v1/streams", _list, methods=["GET"], summary="Streams by unique_id, a page at a time")
+    add = partial(app.add_api_route, tags=["streams"])
     # Names may hold slashes, so the longer paths come first.
     add(
         f"{name}/observations",
@@ -57,9 +56,9 @@ def router() -> APIRouter:
         summary="Create or replace with a history",
         openapi_extra={**_NAME, **model_body(StreamHistory)},
     )
+    add("/v1/streams", _list, methods=["GET"], summary="Streams by unique_id, a page at a time")
     add(name, _get, methods=["GET"], summary="Where it stands", openapi_extra=_NAME)
     add(name, _delete, methods=["DELETE"], status_code=204, summary="Forget it and its log", openapi_extra=_NAME)
-    return routes
 
 
 async def _observe(request: Request) -> Response:

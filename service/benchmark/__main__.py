@@ -1,0 +1,65 @@
+"""``python -m service.benchmark [--json-lines]``: measure the engine, single observations and bulk against references."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from forecaster import Config, Forecaster
+from service.benchmark.steps import measure_steps
+from service.benchmark.web import measure_bulk, measure_singles
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run all measurements and print each as it is known."""
+    parser = argparse.ArgumentParser(prog="python -m service.benchmark", description=__doc__)
+    parser.add_argument("--json-lines", action="store_true", help="one JSON object per line")
+    parser.add_argument(
+        "--model", type=Path, help="artifact folder; default: fresh weights, hourly, horizon 48, 2 x 64"
+    )
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each run")
+    parser.add_argument("--rounds", type=int, default=3, help="of each HTTP measurement")
+    parser.add_argument("--only", choices=("engine", "singles", "bulk"))
+    given = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="forecaster-bench-") as name:
+        folder = Path(name)
+        model = given.model or folder / "model"
+        if given.model is None:
+            Forecaster.create(Config(freq="h", horizon=48)).save(model)
+        forecaster = Forecaster.load(model)
+        if given.only in (None, "engine"):
+            for result in measure_steps(forecaster, given.seconds):
+                _print(result, json_lines=given.json_lines)
+        if given.only in (None, "singles"):
+            horizon = forecaster.config.horizon
+            for result in measure_singles(model, folder, horizon, given.seconds, given.rounds):
+                _print(result, json_lines=given.json_lines)
+        if given.only in (None, "bulk"):
+            for result in measure_bulk(model, folder, 50_000, given.rounds):
+                _print(result, json_lines=given.json_lines)
+    return 0
+
+
+def _print(result: dict[str, Any], *, json_lines: bool) -> None:
+    if json_lines:
+        text = json.dumps(result)
+    else:
+        text = (
+            f"{result['benchmark']:28} {result['value']:>10,} {result['unit']}   "
+            f"{result['ratio']:.2f} of {result['reference']:,} ({result['reference_is']})"
+        )
+        if "p50_ms" in result:
+            text += f"   p50 {result['p50_ms']} ms, p99 {result['p99_ms']} ms"
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

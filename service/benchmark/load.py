@@ -1,0 +1,117 @@
+"""The load generator: keep-alive clients that each send one request after the other, in a process of its own.
+
+``python -m service.benchmark.load PORT CLIENTS SECONDS FIRST_HOUR`` posts single observations and prints one JSON
+object: requests, seconds, p50 and p99 in milliseconds, failures. It knows just enough HTTP/1.1 to find the end of a
+reply; requests are built before the clock starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from datetime import datetime, timedelta
+from typing import cast
+
+import uvloop
+
+__all__ = ["Client", "observation_request"]
+
+_STREAMS_PER_CLIENT = 16
+
+
+class Client(asyncio.Protocol):
+    """One connection; `exchange` sends a request and waits for the whole reply."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._buffer = b""
+        self._waiter: asyncio.Future[tuple[int, bytes]] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        # uvloop's transports are no subclass of asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Collect a reply until its declared length."""
+        self._buffer += data
+        end = self._buffer.find(b"\r\n\r\n")
+        if end < 0:
+            return
+        start = self._buffer.find(b"content-length: ", 0, end) + 16
+        length = int(self._buffer[start : self._buffer.find(b"\r\n", start)])
+        if len(self._buffer) >= end + 4 + length and self._waiter is not None and not self._waiter.done():
+            reply, self._buffer = self._buffer, b""
+            self._waiter.set_result((int(reply[9:12]), reply[end + 4 :]))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Fail what waits."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(error or ConnectionError("the server closed the connection"))
+
+    async def exchange(self, request: bytes) -> tuple[int, bytes]:
+        """Status and body of the reply."""
+        assert self._transport is not None
+        self._waiter = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return await self._waiter
+
+
+def request_bytes(method: str, path: str, body: bytes, kind: str = "application/json") -> bytes:
+    """A whole HTTP/1.1 request."""
+    head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def observation_request(unique_id: str, ds: str, y: float) -> bytes:
+    """One observation of one stream."""
+    body = json.dumps({"observations": [{"ds": ds, "y": y}]}).encode()
+    return request_bytes("POST", f"/v1/streams/{unique_id}/observations", body)
+
+
+async def _client(port: int, number: int, seconds: float, first_hour: int) -> tuple[list[float], int, int]:
+    _, client = await asyncio.get_running_loop().create_connection(Client, "127.0.0.1", port)
+    start = datetime(2024, 1, 1)
+    hours = int(seconds * 40)
+    texts = [(start + timedelta(hours=first_hour + h)).isoformat() for h in range(hours)]
+    requests = [
+        observation_request(f"bench-{number}-{s}", ds, 10 + (h % 24))
+        for h, ds in enumerate(texts)
+        for s in range(_STREAMS_PER_CLIENT)
+    ]
+    times: list[float] = []
+    failures = 0
+    end = time.perf_counter() + seconds
+    for request in requests:
+        started = time.perf_counter()
+        if started > end:
+            break
+        status, _ = await client.exchange(request)
+        times.append(time.perf_counter() - started)
+        failures += status != 200
+    used = -(-len(times) // _STREAMS_PER_CLIENT)
+    return times, failures, used
+
+
+async def _load(port: int, clients: int, seconds: float, first_hour: int) -> dict[str, float]:
+    started = time.perf_counter()
+    results = await asyncio.gather(*(_client(port, n, seconds, first_hour) for n in range(clients)))
+    wall = time.perf_counter() - started
+    times = sorted(t for found, _, _ in results for t in found)
+    return {
+        "requests": len(times),
+        # From the clients' own clocks: building the requests took time before the first was sent.
+        "per_second": clients * len(times) / sum(times),
+        "wall": wall,
+        "p50_ms": 1e3 * times[len(times) // 2],
+        "p99_ms": 1e3 * times[int(len(times) * 0.99)],
+        "failures": sum(failures for _, failures, _ in results),
+        "next_hour": first_hour + max(used for _, _, used in results),
+    }
+
+
+if __name__ == "__main__":
+    _port, _clients, _seconds, _first = sys.argv[1:]
+    sys.stdout.write(json.dumps(uvloop.run(_load(int(_port), int(_clients), float(_seconds), int(_first)))) + "\n")

@@ -1,0 +1,76 @@
+"""Engine updates per second against a bare `nn.LSTM` step, both on one thread.
+
+Subject: gather rows from the slab, fold one observation (scaling, features, recurrent layers), scatter the rows back.
+Reference: one step of a bare `nn.LSTM` with the same input size, hidden size, layers and batch, given its input and state
+ready-made: no scaling, no features, no slab.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+from forecaster import Forecaster
+from service.slab import Slab
+
+__all__ = ["measure_steps"]
+
+_BATCHES = (1, 32, 512, 4096)
+
+
+def measure_steps(forecaster: Forecaster, seconds: float) -> Iterator[dict[str, object]]:
+    """One result per batch size."""
+    config = forecaster.config
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        inputs = _input_size(forecaster)
+        lstm = torch.nn.LSTM(inputs, config.network.hidden_size, config.network.num_layers).eval()
+        for batch in _BATCHES:
+            slab = Slab(forecaster, 2 * batch)
+            rows = torch.randperm(2 * batch)[:batch].tolist()
+            history = torch.rand(batch, 2 * config.ring_length, dtype=torch.float64) + 10
+            slab.scatter(rows, forecaster.fold(slab.gather(rows), history))
+            y = torch.rand(batch, 1, dtype=torch.float64) + 10
+            x = torch.randn(1, batch, inputs)
+            state = (torch.zeros(config.network.num_layers, batch, config.network.hidden_size),) * 2
+
+            def update(slab: Slab = slab, rows: list[int] = rows, y: torch.Tensor = y) -> None:
+                slab.scatter(rows, forecaster.fold(slab.gather(rows), y))
+
+            def bare(x: torch.Tensor = x, state: tuple[torch.Tensor, torch.Tensor] = state) -> None:
+                lstm(x, state)
+
+            ours, reference = interleave(update, bare, seconds)
+            yield {
+                "benchmark": f"engine_updates_batch_{batch}",
+                "value": round(batch / ours),
+                "unit": "updates/s",
+                "reference": round(batch / reference),
+                "reference_is": "bare nn.LSTM step, input and state ready-made",
+                "ratio": round(reference / ours, 3),
+                "input_size": inputs,
+            }
+
+
+def interleave(subject: Callable[[], None], reference: Callable[[], None], seconds: float) -> tuple[float, float]:
+    """Median seconds of both, run in turns for `seconds` in all."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(3):
+        subject()
+        reference()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times[0]) < 5:
+        for function, kept in zip((subject, reference), times, strict=True):
+            started = time.perf_counter()
+            function()
+            kept.append(time.perf_counter() - started)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def _input_size(forecaster: Forecaster) -> int:
+    from forecaster.features import feature_size
+
+    return feature_size(forecaster.config.ring_length)

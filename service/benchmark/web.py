@@ -1,0 +1,177 @@
+"""HTTP measurements against real server processes: single observations, and durable bulk observations.
+
+Single observations: 32 keep-alive clients in a process of their own, one observation per request, each answered with
+its durable acknowledgement and a full forecast; the reference is stock FastAPI with the same shapes, in its own
+process with the same uvicorn settings, and nothing behind it. The two take turns.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from service.bulk import ARROW, JSON_LINES
+
+__all__ = ["measure_bulk", "measure_singles"]
+
+_CLIENTS = 32
+_STREAMS_PER_CLIENT = 16
+_START = datetime(2024, 1, 1)
+_BULK_STREAMS = 500
+
+
+def measure_singles(model: Path, folder: Path, horizon: int, seconds: float, rounds: int) -> Iterator[dict[str, Any]]:
+    """Requests per second and latencies of single observations."""
+    names = [f"bench-{c}-{s}" for c in range(_CLIENTS) for s in range(_STREAMS_PER_CLIENT)]
+    with _service(model, folder) as port, _bare(horizon) as bare_port:
+        _create(port, names, hours=200)
+        hour = 200
+        ours: list[dict[str, float]] = []
+        reference: list[dict[str, float]] = []
+        for _ in range(rounds):
+            reference.append(_load(bare_port, seconds, hour))
+            ours.append(_load(port, seconds, hour))
+            hour = int(ours[-1]["next_hour"])
+        value, bare = (statistics.median(r["per_second"] for r in runs) for runs in (ours, reference))
+        yield {
+            "benchmark": "http_single_observations",
+            "value": round(value),
+            "unit": "requests/s",
+            "reference": round(bare),
+            "reference_is": "stock FastAPI endpoint with the same request and reply shapes and nothing behind it",
+            "ratio": round(value / bare, 3),
+            "p50_ms": round(statistics.median(r["p50_ms"] for r in ours), 2),
+            "p99_ms": round(statistics.median(r["p99_ms"] for r in ours), 2),
+            "reference_p50_ms": round(statistics.median(r["p50_ms"] for r in reference), 2),
+            "reference_p99_ms": round(statistics.median(r["p99_ms"] for r in reference), 2),
+            "clients": _CLIENTS,
+            "failures": int(sum(r["failures"] for r in (*ours, *reference))),
+        }
+
+
+def measure_bulk(model: Path, folder: Path, rows: int, rounds: int) -> Iterator[dict[str, Any]]:
+    """Durable observations per second of bulk bodies, acknowledged row by row."""
+    names = [f"bulk-{i}" for i in range(_BULK_STREAMS)]
+    with _service(model, folder) as port:
+        _create(port, names, hours=200)
+        hour, steps = 200, rows // _BULK_STREAMS
+        for label, kind, write in (("json_lines", JSON_LINES, _json_lines), ("arrow", ARROW, _arrow)):
+            rates = []
+            for _ in range(rounds):
+                body = write(names, hour, steps)
+                started = time.perf_counter()
+                reply = _post(f"http://127.0.0.1:{port}/v1/observations", body, kind)
+                rates.append(steps * len(names) / (time.perf_counter() - started))
+                if reply["counts"] != {"accepted": steps * len(names)}:
+                    raise RuntimeError(f"bulk rows were not accepted: {reply['counts']}")
+                hour += steps
+            yield {
+                "benchmark": f"bulk_{label}",
+                "value": round(statistics.median(rates)),
+                "unit": "durable observations/s",
+                "reference": 30_000,
+                "reference_is": "the declared target",
+                "ratio": round(statistics.median(rates) / 30_000, 3),
+                "rows_per_body": steps * len(names),
+                "streams": len(names),
+            }
+
+
+def _json_lines(names: list[str], hour: int, steps: int) -> bytes:
+    lines = []
+    for h in range(hour, hour + steps):
+        ds = _ds(h)
+        lines.extend(f'{{"unique_id":"{name}","ds":"{ds}","y":{10 + h % 24}.5}}' for name in names)
+    return "\n".join(lines).encode()
+
+
+def _arrow(names: list[str], hour: int, steps: int) -> bytes:
+    hours = np.repeat(np.arange(hour, hour + steps), len(names))
+    table = pa.table(
+        {
+            "unique_id": pa.array(names * steps).dictionary_encode(),
+            "ds": pa.array(np.datetime64(_START, "s") + hours * np.timedelta64(3600, "s")),
+            "y": pa.array(10.5 + hours % 24),
+        }
+    )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    body: bytes = sink.getvalue().to_pybytes()
+    return body
+
+
+def _ds(hour: int) -> str:
+    return (_START + timedelta(hours=hour)).isoformat()
+
+
+def _create(port: int, names: list[str], hours: int) -> None:
+    body = json.dumps({"ds": [_ds(h) for h in range(hours)], "y": [10.0 + h % 24 for h in range(hours)]}).encode()
+    for name in names:
+        _post(f"http://127.0.0.1:{port}/v1/streams/{name}", body, "application/json", method="PUT")
+
+
+def _post(url: str, body: bytes, kind: str, method: str = "POST") -> Any:
+    request = urllib.request.Request(url, body, {"content-type": kind}, method=method)
+    with urllib.request.urlopen(request, timeout=120) as reply:
+        return json.loads(reply.read())
+
+
+def _load(port: int, seconds: float, first_hour: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "service.benchmark.load", str(port), str(_CLIENTS), str(seconds), str(first_hour)]
+    found: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return found
+
+
+@contextmanager
+def _service(model: Path, folder: Path) -> Iterator[int]:
+    port = _free_port()
+    store = f"sqlite:///{folder / f'bench-{port}.db'}"
+    with _process(["-m", "service", "--model", str(model), "--store", store, "--port", str(port)], port):
+        yield port
+
+
+@contextmanager
+def _bare(horizon: int) -> Iterator[int]:
+    port = _free_port()
+    with _process(["-m", "service.benchmark.bare", str(port), str(horizon)], port):
+        yield port
+
+
+@contextmanager
+def _process(arguments: list[str], port: int) -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, *arguments])
+    try:
+        for _ in range(600):
+            if process.poll() is not None:
+                raise RuntimeError(f"{arguments} ended with status {process.returncode}")
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/openapi.json", timeout=5).close()
+                break
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.1)
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port

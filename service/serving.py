@@ -1,0 +1,26 @@
+"""How uvicorn is run: the one place for its options, used by the service and by the benchmark's reference endpoint."""
+
+from __future__ import annotations
+
+import uvicorn
+from starlette.types import ASGIApp
+
+__all__ = ["run"]
+
+
+def run(app: ASGIApp, *, host: str, port: int, log_level: str = "warning", drain_seconds: int = 30) -> None:
+    """Serve until SIGTERM or SIGINT; what was taken in is finished first."""
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        access_log=False,
+        proxy_headers=False,
+        log_level=log_level,
+        timeout_graceful_shutdown=drain_seconds,
+        # A client that keeps its connection for long must not be cut between two observations.
+        timeout_keep_alive=75,
+    )

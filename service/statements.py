@@ -1,0 +1,64 @@
+"""The two statements of the hot path, many rows each: append to the log, and advance streams that nobody else advanced.
+
+Plain SQL that SQLite and PostgreSQL share, because one statement with many rows costs one trip through driver and
+interpreter lock where `executemany` costs one per row. Invariant: rows are cut into blocks of few sizes, so that the
+database sees few distinct statements and keeps them prepared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+
+from sqlalchemy import Connection
+
+__all__ = ["advance", "append"]
+
+_LARGEST = 512
+
+Row = tuple[int | float | None, ...]
+
+
+def append(connection: Connection, rows: Sequence[tuple[int, int, float | None]]) -> None:
+    """Insert (stream id, step, y) into the log."""
+    _run(connection, _append_sql, rows)
+
+
+def advance(connection: Connection, rows: Sequence[tuple[int, int, int, int, int]]) -> int:
+    """Update streams by (id, expected version, last step, observations, missing); returns how many had that version."""
+    return _run(connection, _advance_sql, rows)
+
+
+def _run(connection: Connection, statement: Callable[[int, str], str], rows: Sequence[Row]) -> int:
+    mark = "?" if connection.dialect.name == "sqlite" else "%s"
+    touched = 0
+    for block in _blocks(rows):
+        parameters = tuple([value for row in block for value in row])
+        touched += connection.exec_driver_sql(statement(len(block), mark), parameters).rowcount
+    return touched
+
+
+def _blocks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """Rows in blocks whose sizes are powers of two."""
+    start = 0
+    while start < len(rows):
+        size = min(_LARGEST, 1 << ((len(rows) - start).bit_length() - 1))
+        yield rows[start : start + size]
+        start += size
+
+
+@cache
+def _append_sql(count: int, mark: str) -> str:
+    row = f"({mark}, {mark}, {mark})"
+    return f"INSERT INTO observations (stream_id, step, y) VALUES {', '.join([row] * count)}"
+
+
+@cache
+def _advance_sql(count: int, mark: str) -> str:
+    # The casts tell PostgreSQL the types of a bare list of values; both databases call its columns column1 and so on.
+    row = f"({', '.join([f'CAST({mark} AS BIGINT)'] * 5)})"
+    return (
+        "UPDATE streams SET version = streams.version + 1, last_step = v.column3, observations = v.column4, "
+        f"missing = v.column5 FROM (VALUES {', '.join([row] * count)}) AS v "
+        "WHERE streams.id = v.column1 AND streams.version = v.column2"
+    )
