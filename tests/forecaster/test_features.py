@@ -1,0 +1,70 @@
+"""Features and anchors against plain loops."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forecaster.features import anchors, feature_size, features, num_anchors, pooled_size
+from forecaster.scaling import advance
+from forecaster.state import StateLayout
+
+
+@given(
+    seasonality=st.lists(st.integers(1, 12), min_size=1, max_size=3, unique=True).map(lambda s: tuple(sorted(s))),
+    cycles=st.integers(1, 4),
+    horizon=st.integers(1, 30),
+)
+def test_anchors_repeat_the_last_cycle_and_the_mean_cycle(
+    seasonality: tuple[int, ...], cycles: int, horizon: int
+) -> None:
+    width = seasonality[-1] * cycles
+    ring = np.random.default_rng(width).normal(size=width)
+
+    found = anchors(torch.from_numpy(ring).unsqueeze(0), seasonality, horizon)[0].numpy()
+
+    periods = sorted({1, *seasonality})
+    columns = [[ring[width - p + h % p] for h in range(horizon)] for p in periods]
+    for p in periods:
+        if width // p >= 2:
+            columns.append(
+                [
+                    np.mean([ring[i] for i in range(width % p, width) if (width - i + h) % p == 0])
+                    for h in range(horizon)
+                ]
+            )
+    assert found.shape == (num_anchors(seasonality, width), horizon)
+    np.testing.assert_allclose(found, np.array(columns), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("width", [1, 24, 192, 193, 336, 672, 1024])
+def test_there_are_as_many_features_as_announced(width: int) -> None:
+    state = StateLayout(layers=1, hidden=1, cell=1, ring=width, statistics=4).initial(torch.tensor([0, 5]))
+    history, _ = advance(state, torch.arange(6.0, dtype=torch.float64).reshape(2, 3), lag=1, kind="linear")
+
+    found = features(history)
+
+    assert found.shape == (2, 3, feature_size(width))
+    assert found.dtype == torch.float32
+    assert torch.isfinite(found).all()
+    assert pooled_size(width) <= 192
+
+
+def test_a_long_ring_is_seen_finely_near_its_end_and_in_block_means_before() -> None:
+    width = 300
+    state = StateLayout(layers=1, hidden=1, cell=1, ring=width, statistics=4).initial(torch.tensor([0]))
+    y = torch.from_numpy(np.random.default_rng(0).normal(50, 5, (1, width)))
+    history, _ = advance(state, y, lag=1, kind="linear")
+
+    found = features(history)[0, -1, : pooled_size(width)].numpy()
+
+    scaled = history.scaled[0, -1].numpy()
+    block = math.ceil((width - 96) / 96)
+    coarse = [scaled[end - block : end].mean() for end in range(width - 96, block - 1, -block)][::-1]
+    np.testing.assert_allclose(found[-96:], scaled[-96:], rtol=1e-6)
+    np.testing.assert_allclose(found[:-96], coarse, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,97 @@
+"""The quantile head: against a plain loop, ordered whatever its weights, and modest before training."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forecaster.heads import QuantileHead
+
+P, F, H, A, Q = 5, 7, 4, 3, 7
+
+
+def head_of(noise: float, dropout: float = 0.0) -> QuantileHead:
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        head = QuantileHead(hidden_size=P, num_features=F, num_anchors=A, horizon=H, num_levels=Q, dropout=dropout)
+        for parameter in head.parameters():
+            parameter.add_(noise * torch.randn(parameter.shape))
+    return head.eval().requires_grad_(False)
+
+
+def inputs(rows: int = 3, size: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return tuple(size * torch.randn(rows, *shape, generator=generator) for shape in ((P,), (F,), (A, H)))  # type: ignore[return-value]
+
+
+def test_quantiles_equal_a_plain_loop() -> None:
+    head = head_of(0.5)
+    hidden, features, anchors = inputs()
+    w = {name: parameter.numpy().astype(np.float64) for name, parameter in head.named_parameters()}
+
+    found = head(hidden, features, anchors).numpy()
+
+    for row in range(3):
+        h, f, a = (part[row].numpy().astype(np.float64) for part in (hidden, features, anchors))
+        z = w["context.weight"] @ h + w["context.bias"]
+        context = np.array([v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in z]) + h
+        logits = (w["weight.weight"] @ context + w["weight.bias"]).reshape(A, H)
+        gaps = np.log1p(np.exp((w["spread.weight"] @ context + w["spread.bias"]).reshape(Q - 1, H)))
+        correction = w["center.weight"] @ context + w["center.bias"] + w["autoregression.weight"] @ f
+        for step in range(H):
+            weights = np.exp(logits[:, step]) / np.exp(logits[:, step]).sum()
+            middle = weights @ a[:, step] + correction[step]
+            half = (Q - 1) // 2
+            down, up = gaps[:half, step], gaps[half:, step]
+            below = [middle - down[: half - q].sum() for q in range(half)]
+            above = [middle + up[: q + 1].sum() for q in range(half)]
+            np.testing.assert_allclose(found[row, :, step], [*below, middle, *above], rtol=1e-5, atol=1e-5)
+
+
+@given(noise=st.sampled_from([0.0, 1.0, 30.0, 1e4]), size=st.sampled_from([0.0, 1.0, 1e3, 1e6]))
+def test_quantiles_rise_whatever_the_weights_and_inputs(noise: float, size: float) -> None:
+    quantiles = head_of(noise)(*inputs(4, size))
+
+    assert torch.isfinite(quantiles).all()
+    assert (torch.diff(quantiles, dim=-2) >= 0).all()
+
+
+def test_before_training_the_median_is_the_mean_of_the_anchors_within_a_narrow_band() -> None:
+    hidden, features, anchors = inputs()
+
+    quantiles = head_of(0.0)(hidden, features, anchors)
+
+    torch.testing.assert_close(quantiles[:, Q // 2], anchors.mean(-2))
+    assert torch.diff(quantiles, dim=-2).mean() == pytest.approx(0.05, rel=0.2)
+
+
+def test_any_leading_axes_are_allowed() -> None:
+    hidden, features, anchors = inputs(6)
+
+    flat = head_of(0.5)(hidden, features, anchors)
+    deep = head_of(0.5)(hidden.view(2, 3, P), features.view(2, 3, F), anchors.view(2, 3, A, H))
+
+    torch.testing.assert_close(deep.view(6, Q, H), flat)
+
+
+def test_every_input_and_every_weight_moves_the_quantiles() -> None:
+    head = head_of(0.5).requires_grad_(True)
+    given_inputs = [part.requires_grad_() for part in inputs()]
+
+    head(*given_inputs).square().sum().backward()
+
+    for part in (*given_inputs, *head.parameters()):
+        assert part.grad is not None
+        assert part.grad.abs().max() > 0
+
+
+def test_dropout_acts_in_training_only() -> None:
+    head = head_of(0.5, dropout=0.5)
+
+    assert torch.equal(head(*inputs()), head(*inputs()))
+    assert not torch.equal(head.train()(*inputs()), head(*inputs()))

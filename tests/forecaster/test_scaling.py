@@ -1,0 +1,262 @@
+"""Causal scaling against a loop over steps, and its transform as a bijection."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forecaster import StreamState
+from forecaster.scaling import Frame, Transform, advance, describe, linear_scan, restore, transform
+from forecaster.state import StateLayout
+from tests.forecaster.kit import Float, series
+
+KINDS: tuple[Transform, ...] = ("log", "linear")
+
+
+def empty_state(width: int, first: int = 1000) -> StreamState:
+    return StateLayout(layers=1, hidden=1, cell=1, ring=width, statistics=4).initial(torch.tensor([first]))
+
+
+def frame_at(location: float, scale: float, unit: float) -> Frame:
+    return Frame(*(torch.tensor([value], dtype=torch.float64) for value in (location, scale, unit)))
+
+
+# -- the scan ------------------------------------------------------------------------------------------------------
+
+
+@given(length=st.integers(1, 70), seed=st.integers(0, 2**16))
+def test_the_scan_equals_a_loop(length: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    decay, increment = generator.random((2, 3, length)), generator.normal(size=(2, 3, length))
+    decay[generator.random((2, 3, length)) < 0.2] = generator.choice([0.0, 1.0])
+    initial = generator.normal(size=(2, 3))
+
+    found = linear_scan(torch.from_numpy(decay), torch.from_numpy(increment), torch.from_numpy(initial))
+
+    expected, value = np.empty_like(decay), initial
+    for t in range(length):
+        value = decay[..., t] * value + increment[..., t]
+        expected[..., t] = value
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12, atol=1e-12)
+
+
+# -- the transform -------------------------------------------------------------------------------------------------
+
+
+@given(
+    kind=st.sampled_from(KINDS),
+    location=st.floats(-1e3, 1e6),
+    relative_scale=st.floats(1.0, 5.0),
+    unit=st.floats(1e-3, 3.0),
+    places=st.lists(st.floats(-20, 20), min_size=1, max_size=10),
+)
+def test_restore_is_the_inverse_of_transform(
+    kind: Transform, location: float, relative_scale: float, unit: float, places: list[float]
+) -> None:
+    scale = max(abs(location), 1e-3) * relative_scale
+    frame = frame_at(location, scale, unit)
+    y = torch.tensor([places], dtype=torch.float64) * scale + location
+
+    back = restore(transform(y, frame, kind), frame, kind)
+
+    np.testing.assert_allclose(back.numpy(), y.numpy(), rtol=1e-4, atol=1e-4 * scale)
+
+
+@given(kind=st.sampled_from(KINDS), location=st.floats(0, 1e3), unit=st.floats(1e-2, 2.0), seed=st.integers(0, 2**16))
+def test_the_transform_keeps_order_and_puts_the_location_at_zero(
+    kind: Transform, location: float, unit: float, seed: int
+) -> None:
+    frame = frame_at(location, location + 1.0, unit)
+    y = np.sort(np.random.default_rng(seed).normal(location, 3 * (location + 1), 20))
+    table = torch.from_numpy(np.concatenate([y, [location]])).unsqueeze(0)
+
+    scaled = transform(table, frame, kind)[0]
+
+    assert (torch.diff(scaled[:-1]) >= 0).all()
+    assert scaled[-1] == 0
+    assert torch.isfinite(scaled).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_changes_on_a_huge_level_are_not_rounded_away(kind: Transform) -> None:
+    frame = frame_at(1e12, 1e12, 1e-9)
+    y = torch.tensor([[1e12, 1e12 + 1, 1e12 + 1000]], dtype=torch.float64)
+
+    scaled = transform(y, frame, kind)
+
+    torch.testing.assert_close(scaled[0, 2] / scaled[0, 1], torch.tensor(1000.0), rtol=1e-3, atol=0)
+    np.testing.assert_allclose(restore(scaled, frame, kind).numpy(), y.numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_frame_of_nothing_but_zeros_is_finite_both_ways(kind: Transform) -> None:
+    frame = frame_at(0.0, 0.0, 0.3)
+
+    assert torch.isfinite(transform(torch.tensor([[0.0, 5.0, -5.0]], dtype=torch.float64), frame, kind)).all()
+    assert restore(torch.tensor([[0.0, 7.0]]), frame, kind).tolist() == [[0.0, 0.0]]
+
+
+def test_the_log_transform_continues_as_its_tangent() -> None:
+    frame = frame_at(1.0, 1.0, 1.0)
+    edge = 0.05 * (1 + 1 / 30) - 1 / 30  # where (y + c) / (location + c) reaches the floor
+
+    places = torch.tensor([[edge - 1e-3, edge, edge + 1e-3]], dtype=torch.float64)
+
+    below, at, above = transform(places, frame, "log")[0].tolist()
+
+    assert at == pytest.approx(math.log(0.05), abs=1e-5)
+    assert above - at == pytest.approx(at - below, rel=0.05)
+
+
+# -- frames and histories against a loop ---------------------------------------------------------------------------
+
+
+def oracle(y: Float, width: int, lag: int, kind: Transform) -> list[dict[str, object]]:
+    """What is known at each step, by following one series with a dictionary of phases."""
+    ring: dict[int, float] = {}
+    count, total = [0.0, 0.0], [0.0, 0.0]
+    decay = 0.5 ** (1 / (8 * width))
+    age = silence = 0
+    standing: list[float] = []
+    out: list[dict[str, object]] = []
+    for step, value in enumerate(y):
+        age, silence = age + 1, 0 if not np.isnan(value) else silence + 1
+        present = value if not np.isnan(value) else ring.get(step % width, math.nan)
+        for place, k in enumerate((1, lag)):
+            past = standing[step - k] if step >= k else math.nan
+            if not np.isnan(value) and not np.isnan(past):
+                count[place] = decay * count[place] + 1
+                total[place] = decay * total[place] + abs(value - past)
+        standing.append(present)
+        if not np.isnan(value):
+            ring[step % width] = value
+        window = [ring.get(s % width, math.nan) for s in range(step - width + 1, step + 1)]
+        known = [v for v in window if not math.isnan(v)]
+        location = sum(known) / max(len(known), 1)
+        scale = sum(map(abs, known)) / max(len(known), 1)
+        shift = scale / 30
+        breadth = scale if kind == "linear" else max(location + shift, shift)
+        raw = []
+        for v in window:
+            relative = 0.0 if math.isnan(v) else (v - location) / (breadth if breadth > 0 else 1.0)
+            if kind == "log":
+                ratio = 1 + relative
+                relative = math.log(ratio) if ratio >= 0.05 else math.log(0.05) + (ratio - 0.05) / 0.05
+            raw.append(relative)
+        trust = min(len(known) / 8, 1)
+        square = sum(r * r for r in raw) / max(len(known), 1)
+        out.append(
+            {
+                "location": location,
+                "scale": scale,
+                "square": trust * square + (1 - trust) * 0.09 + 1e-10,
+                "raw": raw,
+                "filled": len(known) / width,
+                "differences": [
+                    t / max(c, 1e-9) / (scale if scale > 0 else 1) for t, c in zip(total, count, strict=True)
+                ],
+                "age": age,
+                "silence": silence,
+            }
+        )
+    return out
+
+
+@given(
+    y=series(min_size=1, max_size=40),
+    shape=st.sampled_from([(4, 1), (4, 4), (6, 3), (24, 7)]),
+    kind=st.sampled_from(KINDS),
+)
+def test_every_step_is_described_as_a_plain_loop_describes_it(
+    y: Float, shape: tuple[int, int], kind: Transform
+) -> None:
+    width, lag = shape
+
+    history, _ = advance(empty_state(width), torch.from_numpy(y).unsqueeze(0), lag=lag, kind=kind)
+
+    for t, expected in enumerate(oracle(y, width, lag, kind)):
+        magnitude = float(expected["scale"])  # type: ignore[arg-type]
+        assert float(history.frame.location[0, t]) == pytest.approx(
+            expected["location"], rel=1e-9, abs=1e-9 * magnitude
+        )
+        assert float(history.frame.scale[0, t]) == pytest.approx(expected["scale"], rel=1e-9)
+        assert float(history.filled[0, t]) == pytest.approx(expected["filled"])
+        assert int(history.age[0, t]) == expected["age"]
+        assert int(history.silence[0, t]) == expected["silence"]
+        np.testing.assert_allclose(history.differences[0, t].numpy(), expected["differences"], rtol=1e-5, atol=1e-7)
+        unit = float(history.frame.unit[0, t])
+        raw = np.array(expected["raw"])
+        assert unit <= math.sqrt(float(expected["square"])) * (1 + 1e-4)  # type: ignore[arg-type]
+        np.testing.assert_allclose(
+            history.scaled[0, t].numpy() * unit, raw, rtol=1e-4, atol=2e-5 * max(1.0, np.abs(raw).max())
+        )
+
+
+@given(y=series(min_size=9, max_size=40, missing=False), kind=st.sampled_from(KINDS))
+def test_a_unit_of_moderate_size_is_the_root_mean_square_of_the_window(y: Float, kind: Transform) -> None:
+    history, _ = advance(empty_state(8), torch.from_numpy(y).unsqueeze(0), lag=4, kind=kind)
+
+    for t, expected in enumerate(oracle(y, 8, 4, kind)):
+        wanted = math.sqrt(float(expected["square"]))  # type: ignore[arg-type]
+        if wanted < 1:
+            assert float(history.frame.unit[0, t]) == pytest.approx(wanted, rel=1e-4)
+
+
+@given(y=series(min_size=1, max_size=50), width=st.sampled_from([4, 6, 24]), kind=st.sampled_from(KINDS))
+def test_what_a_state_says_of_itself_is_the_last_entry_of_its_history(y: Float, width: int, kind: Transform) -> None:
+    history, after = advance(empty_state(width), torch.from_numpy(y).unsqueeze(0), lag=4, kind=kind)
+
+    found, expected = describe(after, kind=kind), history.last()
+
+    for one, two in zip(found.frame, expected.frame, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-12)
+    for name in ("scaled", "filled", "differences", "age", "silence"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
+
+
+@given(y=series(min_size=1, max_size=50), first=st.integers(-50, 50))
+def test_the_ring_keeps_the_latest_observed_value_of_every_phase_oldest_first(y: Float, first: int) -> None:
+    _, after = advance(empty_state(6, first), torch.from_numpy(y).unsqueeze(0), lag=3, kind="linear")
+
+    latest = {(first + offset) % 6: value for offset, value in enumerate(y) if not np.isnan(value)}
+    last = first + len(y) - 1
+    expected = [latest.get(step % 6, np.nan) for step in range(last - 5, last + 1)]
+    np.testing.assert_array_equal(after.ring[0].numpy(), expected)
+    assert after.last_step.tolist() == [last]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "y",
+    [
+        [0.0] * 20,
+        [7.0] * 20,
+        [-7.0] * 20,
+        [1e30, -1e30] * 10,
+        [1e-300] * 10 + [1e30] * 10,
+        [5e-324, 0.0] * 10,
+        [1e12, 1e12 + 1] * 10,
+        [0.0] * 19 + [1e30],
+        [1e-9, 1e9] * 10,
+        [math.nan] * 20,
+    ],
+)
+def test_extreme_series_are_described_in_finite_numbers(y: list[float], kind: Transform) -> None:
+    history, after = advance(empty_state(6), torch.tensor([y], dtype=torch.float64), lag=3, kind=kind)
+
+    for part in (*history.frame, history.scaled, history.differences, after.statistics):
+        assert torch.isfinite(part).all()
+    assert (history.frame.unit > 0).all()
+
+
+def test_a_stray_negative_reading_leaves_the_unit_of_a_log_model_reasonable() -> None:
+    y = torch.tensor([[0.1, 0.0, 0.0, 0.0, -0.1] + [0.05] * 3], dtype=torch.float64)
+
+    history, _ = advance(empty_state(24), y, lag=4, kind="log")
+
+    assert history.frame.unit.max() < 20
