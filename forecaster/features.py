@@ -69,14 +69,18 @@ def num_anchors(seasonality: tuple[int, ...], ring_length: int) -> int:
 def anchors(scaled: Tensor, seasonality: tuple[int, ...], horizon: int) -> Tensor:
     """Candidate forecasts in scaled coordinates, shape [..., A, H], from the scaled ring [..., W]."""
     width = scaled.shape[-1]
-    steps = torch.arange(horizon)
-    parts = []
-    for period in _last_season(seasonality):
-        parts.append(scaled[..., width - period + torch.remainder(steps, period)])
+    cycles = [scaled[..., width - period :] for period in _last_season(seasonality)]
     for period in _mean_season(seasonality, width):
-        cycles = scaled[..., width % period :].reshape(*scaled.shape[:-1], -1, period).mean(-2)
-        parts.append(cycles[..., torch.remainder(steps, period)])
-    return torch.stack(parts, -2)
+        cycles.append(scaled[..., width % period :].reshape(*scaled.shape[:-1], -1, period).mean(-2))
+    return torch.stack([_repeat(cycle, horizon) for cycle in cycles], -2)
+
+
+def _repeat(cycle: Tensor, horizon: int) -> Tensor:
+    """First `horizon` values of an endless repetition of `cycle` [..., period]."""
+    period = cycle.shape[-1]
+    if period == 1:
+        return cycle.expand(*cycle.shape[:-1], horizon)
+    return torch.cat([cycle] * -(-horizon // period), -1)[..., :horizon] if period < horizon else cycle[..., :horizon]
 
 
 def _last_season(seasonality: tuple[int, ...]) -> list[int]:

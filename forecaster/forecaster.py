@@ -159,7 +159,9 @@ class Forecaster:
         horizon = self.check_horizon(horizon)
         levels = self.check_levels(quantile_levels)
         quantiles = self._at_levels(self._roll(state, horizon), levels)
-        quantiles[torch.isnan(state.ring).all(1)] = torch.nan
+        blank = torch.isnan(state.ring).all(1)
+        if bool(blank.any()):
+            quantiles = torch.where(blank.view(-1, 1, 1), torch.nan, quantiles)
         result: Float = quantiles.transpose(1, 2).numpy()
         return result
 
@@ -291,6 +293,9 @@ class Forecaster:
         """Pick trained levels, or interpolate linearly between them: [B, Q, H] to [B, levels, H]."""
         trained = self.config.quantile_levels
         if set(levels) <= set(trained):
-            return quantiles[:, [trained.index(level) for level in levels]]
+            places = [trained.index(level) for level in levels]
+            if places == list(range(places[0], places[-1] + 1)):  # the usual case: a view
+                return quantiles[:, places[0] : places[-1] + 1]
+            return quantiles[:, places]
         mixing = np.array([np.interp(levels, trained, row) for row in np.eye(len(trained))])
         return torch.from_numpy(mixing.T) @ quantiles

@@ -175,14 +175,14 @@ def restore(scaled: Tensor, frame: Frame, kind: Transform) -> Tensor:
     if kind == "log":
         log = relative.clamp(max=LARGEST_LOG)
         relative = torch.expm1(log)
-        if not bool((log > LOG_FLOOR).all()):
+        if not float(log.amin()) > LOG_FLOOR:  # also where NaN
             relative = torch.where(log > LOG_FLOOR, relative, FLOOR * (1 + log - LOG_FLOOR) - 1)
     return torch.addcmul(frame.location.unsqueeze(-1), relative.double(), _breadth(frame, kind).unsqueeze(-1))
 
 
 def _log(relative: Tensor) -> Tensor:
     """log(1 + relative), and its tangent below FLOOR."""
-    if bool((relative >= FLOOR - 1).all()):
+    if float(relative.amin()) >= FLOOR - 1:
         return torch.log1p(relative)
     return torch.log1p(relative.clamp(min=FLOOR - 1)) + (relative + (1 - FLOOR)).clamp(max=0) / FLOOR
 
@@ -223,10 +223,9 @@ def advance(
     seen = ~torch.isnan(y)
     values = _extend(state.ring, y, seen)  # [B, W + T], oldest first
     statistics = _statistics(state.statistics, values, seen, width, lag)
-    position = torch.arange(1, length + 1)
-    age = state.age.unsqueeze(1) + position
-    latest = torch.where(seen, position, 0).cummax(1).values
-    silence = torch.where(latest > 0, position - latest, state.silence.unsqueeze(1) + position)
+    missing = (~seen).to(torch.int64)
+    silence = linear_scan(missing, missing, state.silence)
+    age = state.age.unsqueeze(1) + torch.arange(1, length + 1)
     history = _describe(values.unfold(1, width, 1)[:, 1:], statistics, age, silence, kind)
     if lengths is None:
         ring, last = values[:, length:], (slice(None), -1)
