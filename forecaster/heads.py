@@ -45,6 +45,14 @@ class QuantileHead(nn.Module):
         self.center = nn.Linear(hidden_size, horizon)
         self.autoregression = nn.Linear(num_features, horizon, bias=False)
         self.spread = nn.Linear(hidden_size, horizon * (num_levels - 1))
+        # Row q sums the spreads between level q and the median, nearest first: rows share their leading terms, so that
+        # rounding cannot make quantiles cross.
+        half = num_levels // 2
+        lower = torch.ones(half, half).tril()
+        outward = torch.zeros(num_levels, num_levels - 1)
+        outward[:half, :half], outward[half + 1 :, half:] = -lower.flip(0), lower
+        self.outward: Tensor
+        self.register_buffer("outward", outward, persistent=False)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -75,7 +83,5 @@ class QuantileHead(nn.Module):
         weights = self.weight(context).reshape(*leading, self.num_anchors, self.horizon).softmax(-2)
         center = (weights * anchors).sum(-2) + self.center(context) + self.autoregression(features)
         spread = functional.softplus(self.spread(context)).reshape(*leading, self.num_levels - 1, self.horizon)
-        below, above = spread.chunk(2, -2)
-        around = torch.cat([-below.cumsum(-2).flip(-2), torch.zeros_like(below[..., :1, :]), above.cumsum(-2)], -2)
-        quantiles: Tensor = around + center.unsqueeze(-2)
+        quantiles: Tensor = self.outward @ spread + center.unsqueeze(-2)
         return quantiles

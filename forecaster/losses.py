@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -35,8 +37,24 @@ def pinball_loss(quantiles: Tensor, target: Tensor, levels: Tensor, weight: Tens
     >>> pinball_loss(torch.tensor([[1.0, 9.0]]), target, torch.tensor([0.5]), torch.tensor(1.0))
     tensor(2.)
     """
-    known = ~torch.isnan(target)
-    level = levels.unsqueeze(-1)
-    error = torch.where(known, target, 0.0).unsqueeze(-2) - quantiles
-    loss = torch.maximum(level * error, (level - 1) * error).mean(-2) * 2
-    return (loss * known * weight).sum() / known.sum().clamp(min=1)
+    loss: Tensor = _Pinball.apply(quantiles, target, levels, weight)
+    return loss
+
+
+class _Pinball(torch.autograd.Function):
+    """The gradient is known in closed form: computed with the loss, it saves autograd a dozen passes."""
+
+    @staticmethod
+    def forward(ctx: Any, quantiles: Tensor, target: Tensor, levels: Tensor, weight: Tensor) -> Tensor:
+        known = ~torch.isnan(target)
+        share = torch.where(known, weight, 0.0) * (2 / (known.sum().clamp(min=1) * len(levels)))
+        error = torch.where(known, target, 0.0).unsqueeze(-2) - quantiles
+        slope = levels.unsqueeze(-1) - (error < 0).to(error.dtype)  # d loss / d error
+        slope *= share.unsqueeze(-2)
+        ctx.save_for_backward(slope)
+        return torch.dot(slope.flatten(), error.flatten())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (slope,) = ctx.saved_tensors
+        return slope * -gradients[0], None, None, None

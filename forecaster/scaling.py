@@ -226,7 +226,7 @@ def advance(
     missing = (~seen).to(torch.int64)
     silence = linear_scan(missing, missing, state.silence)
     age = state.age.unsqueeze(1) + torch.arange(1, length + 1)
-    history = _describe(values.unfold(1, width, 1)[:, 1:], statistics, age, silence, kind)
+    history = _describe(values[:, 1:], statistics, age, silence, kind)
     if lengths is None:
         ring, last = values[:, length:], (slice(None), -1)
     else:
@@ -246,7 +246,7 @@ def advance(
 def describe(state: StreamState, *, kind: Transform) -> History:
     """What is known at a state's latest step, T = 1: the last entry of the history that led to it."""
     return _describe(
-        state.ring.unsqueeze(1),
+        state.ring,
         state.statistics.unsqueeze(1),
         state.age.unsqueeze(1),
         state.silence.unsqueeze(1),
@@ -254,21 +254,20 @@ def describe(state: StreamState, *, kind: Transform) -> History:
     )
 
 
-def _describe(windows: Tensor, statistics: Tensor, age: Tensor, silence: Tensor, kind: Transform) -> History:
-    width = windows.shape[-1]
-    total = windows.sum(-1)
-    known: Tensor | None = None  # None stands for all, the usual case
-    count = torch.full_like(total, width)
-    if bool(torch.isnan(total).any()):
-        known = ~torch.isnan(windows)
-        count = known.sum(-1, dtype=torch.float64)
-        windows = windows.nan_to_num(0.0)
-        total = windows.sum(-1)
+def _describe(values: Tensor, statistics: Tensor, age: Tensor, silence: Tensor, kind: Transform) -> History:
+    """History of T steps from the W + T - 1 values that their windows cover, [B, W + T - 1], oldest first."""
+    length = age.shape[1]
+    width = values.shape[1] - length + 1
+    unknown = torch.isnan(values)
+    partial = bool(unknown.any())  # rare while serving: some phase was never observed
+    windows = (values.nan_to_num(0.0) if partial else values).unfold(1, width, 1)  # [B, T, W], a view
+    unseen = unknown.unfold(1, width, 1)
+    count = (width - unseen.sum(-1)).double() if partial else torch.full_like(age, width, dtype=torch.float64)
     divisor = count.clamp(min=1)
-    frame = Frame(total / divisor, windows.abs().sum(-1) / divisor, torch.ones_like(divisor))
+    frame = Frame(windows.sum(-1) / divisor, windows.abs().sum(-1) / divisor, torch.ones_like(divisor))
     raw = transform(windows, frame, kind)
-    if known is not None:
-        raw = torch.where(known, raw, 0.0)
+    if partial:
+        raw = raw.masked_fill_(unseen, 0.0)
     unit = _unit(raw, count)
     differences = statistics[..., 2:] / statistics[..., :2].clamp(min=1e-9)
     return History(

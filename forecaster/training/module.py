@@ -27,7 +27,7 @@ from forecaster.state import StreamState
 
 __all__ = ["TrainingModule"]
 
-LARGEST_DECODE = 2**22
+LARGEST_DECODE = 2**19
 """Upper bound on origins x horizon x levels decoded in one update; beyond it, origins are thinned evenly."""
 
 SMALLEST_DIFFERENCE = 1e-3
