@@ -50,6 +50,7 @@ def trained_model(context: dg.AssetExecutionContext, settings: Settings, panel: 
     request = train_request(settings, panel)
     with bad_input_is_final():
         trained = fit_step(prepare(request), request, Reporter())
+    context.log.info(f"{trained.epochs} epochs in {trained.seconds:.0f} s, MLflow run {trained.run_id}")
     context.add_output_metadata({"run_id": trained.run_id, "epochs": trained.epochs, "seconds": trained.seconds})
     return trained.run_id
 
@@ -80,9 +81,9 @@ def promotion(context: dg.AssetExecutionContext, settings: Settings, panel: str,
     request = train_request(settings, panel)
     with bad_input_is_final():
         _, decision = promotion_step(registered_version, prepare(request), request)
-    context.add_output_metadata(
-        {"version": registered_version, "promoted": decision.promoted, "reason": decision.reason}
-    )
+    outcome = "promoted" if decision.promoted else "not promoted"
+    context.log.info(f"version {registered_version} of model {settings.name!r} is {outcome}: {decision.reason}")
+    context.add_output_metadata({"version": registered_version, "outcome": outcome, "reason": decision.reason})
     return decision.promoted
 
 

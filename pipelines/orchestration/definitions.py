@@ -12,11 +12,14 @@ from pipelines.orchestration.stores import json_store
 
 __all__ = ["build_definitions", "definitions"]
 
+# Dagster's pages show every event; the console tells what a person waits for.
+CONFIG = {"loggers": {"console": {"config": {"log_level": "INFO"}}}}
+
 
 def build_definitions(settings: ScheduleSettings) -> dg.Definitions:
     """Put the pipeline together for given settings."""
     # One process per run: a step's own process would spend more time on importing PyTorch than on its work.
-    job = dg.define_asset_job(JOB, selection=list(ASSETS), executor_def=dg.in_process_executor)
+    job = dg.define_asset_job(JOB, selection=list(ASSETS), executor_def=dg.in_process_executor, config=CONFIG)
     return dg.Definitions(
         assets=list(ASSETS),
         jobs=[job],

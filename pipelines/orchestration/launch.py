@@ -97,7 +97,7 @@ def launch(
 
         start("code server", "pipelines.orchestration.code_server", "--socket", door)
         wait_for(door, children["code server"], stop)
-        start("daemon", "dagster._daemon", "run", "--grpc-socket", door)
+        start("daemon", "dagster._daemon", "run", "--grpc-socket", door, "--log-level", "warning")
         web = ("--grpc-socket", door, "--host", host, "--port", str(port), "--dagster-log-level", "warning")
         start("web server", "dagster_webserver", *web)
         if not stop.is_set():

@@ -44,6 +44,7 @@ def test_the_commands():
         "predict",
         "promote",
         "schedule",
+        "score",
         "serve",
         "train",
     ]
