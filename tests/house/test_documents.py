@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 
+import httpx
 import pytest
 import typer
 
+from forecaster import Config, Forecaster, NetworkConfig
 from pipelines.cli import app
+from pipelines.demo.processes import ServerProcess, free_port
 from tests.house.tree import ROOT, code_blocks, project, read
 
 COMMANDS = typer.main.get_command(app).commands
@@ -48,16 +53,43 @@ def test_the_readmes_commands_exist_with_their_options(line):
     assert {argument.partition("=")[0] for argument in arguments if argument.startswith("--")} <= known
 
 
-def test_the_readmes_requests_exist():
-    """Every address that the README asks with curl is a route of the service."""
-    from service.app import create_app
-    from service.settings import Settings
+def test_the_readmes_requests_are_answered(tmp_path, monkeypatch):
+    """Every curl, in order, against a real server with fresh weights; the answer has the fields it promises."""
+    Forecaster.create(Config(freq="h", horizon=48, network=NetworkConfig(hidden_size=8))).save(tmp_path / "model")
+    port = free_port()
+    settings = {"FORECASTER_MODEL": "model", "FORECASTER_STORE": "sqlite:///log.db", "FORECASTER_PORT": str(port)}
+    requests = [request_of(line) for line in shell_lines() if line.startswith("curl ")]
+    monkeypatch.chdir(tmp_path)
+    server = ServerProcess(
+        ["-m", "service"], {"PYTHONPATH": str(ROOT), **settings}, f"http://127.0.0.1:{port}/readyz", tmp_path / "log"
+    )
+    server.start()
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as client:
+            answers = [
+                client.request(method, path, content=body, headers=headers) for method, path, headers, body in requests
+            ]
+    finally:
+        server.stop()
 
-    routes = [re.sub(r"\{[^}]*\}", "[^/]+", path) for path in create_app(Settings()).openapi()["paths"]]
-    asked = re.findall(r"http://(?:localhost|127\.0\.0\.1):8000(/v1[^\s'\"?]*)", read("README.md"))
+    assert len(answers) >= 3
+    assert [answer.text for answer in answers if not answer.is_success] == []
+    promised = json.loads(code_blocks("README.md", "json")[0])
+    assert set(promised) <= set(answers[1].json())
+    assert set(promised["quantiles"]) == set(answers[1].json()["quantiles"])
+    assert promised["ds"][0] == answers[1].json()["ds"][0]
 
-    assert asked
-    assert [path for path in asked if not any(re.fullmatch(route, path) for route in routes)] == []
+
+def request_of(line: str) -> tuple[str, str, dict[str, str], str | None]:
+    """Method, path, headers and body of a curl command."""
+    options = argparse.ArgumentParser()
+    options.add_argument("-X", default="GET")
+    options.add_argument("-H", action="append", default=[])
+    options.add_argument("-d")
+    options.add_argument("address")
+    found = options.parse_args(shlex.split(line)[1:])
+    headers = dict(header.split(": ", 1) for header in found.H)
+    return found.X, found.address.removeprefix("http://localhost:8000"), headers, found.d
 
 
 def test_the_makes_of_the_readme_are_targets():

@@ -15,13 +15,16 @@ def test_the_librarys_surface():
         "Backtest",
         "Calendar",
         "Config",
+        "ConfigError",
         "Forecaster",
         "ForecasterError",
         "InputError",
+        "NetworkConfig",
         "Panel",
+        "PanelError",
         "StreamState",
+        "TrainingConfig",
         "backtest",
-        "state_from_bytes",
     ]
 
 

@@ -50,7 +50,7 @@ def main() -> None:
         say("building the images and starting the stack (minutes, the first time)")
         with (
             Stack({**SETTINGS, "FORECASTER_DATA_FOLDER": folder}) as stack,
-            httpx.Client(base_url=stack.url("FORECASTER_PORT"), timeout=60) as service,
+            httpx.Client(base_url=stack.url("FORECASTER_PORT"), timeout=60, trust_env=False) as service,
         ):
             exercise(stack, service, known, to_come)
     say("the stack test passed, and nothing is left of the stack")
@@ -142,14 +142,18 @@ def served(service: httpx.Client) -> int:
 def champion(stack: Stack) -> int:
     """Version of the champion in MLflow; 0 if there is none."""
     address = f"{stack.url('MLFLOW_PORT')}/api/2.0/mlflow/registered-models/alias"
-    answer = httpx.get(address, params={"name": SETTINGS["FORECASTER_SCHEDULE_NAME"], "alias": "champion"}, timeout=30)
+    answer = httpx.get(
+        address, params={"name": SETTINGS["FORECASTER_SCHEDULE_NAME"], "alias": "champion"}, timeout=30, trust_env=False
+    )
     return int(answer.json()["model_version"]["version"]) if answer.is_success else 0
 
 
 def finished_runs(stack: Stack) -> int:
     """Successful runs, as Dagster's own interface counts them."""
     query = "{ runsOrError(filter: {statuses: [SUCCESS]}) { ... on Runs { results { runId } } } }"
-    answer = httpx.post(f"{stack.url('DAGSTER_PORT')}/graphql", json={"query": query}, timeout=30).raise_for_status()
+    answer = httpx.post(
+        f"{stack.url('DAGSTER_PORT')}/graphql", json={"query": query}, timeout=30, trust_env=False
+    ).raise_for_status()
     return len(answer.json()["data"]["runsOrError"]["results"])
 
 
