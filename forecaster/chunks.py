@@ -148,7 +148,8 @@ class Lanes:
             playing = [(place[0], place[1] + self.chunk_length) for place in playing if place is not None]
 
     def _chunk(self, places: list[tuple[Segment, int]], resets: list[int]) -> Chunk:
-        scored = np.ones((len(places), self.chunk_length), dtype=bool)
+        ends = np.array([segment.end - at for segment, at in places])
+        scored = np.arange(self.chunk_length) < ends[:, None]
         for lane in resets:
             if places[lane][0].start > 0:
                 scored[lane] = False  # this chunk only warms the recurrent state up

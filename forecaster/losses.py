@@ -37,7 +37,7 @@ def pinball_loss(quantiles: Tensor, target: Tensor, levels: Tensor, weight: Tens
     >>> pinball_loss(torch.tensor([[1.0, 9.0]]), target, torch.tensor([0.5]), torch.tensor(1.0))
     tensor(2.)
     """
-    loss: Tensor = _Pinball.apply(quantiles, target, levels, weight)
+    loss: Tensor = _Pinball.apply(quantiles, target, levels, weight)  # type: ignore[no-untyped-call]
     return loss
 
 

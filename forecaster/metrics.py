@@ -67,13 +67,15 @@ def mase(y: Float, forecast: Float, error: Float) -> Float:
 
 
 def owa(smape_value: float, mase_value: float, smape_naive2: float, mase_naive2: float) -> float:
-    """Overall weighted average of M4: mean of both errors relative to those of the Naive2 method.
+    """Overall weighted average of M4: mean of both errors relative to those of Naive2; NaN where Naive2 has none.
 
     Examples
     --------
     >>> round(owa(9.328, 0.893, 18.383, 2.395), 3)
     0.44
     """
+    if not (smape_naive2 > 0 and mase_naive2 > 0):
+        return float("nan")
     return 0.5 * (smape_value / smape_naive2 + mase_value / mase_naive2)
 
 

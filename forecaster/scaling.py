@@ -50,9 +50,14 @@ PRIOR_COUNT = 8
 """A unit seen in fewer than `PRIOR_COUNT` values is mixed with the prior, in proportion."""
 
 LOG_FLOOR = math.log(FLOOR)
-LARGEST_LOG = 50.0
+LARGEST_LOG = 12.0
 """No forecast exceeds the location by more than this on the log scale; keeps an untrained network finite."""
 
+LARGEST_UNIT = 3.0
+LARGEST_SCALED = 16.0
+"""One stray value far below zero must not blow up the unit of the log transform, nor reach the network unbounded."""
+
+SMALLEST_SIZE = 1e-290
 SMALLEST_UNIT = 1e-5
 """Floor of the unit relative to the scale: a constant series has a tiny unit, not none."""
 
@@ -162,8 +167,7 @@ def transform(y: Tensor, frame: Frame, kind: Transform) -> Tensor:
         Shape [..., n] where the frame's fields have shape [...].
     """
     breadth = _breadth(frame, kind)
-    inverse = torch.where(breadth > 0, 1 / breadth, 1.0).unsqueeze(-1)
-    relative = ((y - frame.location.unsqueeze(-1)) * inverse).float()
+    relative = ((y - frame.location.unsqueeze(-1)) * _inverse(breadth).unsqueeze(-1)).float()
     if kind == "log":
         relative = _log(relative)
     return relative / frame.unit.float().unsqueeze(-1)
@@ -175,14 +179,19 @@ def restore(scaled: Tensor, frame: Frame, kind: Transform) -> Tensor:
     if kind == "log":
         log = relative.clamp(max=LARGEST_LOG)
         relative = torch.expm1(log)
-        if not float(log.amin()) > LOG_FLOOR:  # also where NaN
+        if log.numel() and not float(log.amin()) > LOG_FLOOR:  # also where NaN
             relative = torch.where(log > LOG_FLOOR, relative, FLOOR * (1 + log - LOG_FLOOR) - 1)
     return torch.addcmul(frame.location.unsqueeze(-1), relative.double(), _breadth(frame, kind).unsqueeze(-1))
 
 
+def _inverse(size: Tensor) -> Tensor:
+    """1 / size; 1 where the size is 0, or so small that its inverse overflows."""
+    return torch.where(size > SMALLEST_SIZE, 1 / size, 1.0)
+
+
 def _log(relative: Tensor) -> Tensor:
     """log(1 + relative), and its tangent below FLOOR."""
-    if float(relative.amin()) >= FLOOR - 1:
+    if not relative.numel() or float(relative.amin()) >= FLOOR - 1:
         return torch.log1p(relative)
     return torch.log1p(relative.clamp(min=FLOOR - 1)) + (relative + (1 - FLOOR)).clamp(max=0) / FLOOR
 
@@ -272,9 +281,9 @@ def _describe(values: Tensor, statistics: Tensor, age: Tensor, silence: Tensor, 
     differences = statistics[..., 2:] / statistics[..., :2].clamp(min=1e-9)
     return History(
         frame=Frame(frame.location, frame.scale, unit),
-        scaled=raw / unit.float().unsqueeze(-1),
+        scaled=(raw / unit.float().unsqueeze(-1)).clamp(-LARGEST_SCALED, LARGEST_SCALED),
         filled=(count / width).float(),
-        differences=(differences / torch.where(frame.scale > 0, frame.scale, 1.0).unsqueeze(-1)).float(),
+        differences=(differences * _inverse(frame.scale).unsqueeze(-1)).float(),
         age=age,
         silence=silence,
     )
@@ -297,7 +306,7 @@ def _unit(raw: Tensor, count: Tensor) -> Tensor:
     """Root mean square of the transformed window [..., W], drawn to a prior where few values are known."""
     square = raw.square().sum(-1).double() / count.clamp(min=1)
     trust = (count / PRIOR_COUNT).clamp(max=1)
-    return (trust * square + (1 - trust) * PRIOR_UNIT**2 + SMALLEST_UNIT**2).sqrt()
+    return (trust * square + (1 - trust) * PRIOR_UNIT**2 + SMALLEST_UNIT**2).sqrt().clamp(max=LARGEST_UNIT)
 
 
 def _statistics(initial: Tensor, values: Tensor, seen: Tensor, width: int, lag: int) -> Tensor:

@@ -24,7 +24,9 @@ from forecaster.errors import ArtifactError
 __all__ = ["StateLayout", "StreamState"]
 
 STATE_FORMAT = 1
-_HEADER = struct.Struct("<4sHHI")  # magic, format version, reserved, CRC-32 of the rest
+_HEAD = struct.Struct("<4sHH")  # magic, format version, reserved
+_CHECKSUM = struct.Struct("<I")  # CRC-32 of all but itself
+_HEADER_SIZE = _HEAD.size + _CHECKSUM.size
 _MAGIC = b"FCST"
 
 
@@ -113,7 +115,8 @@ class StreamState:
             for tensor in self._tensors()
         ]
         table = np.ascontiguousarray(np.concatenate(columns, axis=1))
-        return [_HEADER.pack(_MAGIC, STATE_FORMAT, 0, zlib.crc32(row)) + row.tobytes() for row in table]
+        head = _HEAD.pack(_MAGIC, STATE_FORMAT, 0)
+        return [head + _CHECKSUM.pack(zlib.crc32(row, zlib.crc32(head))) + row.tobytes() for row in table]
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,7 @@ class StateLayout:
         size = sum(tensor.element_size() * tensor.numel() for tensor in template)
         for i, record in enumerate(records):
             _check_record(record, size, i)
-        body = np.frombuffer(b"".join(record[_HEADER.size :] for record in records), np.uint8).reshape(
+        body = np.frombuffer(b"".join(record[_HEADER_SIZE:] for record in records), np.uint8).reshape(
             len(records), size
         )
         tensors, start = [], 0
@@ -176,16 +179,17 @@ def _index(rows: Tensor | Sequence[int]) -> Tensor:
 
 
 def _check_record(record: bytes, size: int, index: int) -> None:
-    if len(record) < _HEADER.size or record[:4] != _MAGIC:
+    if len(record) < _HEADER_SIZE or record[:4] != _MAGIC:
         raise ArtifactError(f"stored state {index} is not a state record")
-    _, version, _, checksum = _HEADER.unpack_from(record)
+    _, version, _ = _HEAD.unpack_from(record)
     if version > STATE_FORMAT:
         raise ArtifactError(
             f"stored state {index} has format {version}, newer than {STATE_FORMAT}, the newest this code reads"
         )
-    if len(record) != _HEADER.size + size:
+    if len(record) != _HEADER_SIZE + size:
         raise ArtifactError(
-            f"stored state {index} has {len(record) - _HEADER.size} bytes, expected {size} for this model"
+            f"stored state {index} has {len(record) - _HEADER_SIZE} bytes, expected {size} for this model"
         )
-    if zlib.crc32(memoryview(record)[_HEADER.size :]) != checksum:
+    (checksum,) = _CHECKSUM.unpack_from(record, _HEAD.size)
+    if zlib.crc32(memoryview(record)[_HEADER_SIZE:], zlib.crc32(record[: _HEAD.size])) != checksum:
         raise ArtifactError(f"stored state {index} is damaged: its checksum does not match")
