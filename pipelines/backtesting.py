@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from forecaster import Backtest, Forecaster, ForecasterError, InputError, Panel, backtest
-from pipelines.registry import CHAMPION, load_model, version_of_alias
+from pipelines.loading import load_model
+from pipelines.registry import CHAMPION, version_of_alias
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,7 +36,8 @@ class HoldOut:
     Parameters
     ----------
     training
-        Every series without its last ``horizon + (n_windows - 1) * step_size`` steps (the whole panel if `n_windows` is 0).
+        Every series without its last ``horizon + (n_windows - 1) * step_size`` steps; the whole panel if `n_windows`
+        is 0.
     panel
         The whole panel.
     horizon, n_windows, step_size
@@ -72,7 +74,7 @@ def hold_out(panel: Panel, horizon: int, *, n_windows: int | None = None, step_s
     step_size = horizon if step_size is None else step_size
     if step_size < 1 or (n_windows is not None and n_windows < 0):
         raise InputError(
-            f"a backtest needs a step size of at least 1 and no negative number of windows, not {step_size} and {n_windows}"
+            f"a backtest needs steps of at least 1 and no negative number of windows, not {step_size} and {n_windows}"
         )
     median = float(np.median(panel.lengths))
     if n_windows is None:
@@ -118,7 +120,7 @@ def run_backtest(model: Forecaster, panel: Panel, *, horizon: int, n_windows: in
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """The champion as measured on the challenger's windows; `metrics` is empty if it cannot be, and `problem` says why."""
+    """The champion as measured on the challenger's windows; no `metrics` if it cannot be, and why."""
 
     version: str
     metrics: dict[str, float]

@@ -88,8 +88,8 @@ def benchmark_training(shape: Shape, *, rounds: int, seconds: float) -> Iterator
     Yields
     ------
     dict
-        Updates per second, ours against a bare `nn.LSTM`, and against a bare `nn.LSTM` with a linear quantile decoder at
-        every step, which is the work that a forking-sequences loss cannot avoid.
+        Updates per second, ours against a bare `nn.LSTM`, and against one with a linear quantile decoder at every
+        step, which is the work that a forking-sequences loss cannot avoid.
     """
     turns: dict[str, Callable[[float], float]] = {
         "ours": ours(shape),

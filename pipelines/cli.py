@@ -8,12 +8,10 @@ answers at once. No traceback reaches a user: bad input is one line and status 2
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -25,9 +23,15 @@ __all__ = ["app", "main"]
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
+HELP = """Probabilistic forecasts from recurrent state: train, judge, promote and serve.
+
+DATA is a long frame with columns unique_id, ds and y: a CSV or Parquet file, or a folder of them. FREQ is a pandas
+offset alias (h, D, W, MS, 15min) or 1 for integer steps. Exit status: 0 done, 1 failed, 2 bad input.
+"""
+
 app = typer.Typer(
     name="forecaster",
-    help="Probabilistic forecasts from recurrent state: train, judge, promote and serve.\n\nDATA is a long frame, a CSV or Parquet file or a folder of them, with columns unique_id, ds and y. FREQ is a pandas offset alias (h, D, W, MS, 15min) or 1 for integer steps. Exit status: 0 done, 1 failed, 2 bad input.",
+    help=HELP,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -202,7 +206,7 @@ def backtest(
     """Measure a model over rolling cutoffs at the end of every series."""
     from pipelines.backtesting import run_backtest
     from pipelines.data import check_output, read_panel, write_frame
-    from pipelines.registry import load_model
+    from pipelines.loading import load_model
     from pipelines.tables import metrics_table, window_table
 
     reporter, results = Reporter(), result_reporter(json=json)
@@ -327,6 +331,8 @@ def serve(
     """
     given = {"MODEL": model, "STORE": store, "HOST": host, "PORT": port, "TRACKING_URI": tracking_uri}
     environment = os.environ | {f"FORECASTER_{key}": str(value) for key, value in given.items() if value is not None}
+    if tracking_uri is not None:
+        environment["MLFLOW_TRACKING_URI"] = tracking_uri
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, "-m", "service"], environment)
 
@@ -425,24 +431,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = os.environ.get("FORECASTER_DEBUG", "") not in ("", "0")
     if not (sys.warnoptions or debug):
         warnings.simplefilter("ignore")  # meant for developers, and standard error is the user's
-    interruption = Interruption()
     try:
-        with interruption:
-            status = app(arguments or ["--help"], prog_name="forecaster", standalone_mode=False)
-        return int(status or OK)
+        status = int(app(arguments or ["--help"], prog_name="forecaster", standalone_mode=False) or OK)
     except TyperException as error:
         return complain(error.format_message(), BAD_INPUT)
     except (KeyboardInterrupt, Abort):
-        return complain("interrupted", INTERRUPTED)
+        status = INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has left
         return FAILED
     except (Exception, SystemExit) as error:
-        if interruption.happened:
-            return complain("interrupted", INTERRUPTED)
         if debug:
             traceback.print_exc()
         return complain(*explain(error))
+    return complain("interrupted", INTERRUPTED) if status == INTERRUPTED else status
 
 
 def explain(error: BaseException) -> tuple[str, int]:
@@ -464,31 +466,6 @@ def complain(text: str, status: int) -> int:
     sys.stderr.write("forecaster: " + " ".join(text.split()) + "\n")
     sys.stderr.flush()
     return status
-
-
-class Interruption:
-    """Remembers Ctrl-C, because libraries in between may turn it into another exception."""
-
-    def __init__(self) -> None:
-        self.happened = False
-        self._before: Any = None
-
-    def __enter__(self) -> Interruption:
-        """Take over SIGINT if this is the main thread."""
-        try:
-            self._before = signal.signal(signal.SIGINT, self._interrupt)
-        except ValueError:
-            self._before = None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Give SIGINT back."""
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        self.happened = True
-        raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From what the user wrote to a `Config`: a TOML or JSON file, then the options, then `--set key=value`, later ones winning.
+"""From what the user wrote to a `Config`: a TOML or JSON file, the options, `--set key=value`; the later wins.
 
 Knows file formats and precedence; which keys exist and what they may hold is the library's business (`Config`).
 """

@@ -46,8 +46,14 @@ class RegistryError(ForecasterError):
 
 
 def tracking_uri_or_default(uri: str | None = None) -> str:
-    """The given URI, else `MLFLOW_TRACKING_URI`, else a local SQLite file."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
+    """Choose the given URI, else `MLFLOW_TRACKING_URI`, else a local SQLite file; a SQLite path comes back absolute.
+
+    Absolute, because MLflow keeps stores by their URI and would go on using one of an earlier working folder.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
+    if not uri.startswith(SQLITE):
+        return uri
+    return SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute())
 
 
 def connect(uri: str | None = None, *, create: bool = False) -> MlflowClient:

@@ -179,7 +179,7 @@ def _timestamps(ds: pd.Series[Any], freq: str, source: str) -> pd.Series[Any]:
     if stamps.isna().any():
         row = int(stamps.isna().to_numpy().argmax())
         raise InputError(
-            f"{source}: ds {text.iloc[row]!r} in row {row + 1} is not a timestamp such as 2024-01-31 or 2024-01-31T18:00"
+            f"{source}: ds {text.iloc[row]!r} in row {row + 1}, expected a timestamp such as 2024-01-31T18:00"
         )
     return stamps
 
@@ -193,7 +193,8 @@ def _numbers(frame: pd.DataFrame, source: str) -> pd.Series[Any]:
     if pd.api.types.is_bool_dtype(y.dtype) or bad.any():
         row = int(bad.argmax())
         raise InputError(
-            f"{source}: y is {y.iloc[row]!r} at ds {frame['ds'].iloc[row]} of series {frame['unique_id'].iloc[row]!r}; expected a number"
+            f"{source}: series {frame['unique_id'].iloc[row]!r}: y is {y.iloc[row]!r} at ds {frame['ds'].iloc[row]}, "
+            "expected a number"
         )
     return numbers
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import mlflow
 import pandas as pd
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from forecaster import Forecaster, Panel
 
 
-class ForecastModel(PythonModel):  # type: ignore[misc, unused-ignore] # MLflow's class is partly untyped
+class ForecastModel(PythonModel):
     """Forecasts every series of a long frame from its last row onwards."""
 
     def load_context(self, context: PythonModelContext) -> None:

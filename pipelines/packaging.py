@@ -1,4 +1,4 @@
-"""Wraps an artifact folder as an MLflow pyfunc model: signature, input example, pinned requirements, the library's code.
+"""Wraps an artifact folder as an MLflow pyfunc model: signature, input example, requirements, the library's code.
 
 Nothing is pickled: MLflow stores the text of `pipelines/model.py`, the source of the `forecaster` package and the
 artifact folder, which lies at ``artifacts/forecaster`` inside the model. A loading machine needs the few pinned

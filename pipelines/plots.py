@@ -146,7 +146,8 @@ def page(title: str, figures: Sequence[go.Figure]) -> str:
         for number, figure in enumerate(figures)
     ]
     body = "\n".join(parts)
-    return f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title></head><body>\n{body}\n</body></html>'
+    head = f'<head><meta charset="utf-8"><title>{title}</title></head>'
+    return f'<!doctype html><html lang="en">{head}<body>\n{body}\n</body></html>'
 
 
 def _before(panel: Panel, unique_id: str, ds: Any, steps: int) -> pd.DataFrame:
@@ -155,4 +156,5 @@ def _before(panel: Panel, unique_id: str, ds: Any, steps: int) -> pd.DataFrame:
     y = panel.series(index)
     start = int(panel.first_steps[index])
     frame = pd.DataFrame({"ds": panel.calendar.to_index(np.arange(start, start + len(y))), "y": y})
-    return frame[frame["ds"] < ds].tail(steps)
+    before: pd.DataFrame = frame[frame["ds"] < ds].tail(steps)
+    return before

@@ -10,7 +10,7 @@ import pandas as pd
 
 from forecaster import Panel
 from pipelines.data import Notice, check_output, read_panel, write_frame
-from pipelines.registry import LoadedModel, load_model
+from pipelines.loading import LoadedModel, load_model
 
 __all__ = ["Prediction", "forecast_panel", "predict"]
 

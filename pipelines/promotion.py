@@ -1,4 +1,4 @@
-"""The promotion gate: may a challenger become the champion?
+"""The promotion gate: whether a challenger may become the champion.
 
 A pure function of backtest metrics. It knows no registry, no clock and no model: whoever calls it has measured the
 champion and the challenger on the same windows of the same panel. Every refusal carries all of its reasons, so that

@@ -8,13 +8,10 @@ back step by step. Knows MLflow's registry and nothing of training.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from forecaster import Forecaster, InputError
-from pipelines.connection import connect, mlflow_errors
+from forecaster import InputError
+from pipelines.connection import mlflow_errors
 from pipelines.promotion import Decision
 
 if TYPE_CHECKING:
@@ -25,9 +22,8 @@ __all__ = [
     "CHALLENGER",
     "CHAMPION",
     "PREVIOUS",
-    "LoadedModel",
     "apply_decision",
-    "load_model",
+    "known_instead",
     "promote",
     "register",
     "rollback",
@@ -39,70 +35,12 @@ __all__ = [
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 PREVIOUS = "previous"
-ARTIFACT_PATH = "artifacts/forecaster"
 
 STATUS = "promotion.status"
 REASON = "promotion.reason"
 COMPARED_WITH = "promotion.compared_with"
 REPLACED = "promotion.previous_champion"
 NOBODY = "none"
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A model and where it came from; `name` and `version` are None for a folder."""
-
-    forecaster: Forecaster
-    reference: str
-    name: str | None = None
-    version: str | None = None
-
-
-def load_model(reference: str | Path, tracking_uri: str | None = None) -> LoadedModel:
-    """Load a model from a folder or from the registry.
-
-    Parameters
-    ----------
-    reference
-        An artifact folder, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
-    tracking_uri
-        Where the registry is; None takes the environment's or the default.
-
-    Raises
-    ------
-    InputError
-        There is no such folder, name, alias or version.
-    ArtifactError
-        The artifact is damaged or newer than this code.
-    RegistryError
-        MLflow cannot be reached.
-    """
-    text = str(reference)
-    if not text.startswith("models:/"):
-        folder = Path(reference)
-        if not folder.is_dir():
-            raise InputError(f"model {text!r} is neither a folder nor of the form models:/NAME@ALIAS")
-        nested = folder / ARTIFACT_PATH  # a downloaded MLflow model carries the artifact folder inside
-        return LoadedModel(Forecaster.load(nested if nested.is_dir() else folder), text)
-    client = connect(tracking_uri)
-    if is_logged_model(text):
-        return LoadedModel(_download(text), text)
-    name, version = _parse(text)
-    if version.startswith("@"):
-        number = version_of_alias(client, name, version[1:])
-        if number is None:
-            raise InputError(f"model {name!r} has no version with alias {version[1:]!r}{_known(client, name)}")
-        version = number
-    missing = f"model {name!r} has no version {version!r}{_known(client, name)}"
-    with mlflow_errors(f"model {text} cannot be found", missing):
-        client.get_model_version(name, version)
-    return LoadedModel(_download(f"models:/{name}/{version}"), text, name, version)
-
-
-def is_logged_model(reference: str) -> bool:
-    """Whether a reference is a logged model's id, ``models:/m-…``, rather than a registered name."""
-    rest = reference.removeprefix("models:/")
-    return rest.startswith("m-") and len(rest) == len("m-") + 32 and "@" not in rest
 
 
 def register(
@@ -181,9 +119,9 @@ def promote(client: MlflowClient, name: str, version: str | None = None, *, forc
     """
     wanted = version or version_of_alias(client, name, CHALLENGER)
     if wanted is None:
-        raise InputError(f"model {name!r} has no challenger{_known(client, name)}")
+        raise InputError(f"model {name!r} has no challenger{known_instead(client, name)}")
     with mlflow_errors(
-        f"model {name!r} cannot be read", f"model {name!r} has no version {wanted!r}{_known(client, name)}"
+        f"model {name!r} cannot be read", f"model {name!r} has no version {wanted!r}{known_instead(client, name)}"
     ):
         tags = client.get_model_version(name, wanted).tags
     champion = version_of_alias(client, name, CHAMPION)
@@ -197,8 +135,8 @@ def promote(client: MlflowClient, name: str, version: str | None = None, *, forc
         compared_with = tags.get(COMPARED_WITH)
         if compared_with not in (champion or NOBODY, None) and tags.get(STATUS) != "rolled back":
             raise InputError(
-                f"the gate compared version {wanted} of model {name!r} with champion {compared_with}, but the champion is "
-                f"{champion}; train again, or overrule with --force"
+                f"the gate compared version {wanted} of model {name!r} with champion {compared_with}, but the champion "
+                f"is {champion}; train again, or overrule with --force"
             )
     reason = "promoted by hand" + (" against the gate" if force and tags.get(STATUS) == "refused" else "")
     with mlflow_errors(f"version {wanted} of model {name!r} cannot be tagged"):
@@ -222,7 +160,7 @@ def rollback(client: MlflowClient, name: str) -> tuple[str, str]:
     """
     champion = version_of_alias(client, name, CHAMPION)
     if champion is None:
-        raise InputError(f"model {name!r} has no champion to roll back from{_known(client, name)}")
+        raise InputError(f"model {name!r} has no champion to roll back from{known_instead(client, name)}")
     with mlflow_errors(f"model {name!r} cannot be read"):
         before = client.get_model_version(name, champion).tags.get(REPLACED)
     if not before:
@@ -265,6 +203,20 @@ def run_of_version(client: MlflowClient, name: str, version: str) -> str:
     return str(run_id)
 
 
+def known_instead(client: MlflowClient, name: str) -> str:
+    """End a "no such" sentence: what there is instead."""
+    with mlflow_errors("the registry cannot be read"):
+        names = [model.name for model in client.search_registered_models(max_results=50)]
+    if name not in names:
+        return f"; the registry has {', '.join(names[:8])}" if names else "; the registry has no models yet"
+    aliases = client.get_registered_model(name).aliases
+    return (
+        f"; it has aliases {', '.join(f'{alias} (version {version})' for alias, version in sorted(aliases.items()))}"
+        if aliases
+        else ""
+    )
+
+
 def versions(client: MlflowClient, name: str | None = None) -> list[ModelVersion]:
     """All versions of one model or of all models, by name, newest first, aliases included."""
     with mlflow_errors("the registry cannot be read"):
@@ -282,15 +234,6 @@ def versions(client: MlflowClient, name: str | None = None) -> list[ModelVersion
     return found
 
 
-def _download(uri: str) -> Forecaster:
-    from mlflow.artifacts import download_artifacts
-
-    with TemporaryDirectory(prefix="forecaster-") as folder:
-        with mlflow_errors(f"model {uri} cannot be downloaded"):
-            path = download_artifacts(artifact_uri=f"{uri}/{ARTIFACT_PATH}", dst_path=folder)
-        return Forecaster.load(path)
-
-
 def _make_champion(client: MlflowClient, name: str, version: str, *, replaced: str | None) -> None:
     with mlflow_errors(f"version {version} of model {name!r} cannot be promoted"):
         # Tags first: if this is cut short, nothing serves a version that does not say where to go back to.
@@ -306,28 +249,3 @@ def _point_previous(client: MlflowClient, name: str, version: str | None) -> Non
         client.set_registered_model_alias(name, PREVIOUS, version)
     elif version_of_alias(client, name, PREVIOUS) is not None:
         client.delete_registered_model_alias(name, PREVIOUS)
-
-
-def _parse(reference: str) -> tuple[str, str]:
-    rest = reference.removeprefix("models:/")
-    name, at, alias = rest.partition("@")
-    if at and name and alias and "/" not in name:
-        return name, f"@{alias}"
-    name, slash, version = rest.partition("/")
-    if slash and name and version.isdecimal():
-        return name, version
-    raise InputError(f"model {reference!r} is not of the form models:/NAME@ALIAS or models:/NAME/VERSION")
-
-
-def _known(client: MlflowClient, name: str) -> str:
-    """End of a "no such" sentence: what there is instead."""
-    with mlflow_errors("the registry cannot be read"):
-        names = [model.name for model in client.search_registered_models(max_results=50)]
-    if name not in names:
-        return f"; the registry has {', '.join(names[:8])}" if names else "; the registry has no models yet"
-    aliases = client.get_registered_model(name).aliases
-    return (
-        f"; it has aliases {', '.join(f'{alias} (version {version})' for alias, version in sorted(aliases.items()))}"
-        if aliases
-        else ""
-    )

@@ -117,10 +117,14 @@ def _align(predicted: Sequence[Panel], came: Panel, known: Panel) -> tuple[list[
     for number, name in enumerate(predicted[0].unique_ids):
         first, horizon = int(predicted[0].first_steps[number]), int(predicted[0].lengths[number])
         if name not in before or name not in rows:
-            raise InputError(f"series {name!r} is forecast, but is not in the {'history' if name not in before else 'truth'}")
+            raise InputError(
+                f"series {name!r} is forecast, but is not in the {'history' if name not in before else 'truth'}"
+            )
         last = int(known.last_steps[before[name]])
         if first != last + 1:
-            raise InputError(f"series {name!r}: the forecast starts {first - last} steps after the history ends, expected 1")
+            raise InputError(
+                f"series {name!r}: the forecast starts {first - last} steps after the history ends, expected 1"
+            )
         start = first - int(came.first_steps[rows[name]])
         y = came.series(rows[name])
         if start < 0 or start + horizon > len(y):
@@ -135,7 +139,9 @@ def _metrics(
 ) -> dict[str, float]:
     horizons = {len(y) for y in ys}
     if len(horizons) > 1:
-        raise InputError(f"the forecasts have different lengths, {min(horizons)} to {max(horizons)} steps; expected one")
+        raise InputError(
+            f"the forecasts have different lengths, {min(horizons)} to {max(horizons)} steps; expected one"
+        )
     horizon = horizons.pop()
     y, bands = np.stack(ys), np.stack(quantiles)
     numbers = [float(level) for level in levels]
@@ -145,7 +151,10 @@ def _metrics(
     reference_smape, reference_mase = _mean(smape(y, reference)), _mean(mase(y, reference, scale))
     result: dict[str, Any] = {}
     spread = np.repeat(naive[..., None], len(numbers), axis=-1)
-    for prefix, point, all_levels in (("", bands[..., levels.index(MEDIAN)], bands), ("seasonal_naive_", naive, spread)):
+    for prefix, point, all_levels in (
+        ("", bands[..., levels.index(MEDIAN)], bands),
+        ("seasonal_naive_", naive, spread),
+    ):
         result[f"{prefix}smape"] = _mean(smape(y, point))
         result[f"{prefix}mase"] = _mean(mase(y, point, scale))
         result[f"{prefix}owa"] = owa(result[f"{prefix}smape"], result[f"{prefix}mase"], reference_smape, reference_mase)

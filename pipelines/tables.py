@@ -43,7 +43,11 @@ def metrics_table(
 
 def window_table(by_window: pd.DataFrame) -> Table:
     """Lay out one row per backtest window."""
-    names = [name for name in ("window", "smape", "mase", "wql", "coverage_80", BASELINE + "mase", BASELINE + "wql") if name in by_window]
+    names = [
+        name
+        for name in ("window", "smape", "mase", "wql", "coverage_80", BASELINE + "mase", BASELINE + "wql")
+        if name in by_window
+    ]
     rows = [list(row) for row in by_window[names].itertuples(index=False)]
     return "Backtest windows, earliest first", [name.replace("_", " ") for name in names], rows
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from forecaster import Backtest, Config, Forecaster, InputError, Panel
 from pipelines.configuration import flatten
@@ -68,11 +68,12 @@ class TrainingRun:
             What they are used for, such as ``training``.
         """
         import mlflow
+        from mlflow.data.pandas_dataset import from_pandas
 
         with warnings.catch_warnings(), mlflow_errors("the data set cannot be logged"):
             # MLflow warns that integer columns could hold missing values; ours are checked by the panel.
             warnings.simplefilter("ignore")
-            data = mlflow.data.from_pandas(
+            data = from_pandas(
                 panel.to_frame(),
                 source=source,
                 targets="y",

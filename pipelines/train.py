@@ -8,19 +8,18 @@ run id and a version, so that a scheduler may run or repeat each in a process of
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from forecaster import Backtest, Config, Forecaster, InputError, Panel
-from pipelines.backtesting import HoldOut, Rival, hold_out, measure_champion, run_backtest
-from pipelines.configuration import build_config
+from forecaster import Backtest, Config, Forecaster, Panel
+from pipelines.backtesting import Rival, measure_champion, run_backtest
 from pipelines.connection import connect, tracking_uri_or_default
 from pipelines.console import Reporter
-from pipelines.data import read_panel
-from pipelines.promotion import Decision, GateRules, decide
-from pipelines.registry import CHALLENGER, CHAMPION, apply_decision, load_model, register, run_of_version
+from pipelines.loading import load_model
+from pipelines.plan import Plan, TrainRequest, prepare
+from pipelines.promotion import Decision, decide
+from pipelines.registry import CHALLENGER, CHAMPION, apply_decision, register, run_of_version
 from pipelines.tracking import backtest_metrics, model_uri_of, resume_run, start_run
 
 if TYPE_CHECKING:
@@ -39,57 +38,6 @@ __all__ = [
     "train",
     "train_model",
 ]
-
-DEFAULT_MODEL = "forecaster"
-
-
-@dataclass(frozen=True, slots=True)
-class TrainRequest:
-    """What to train, on what, and where it goes.
-
-    Parameters
-    ----------
-    data
-        CSV or Parquet file, or a folder of them.
-    freq, horizon, seasonality, seed, config_file, overrides
-        See `build_config`.
-    name
-        Registered model, and name of the experiment.
-    max_minutes
-        Longest time spent fitting; None for no limit.
-    n_windows, step_size
-        Backtest windows held out of training; None lets the length of the series decide.
-    rules
-        Of the promotion gate.
-    out
-        Folder that also gets the artifact.
-    tracking_uri
-        MLflow; None takes the environment's or the default.
-    """
-
-    data: str
-    freq: str
-    horizon: int
-    seasonality: Sequence[int] = ()
-    seed: int | None = None
-    config_file: str | None = None
-    overrides: Mapping[str, str] = field(default_factory=dict)
-    name: str = DEFAULT_MODEL
-    max_minutes: float | None = None
-    n_windows: int | None = None
-    step_size: int | None = None
-    rules: GateRules = field(default_factory=GateRules)
-    out: str | None = None
-    tracking_uri: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Checked input: the configuration, the whole panel, and what of it training may see."""
-
-    config: Config
-    panel: Panel
-    windows: HoldOut
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,31 +138,6 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResul
         out=request.out,
         fingerprint=trained.forecaster.fingerprint(),
     )
-
-
-def prepare(request: TrainRequest, reporter: Reporter | None = None) -> Plan:
-    """Read and check everything; write nothing.
-
-    Raises
-    ------
-    InputError
-        Data, configuration or options are wrong.
-    """
-    reporter = reporter or Reporter(quiet=True)
-    panel = read_panel(request.data, request.freq, notice=reporter.notice)
-    config = build_config(
-        freq=request.freq,
-        horizon=request.horizon,
-        seasonality=request.seasonality,
-        time_zone=panel.calendar.time_zone,
-        seed=request.seed,
-        config_file=request.config_file,
-        overrides=request.overrides,
-    )
-    check_request(request)
-    windows = hold_out(panel, config.horizon, n_windows=request.n_windows, step_size=request.step_size)
-    say_split(windows, reporter)
-    return Plan(config, panel, windows)
 
 
 def fit_step(plan: Plan, request: TrainRequest, reporter: Reporter | None = None) -> TrainedRun:
@@ -338,43 +261,12 @@ def train_model(
             share = max(updates / config.training.updates, seconds / limit)
             say(min(row.get("progress", share), 1.0), epoch_text(row))
 
-        return fit(panel, config, max_minutes=max_minutes, on_epoch=report)
-
-
-def check_request(request: TrainRequest) -> None:
-    """Refuse what would only fail after the training.
-
-    Raises
-    ------
-    InputError
-        An unusable name, time limit or output folder.
-    """
-    if not request.name or any(character in request.name for character in "/:@'\"%"):
-        raise InputError(f"model name {request.name!r} must be non-empty and without any of / : @ % and quotes")
-    if request.max_minutes is not None and not request.max_minutes > 0:
-        raise InputError(f"--max-minutes must be above 0, not {request.max_minutes}")
-    if request.out is not None:
-        out = Path(request.out)
-        if out.exists() and not out.is_dir():
-            raise InputError(f"cannot save the model to {out}: it is a file")
-        if out.is_dir() and any(out.iterdir()) and not (out / "manifest.json").exists():
-            raise InputError(f"cannot save the model to {out}: the folder is not empty and holds no model")
-
-
-def say_split(windows: HoldOut, reporter: Reporter) -> None:
-    """Tell what training sees and what judges it."""
-    panel = windows.panel
-    size = f"{len(panel)} series, {int(panel.lengths.sum()):,} steps of freq {panel.calendar.freq}"
-    if windows.n_windows == 0:
-        reporter.notice(f"data: {size}; too short to hold a backtest window out, so the gate will not judge this model")
-        return
-    held = windows.horizon + (windows.n_windows - 1) * windows.step_size
-    reporter.notice(
-        f"data: {size}; the last {held} steps of each ({windows.n_windows} backtest windows) are held out of training"
-    )
-    dropped = len(panel) - len(windows.training)
-    if dropped:
-        reporter.notice(f"{dropped} series are shorter than that and are not trained on")
+        try:
+            return fit(panel, config, max_minutes=max_minutes, on_epoch=report)
+        except SystemExit as end:
+            if isinstance(end.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit of its own
+                raise KeyboardInterrupt from end
+            raise
 
 
 def epoch_text(row: Mapping[str, float]) -> str:

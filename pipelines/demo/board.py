@@ -56,8 +56,9 @@ def running_board(reporter: Reporter, scoreboard: Scoreboard) -> Iterator[Board]
 def score_line(score: CityScore, ds: str) -> str:
     """One plain line."""
     return (
-        f"{ds}  {score.observations:5d} observations  error {score.mae:5.2f} °F  seasonal naive {score.naive_mae:5.2f} °F  "
-        f"in 80 % band {score.coverage:4.0%}  latency p50 {score.latency_ms(0.5):.1f} ms, p99 {score.latency_ms(0.99):.1f} ms"
+        f"{ds}  {score.observations:5d} observations  error {score.mae:5.2f} °F  "
+        f"seasonal naive {score.naive_mae:5.2f} °F  in 80 % band {score.coverage:4.0%}  "
+        f"latency p50 {score.latency_ms(0.5):.1f} ms, p99 {score.latency_ms(0.99):.1f} ms"
     )
 
 

@@ -1,4 +1,4 @@
-"""The demo's data: a year of hourly temperatures of two cities, which `vega_datasets` carries, so nothing is downloaded."""
+"""The demo's data: a year of hourly temperatures of two cities; `vega_datasets` carries it, nothing is downloaded."""
 
 from __future__ import annotations
 

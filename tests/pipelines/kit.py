@@ -63,15 +63,19 @@ class Ran:
         return [line for line in self.err.splitlines() if line.strip()]
 
 
+def environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """Environment of a child process: this one's, without settings that would leak in."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "FORECASTER_"))}
+    root = str(Path(__file__).parents[2])
+    return {**kept, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", **extra}
+
+
 def run_cli(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 120) -> Ran:
     """Run `forecaster` as a process of its own, as a user would."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "FORECASTER_"))}
-    root = str(Path(__file__).parents[2])
-    environment |= {"PYTHONPATH": root, "OMP_NUM_THREADS": "1", **(env or {})}
     done = subprocess.run(
         [sys.executable, "-m", "pipelines.cli", *arguments],
         cwd=cwd,
-        env=environment,
+        env=environment(env or {}),
         capture_output=True,
         text=True,
         timeout=timeout,

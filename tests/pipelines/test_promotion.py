@@ -59,7 +59,9 @@ def test_every_decision_gives_a_reason_in_one_line(own: float, baseline: float, 
 
 
 @given(anything, anything)
-def test_without_a_champion_anything_is_promoted_and_what_speaks_against_it_is_said(own: float, baseline: float) -> None:
+def test_without_a_champion_anything_is_promoted_and_what_speaks_against_it_is_said(
+    own: float, baseline: float
+) -> None:
     decision = decide(metrics(own, baseline), None)
 
     assert decision.promoted

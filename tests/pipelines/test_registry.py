@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 from forecaster import ArtifactError, InputError, Panel
 from pipelines import registry
 from pipelines.connection import RegistryError, connect
+from pipelines.loading import load_model
 from pipelines.promotion import Decision
 from pipelines.tracking import start_run
 from tests.pipelines.kit import random_forecaster
@@ -52,9 +53,9 @@ def test_the_registry_keeps_versions_and_moves_aliases_as_decided(client: Mlflow
     assert tags(client, "2")["promotion.reason"] == "worse"
     assert tags(client, "2")["promotion.compared_with"] == "1"
 
-    with pytest.raises(InputError, match="refused version 2.*worse.*--force"):
+    with pytest.raises(InputError, match=r"refused version 2.*worse.*--force"):
         registry.promote(client, NAME, "2")
-    with pytest.raises(InputError, match="version 1 .* is the champion already"):
+    with pytest.raises(InputError, match=r"version 1 .* is the champion already"):
         registry.promote(client, NAME, "1")
     assert registry.promote(client, NAME, "2", force=True) == "2"
     assert "against the gate" in tags(client, "2")["promotion.reason"]
@@ -69,13 +70,20 @@ def test_the_registry_keeps_versions_and_moves_aliases_as_decided(client: Mlflow
     assert aliases(client) == {"challenger": "3", "champion": "1"}
 
     listed = registry.versions(client, NAME)
-    assert [(str(row.version), sorted(row.aliases)) for row in listed] == [("3", ["challenger"]), ("2", []), ("1", ["champion"])]
+    assert [(str(row.version), sorted(row.aliases)) for row in listed] == [
+        ("3", ["challenger"]),
+        ("2", []),
+        ("1", ["champion"]),
+    ]
     assert registry.versions(client, "nobody") == []
 
     for reference, version, seed in ((f"models:/{NAME}@champion", "1", 0), (f"models:/{NAME}/3", "3", 2)):
-        loaded = registry.load_model(reference, tracking_uri)
+        loaded = load_model(reference, tracking_uri)
         assert (loaded.name, loaded.version) == (NAME, version)
         assert loaded.forecaster.fingerprint() == random_forecaster(seed).fingerprint()
+    logged = client.get_model_version(NAME, "2").source
+    assert logged.startswith("models:/m-")
+    assert load_model(logged, tracking_uri).forecaster.fingerprint() == random_forecaster(1).fingerprint()
 
 
 def test_a_decision_against_another_champion_is_not_carried_over(client: MlflowClient) -> None:
@@ -84,7 +92,7 @@ def test_a_decision_against_another_champion_is_not_carried_over(client: MlflowC
     client.set_model_version_tag(NAME, "3", "promotion.status", "passed")
     registry.promote(client, NAME, "2", force=True)
 
-    with pytest.raises(InputError, match="compared version 3 .* with champion 1, but the champion is 2"):
+    with pytest.raises(InputError, match=r"compared version 3 .* with champion 1, but the champion is 2"):
         registry.promote(client, NAME, "3")
 
 
@@ -102,7 +110,7 @@ def test_a_decision_against_another_champion_is_not_carried_over(client: MlflowC
 )
 def test_an_unknown_model_is_one_clear_sentence(tracking_uri: str, reference: str, expected: str) -> None:
     with pytest.raises((InputError, RegistryError)) as caught:
-        registry.load_model(reference, tracking_uri)
+        load_model(reference, tracking_uri)
 
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -110,7 +118,7 @@ def test_an_unknown_model_is_one_clear_sentence(tracking_uri: str, reference: st
 
 def test_asking_a_store_that_is_not_there_does_not_create_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no MLflow store"):
-        registry.load_model("models:/demand@champion", f"sqlite:///{tmp_path}/nowhere.db")
+        load_model("models:/demand@champion", f"sqlite:///{tmp_path}/nowhere.db")
 
     assert list(tmp_path.iterdir()) == []
 
@@ -119,8 +127,8 @@ def test_a_model_in_a_folder_is_loaded_from_it_and_damage_is_noticed(tmp_path: P
     model = random_forecaster()
     model.save(tmp_path / "model")
 
-    assert registry.load_model(tmp_path / "model").forecaster.fingerprint() == model.fingerprint()
+    assert load_model(tmp_path / "model").forecaster.fingerprint() == model.fingerprint()
     weights = tmp_path / "model" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00\x01")
     with pytest.raises(ArtifactError):
-        registry.load_model(tmp_path / "model")
+        load_model(tmp_path / "model")

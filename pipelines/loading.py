@@ -1,0 +1,97 @@
+"""From a model reference to a `Forecaster`: an artifact folder, a registered name with alias or version, a run's model.
+
+Reads only; the registry's aliases and decisions are `pipelines.registry`'s business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from forecaster import Forecaster, InputError
+from pipelines.connection import connect, mlflow_errors
+from pipelines.registry import known_instead, version_of_alias
+
+__all__ = ["LoadedModel", "is_logged_model", "load_model"]
+
+ARTIFACT_PATH = "artifacts/forecaster"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model and where it came from; `name` and `version` are None for a folder."""
+
+    forecaster: Forecaster
+    reference: str
+    name: str | None = None
+    version: str | None = None
+
+
+def load_model(reference: str | Path, tracking_uri: str | None = None) -> LoadedModel:
+    """Load a model from a folder or from the registry.
+
+    Parameters
+    ----------
+    reference
+        An artifact folder, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+    tracking_uri
+        Where the registry is; None takes the environment's or the default.
+
+    Raises
+    ------
+    InputError
+        There is no such folder, name, alias or version.
+    ArtifactError
+        The artifact is damaged or newer than this code.
+    RegistryError
+        MLflow cannot be reached.
+    """
+    text = str(reference)
+    if not text.startswith("models:/"):
+        folder = Path(reference)
+        if not folder.is_dir():
+            raise InputError(f"model {text!r} is neither a folder nor of the form models:/NAME@ALIAS")
+        nested = folder / ARTIFACT_PATH  # a downloaded MLflow model carries the artifact folder inside
+        return LoadedModel(Forecaster.load(nested if nested.is_dir() else folder), text)
+    client = connect(tracking_uri)
+    if is_logged_model(text):
+        return LoadedModel(_download(text), text)
+    name, version = _parse(text)
+    if version.startswith("@"):
+        number = version_of_alias(client, name, version[1:])
+        if number is None:
+            raise InputError(f"model {name!r} has no version with alias {version[1:]!r}{known_instead(client, name)}")
+        version = number
+    missing = f"model {name!r} has no version {version!r}{known_instead(client, name)}"
+    with mlflow_errors(f"model {text} cannot be found", missing):
+        client.get_model_version(name, version)
+    return LoadedModel(_download(f"models:/{name}/{version}"), text, name, version)
+
+
+def is_logged_model(reference: str) -> bool:
+    """Whether a reference is a logged model's id, ``models:/m-…``, rather than a registered name."""
+    rest = reference.removeprefix("models:/")
+    return rest.startswith("m-") and len(rest) == len("m-") + 32 and "@" not in rest
+
+
+def _download(uri: str) -> Forecaster:
+    from mlflow.artifacts import download_artifacts
+
+    # MLflow takes a path below a registered version, but reads one below a logged model's id as NAME/STAGE.
+    below = "" if is_logged_model(uri) else f"/{ARTIFACT_PATH}"
+    with TemporaryDirectory(prefix="forecaster-") as folder:
+        with mlflow_errors(f"model {uri} cannot be downloaded"):
+            path = Path(download_artifacts(artifact_uri=uri + below, dst_path=folder))
+        return Forecaster.load(path if below else path / ARTIFACT_PATH)
+
+
+def _parse(reference: str) -> tuple[str, str]:
+    rest = reference.removeprefix("models:/")
+    name, at, alias = rest.partition("@")
+    if at and name and alias and "/" not in name:
+        return name, f"@{alias}"
+    name, slash, version = rest.partition("/")
+    if slash and name and version.isdecimal():
+        return name, version
+    raise InputError(f"model {reference!r} is not of the form models:/NAME@ALIAS or models:/NAME/VERSION")

@@ -1,0 +1,136 @@
+"""What to train, on what, and where it goes; and the checked plan that comes of it before anything is written.
+
+A request is plain values that any process can rebuild; a plan follows from the request and the data file alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from forecaster import Config, InputError, Panel
+from pipelines.backtesting import HoldOut, hold_out
+from pipelines.configuration import build_config
+from pipelines.console import Reporter
+from pipelines.data import read_panel
+from pipelines.promotion import GateRules
+
+__all__ = ["Plan", "TrainRequest", "prepare"]
+
+DEFAULT_MODEL = "forecaster"
+SHORTEST_SERIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRequest:
+    """What to train, on what, and where it goes.
+
+    Parameters
+    ----------
+    data
+        CSV or Parquet file, or a folder of them.
+    freq, horizon, seasonality, seed, config_file, overrides
+        See `build_config`.
+    name
+        Registered model, and name of the experiment.
+    max_minutes
+        Longest time spent fitting; None for no limit.
+    n_windows, step_size
+        Backtest windows held out of training; None lets the length of the series decide.
+    rules
+        Of the promotion gate.
+    out
+        Folder that also gets the artifact.
+    tracking_uri
+        MLflow; None takes the environment's or the default.
+    """
+
+    data: str
+    freq: str
+    horizon: int
+    seasonality: Sequence[int] = ()
+    seed: int | None = None
+    config_file: str | None = None
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    name: str = DEFAULT_MODEL
+    max_minutes: float | None = None
+    n_windows: int | None = None
+    step_size: int | None = None
+    rules: GateRules = field(default_factory=GateRules)
+    out: str | None = None
+    tracking_uri: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Checked input: the configuration, the whole panel, and what of it training may see."""
+
+    config: Config
+    panel: Panel
+    windows: HoldOut
+
+
+def prepare(request: TrainRequest, reporter: Reporter | None = None) -> Plan:
+    """Read and check everything; write nothing.
+
+    Raises
+    ------
+    InputError
+        Data, configuration or options are wrong.
+    """
+    reporter = reporter or Reporter(quiet=True)
+    panel = read_panel(request.data, request.freq, notice=reporter.notice)
+    config = build_config(
+        freq=request.freq,
+        horizon=request.horizon,
+        seasonality=request.seasonality,
+        time_zone=panel.calendar.time_zone,
+        seed=request.seed,
+        config_file=request.config_file,
+        overrides=request.overrides,
+    )
+    check_request(request)
+    windows = hold_out(panel, config.horizon, n_windows=request.n_windows, step_size=request.step_size)
+    if not any(len(y) >= SHORTEST_SERIES and np.isfinite(y).any() for y in windows.training.values):
+        raise InputError(f"{request.data}: no series has {SHORTEST_SERIES} steps or more to learn from")
+    say_split(windows, reporter)
+    return Plan(config, panel, windows)
+
+
+def check_request(request: TrainRequest) -> None:
+    """Refuse what would only fail after the training.
+
+    Raises
+    ------
+    InputError
+        An unusable name, time limit or output folder.
+    """
+    if not request.name or any(character in request.name for character in "/:@'\"%"):
+        raise InputError(f"model name {request.name!r} must be non-empty and without any of / : @ % and quotes")
+    if request.max_minutes is not None and not request.max_minutes > 0:
+        raise InputError(f"--max-minutes must be above 0, not {request.max_minutes}")
+    if request.out is not None:
+        out = Path(request.out)
+        if out.exists() and not out.is_dir():
+            raise InputError(f"cannot save the model to {out}: it is a file")
+        if out.is_dir() and any(out.iterdir()) and not (out / "manifest.json").exists():
+            raise InputError(f"cannot save the model to {out}: the folder is not empty and holds no model")
+
+
+def say_split(windows: HoldOut, reporter: Reporter) -> None:
+    """Tell what training sees and what judges it."""
+    panel = windows.panel
+    size = f"{len(panel)} series, {int(panel.lengths.sum()):,} steps of freq {panel.calendar.freq}"
+    if windows.n_windows == 0:
+        reporter.notice(f"data: {size}; too short to hold a backtest window out, so the gate will not judge this model")
+        return
+    held = windows.horizon + (windows.n_windows - 1) * windows.step_size
+    reporter.notice(
+        f"data: {size}; the last {held} steps of each ({windows.n_windows} backtest windows) are held out of training"
+    )
+    dropped = len(panel) - len(windows.training)
+    if dropped:
+        reporter.notice(f"{dropped} series are shorter than that and are not trained on")

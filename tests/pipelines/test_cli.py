@@ -1,0 +1,342 @@
+"""The command line as a user meets it: real processes, exit statuses, one line per mistake, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from forecaster import Forecaster, Panel
+from forecaster.baselines import naive2
+from tests.pipelines.kit import HORIZON, QUICK, Ran, environment, files_below, long_frame, random_forecaster, run_cli
+
+TRAIN = ("train", "data.csv", "--freq", "h", "--horizon", str(HORIZON), "--season", "4")
+SMALL = tuple(word for key, value in QUICK.items() for word in ("--set", f"{key}={value}"))
+
+
+Runner = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
+    """Run a command line in this process, through the `main` that the console script calls."""
+    import mlflow
+
+    from pipelines.cli import main
+
+    for key in [key for key in os.environ if key.startswith(("MLFLOW_", "FORECASTER_"))]:
+        monkeypatch.delenv(key)
+
+    def call(*arguments: str) -> Ran:
+        capfd.readouterr()
+        status = main(arguments)
+        captured = capfd.readouterr()
+        return Ran(status, captured.out, captured.err)
+
+    yield call
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, empty_database: Path) -> Path:
+    """A working folder with data and an empty MLflow store."""
+    work = tmp_path / "work"
+    work.mkdir()
+    long_frame().to_csv(work / "data.csv", index=False)
+    shutil.copy(empty_database, work / "mlflow.db")
+    return work
+
+
+def test_train_predict_backtest_promote_and_models_work_together(
+    folder: Path, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One story through the whole offline edge; the first step is a process of its own, as a user starts it."""
+    trained = run_cli(*TRAIN, *SMALL, "--out", "model", "--json", cwd=folder)
+    assert trained.status == 0, trained.err
+    assert trained.json["promoted"]
+    assert trained.json["aliases"] == ["challenger", "champion"]
+    assert trained.json["n_windows"] == 2
+    assert {"wql", "mase", "smape", "owa", "seasonal_naive_wql"} <= set(trained.json["metrics"])
+    assert sorted(path.name for path in folder.iterdir()) == ["data.csv", "mlartifacts", "mlflow.db", "model"]
+    for chatter in ("lightning", "GPU", "alembic", "INFO", "Warning", "mlflow.", "Traceback"):
+        assert chatter not in trained.err
+
+    monkeypatch.chdir(folder)
+    predicted = run("predict", "data.csv", "--model", "models:/forecaster@champion", "--out", "out.csv", "--json")
+    assert predicted.status == 0, predicted.err
+    forecasts = pd.read_csv(folder / "out.csv", parse_dates=["ds"])
+    assert list(forecasts.columns) == ["unique_id", "ds", *(f"0.{k}" for k in range(1, 10))]
+    expected = Forecaster.load(folder / "model").forecast_frame(Panel.from_frame(long_frame(), "h"))
+    np.testing.assert_allclose(forecasts.iloc[:, 2:], expected.iloc[:, 2:], rtol=1e-6)
+    assert predicted.json["model"] == {"reference": "models:/forecaster@champion", "name": "forecaster", "version": "1"}
+
+    measured = run(
+        "backtest", "data.csv", "--model", "model", "--horizon", "6", "--windows", "2", "--step", "6", "--json"
+    )
+    assert measured.status == 0, measured.err
+    assert measured.json["metrics"]["wql"] == pytest.approx(trained.json["metrics"]["wql"])
+    assert [row["window"] for row in measured.json["windows"]] == [0, 1]
+
+    # The same seed on the same data is the same model, which beats nobody.
+    again = run(*TRAIN, *SMALL, "--json")
+    assert again.status == 0, again.err
+    assert not again.json["promoted"]
+    assert again.json["fingerprint"] == trained.json["fingerprint"]
+    assert "does not beat the champion" in again.json["reason"]
+    listed = run("models", "--json")
+    assert [(row["version"], row["aliases"], row["status"]) for row in listed.json["models"]] == [
+        ("2", ["challenger"], "refused"),
+        ("1", ["champion"], "promoted"),
+    ]
+
+    refused = run("promote", "forecaster")
+    assert (refused.status, len(refused.complaints)) == (2, 1)
+    assert run("promote", "forecaster", "--force", "--json").json["champion"] == "2"
+    assert run("promote", "forecaster", "--rollback", "--json").json["champion"] == "1"
+
+
+def test_score_repeats_a_known_result(tmp_path: Path, run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Naive2 as the forecast has an OWA of exactly 1."""
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    history, truth, forecasts = [], [], []
+    for name in ("a", "b"):
+        y = 50 + 10 * np.sin(2 * np.pi * np.arange(106) / 4) + generator.normal(0, 1, 106)
+        history.append(pd.DataFrame({"unique_id": name, "ds": range(100), "y": y[:100]}))
+        truth.append(pd.DataFrame({"unique_id": name, "ds": range(100, 106), "y": y[100:]}))
+        guess = naive2(y[:100], 6, 4)
+        forecasts.append(
+            pd.DataFrame({"unique_id": name, "ds": range(100, 106), "0.1": guess - 3, "0.5": guess, "0.9": guess + 3})
+        )
+    for name, frames in (("history", history), ("truth", truth), ("forecasts", forecasts)):
+        pd.concat(frames).to_csv(tmp_path / f"{name}.csv", index=False)
+
+    scored = run("score", "forecasts.csv", "truth.csv", "--history", "history.csv", "--season", "4", "--json")
+    moved = run("score", "forecasts.csv", "truth.csv", "--history", "truth.csv", "--season", "4")
+
+    assert scored.status == 0, scored.err
+    assert scored.json["metrics"]["owa"] == pytest.approx(1.0)
+    assert scored.json["metrics"]["series"] == 2
+    assert 0 <= scored.json["metrics"]["coverage_80"] <= 1
+    assert (moved.status, len(moved.complaints)) == (2, 1)
+
+
+MISTAKES = {
+    "unknown command": (("trian",), "trian"),
+    "unknown option": ((*TRAIN, "--colour", "red"), "--colour"),
+    "missing option": (("train", "data.csv", "--freq", "h"), "--horizon"),
+    "horizon that is no number": (("train", "data.csv", "--freq", "h", "--horizon", "six"), "--horizon"),
+    "horizon 0": (("train", "data.csv", "--freq", "h", "--horizon", "0"), "horizon"),
+    "horizon far too long": (("train", "data.csv", "--freq", "h", "--horizon", "100000"), "horizon"),
+    "horizon longer than the data": (("train", "data.csv", "--freq", "h", "--horizon", "200", "--windows", "1"), "200"),
+    "no such file": (("train", "nowhere.csv", "--freq", "h", "--horizon", "6"), "nowhere.csv does not exist"),
+    "wrong freq": (("train", "data.csv", "--freq", "D", "--horizon", "6"), "not on the grid"),
+    "unknown freq": (("train", "data.csv", "--freq", "blue", "--horizon", "6"), "'blue'"),
+    "integer freq for dates": (("train", "data.csv", "--freq", "1", "--horizon", "6"), "integer steps"),
+    "missing column": (("train", "columns.csv", "--freq", "h", "--horizon", "6"), "lacks columns ['y']"),
+    "text in y": (("train", "text.csv", "--freq", "h", "--horizon", "6"), "'lots'"),
+    "infinite y": (("train", "infinite.csv", "--freq", "h", "--horizon", "6"), "inf"),
+    "repeated ds": (("train", "repeat.csv", "--freq", "h", "--horizon", "6"), "repeats"),
+    "disorder": (("train", "disorder.csv", "--freq", "h", "--horizon", "6"), "goes back"),
+    "empty file": (("train", "empty.csv", "--freq", "h", "--horizon", "6"), "empty"),
+    "series without y": (("train", "hollow.csv", "--freq", "h", "--horizon", "6"), "no observed y"),
+    "two steps only": (("train", "short.csv", "--freq", "h", "--horizon", "6"), "3 steps or more"),
+    "unknown key": ((*TRAIN, "--set", "network.colour=red"), "network.colour"),
+    "override without a value": ((*TRAIN, "--set", "network.hidden_size"), "key=value"),
+    "impossible value": ((*TRAIN, "--set", "network.hidden_size=0"), "hidden_size"),
+    "season 0": (("train", "data.csv", "--freq", "h", "--horizon", "6", "--season", "0"), "season"),
+    "no such configuration": ((*TRAIN, "--config", "nowhere.toml"), "nowhere.toml"),
+    "broken configuration": ((*TRAIN, "--config", "data.csv"), "not valid JSON"),
+    "no time at all": ((*TRAIN, "--max-minutes", "0"), "--max-minutes"),
+    "a name with a slash": ((*TRAIN, "--name", "a/b"), "a/b"),
+    "an output that is a file": ((*TRAIN, "--out", "data.csv"), "data.csv"),
+    "an output with other things in it": ((*TRAIN, "--out", "."), "not empty"),
+    "too many windows": ((*TRAIN, "--windows", "50"), "50 backtest windows"),
+    "a margin nobody meets": ((*TRAIN, "--margin", "1"), "margin"),
+    "unknown model": (("predict", "data.csv", "--model", "models:/nobody@champion", "--out", "o.csv"), "nobody"),
+    "unknown model folder": (("predict", "data.csv", "--model", "nowhere", "--out", "o.csv"), "nowhere"),
+    "damaged model": (("predict", "data.csv", "--model", "damaged", "--out", "o.csv"), "damaged"),
+    "model of another freq": (("predict", "data.csv", "--model", "daily", "--out", "o.csv"), "not on the grid"),
+    "horizon 0 at forecast": (
+        ("predict", "data.csv", "--model", "model", "--horizon", "0", "--out", "o.csv"),
+        "horizon is 0",
+    ),
+    "horizon too long at forecast": (
+        ("predict", "data.csv", "--model", "model", "--horizon", "99", "--out", "o.csv"),
+        "horizon is 99",
+    ),
+    "impossible level": (
+        ("predict", "data.csv", "--model", "model", "--quantile-level", "2", "--out", "o.csv"),
+        "quantile level 2",
+    ),
+    "output of no kind": (("predict", "data.csv", "--model", "model", "--out", "o.json"), "o.json"),
+    "no windows": (
+        ("backtest", "data.csv", "--model", "model", "--horizon", "6", "--windows", "0", "--step", "1"),
+        "windows",
+    ),
+    "windows beyond the data": (
+        ("backtest", "data.csv", "--model", "model", "--horizon", "6", "--windows", "99", "--step", "9"),
+        "steps",
+    ),
+    "promotion of nobody": (("promote", "nobody"), "nobody"),
+    "rollback of nobody": (("promote", "nobody", "--rollback"), "nobody"),
+    "rollback and force": (("promote", "nobody", "--rollback", "--force"), "--rollback"),
+    "models of nobody": (("models", "nobody"), "nobody"),
+    "no such store": (("models", "--tracking-uri", "sqlite:///nowhere.db"), "nowhere.db"),
+    "unknown benchmark": (("bench", "--only", "lunch"), "lunch"),
+    "a demo in a used folder": (("demo", "--folder", "."), "not empty"),
+    "schedule of nothing": (("schedule", "nowhere.csv", "--freq", "h", "--horizon", "6"), "nowhere.csv"),
+}
+"""Each with what the one line has to mention."""
+
+
+@pytest.fixture(scope="module")
+def mistakes_folder(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Path:
+    """A working folder with everything that can be wrong in it."""
+    work = tmp_path_factory.mktemp("mistakes")
+    shutil.copy(empty_database, work / "mlflow.db")
+    frame = long_frame(series=1)
+    frame.to_csv(work / "data.csv", index=False)
+    frame.rename(columns={"y": "value"}).to_csv(work / "columns.csv", index=False)
+    frame.assign(y=["lots", *frame["y"][1:]]).to_csv(work / "text.csv", index=False)
+    frame.assign(y=[*frame["y"][:-1], np.inf]).to_csv(work / "infinite.csv", index=False)
+    pd.concat([frame[:5], frame[4:]]).to_csv(work / "repeat.csv", index=False)
+    frame[::-1].to_csv(work / "disorder.csv", index=False)
+    (work / "empty.csv").write_text("")
+    frame.assign(y=np.nan).to_csv(work / "hollow.csv", index=False)
+    frame[:2].to_csv(work / "short.csv", index=False)
+    random_forecaster().save(work / "model")
+    random_forecaster(freq="D").save(work / "daily")
+    random_forecaster().save(work / "damaged")
+    weights = work / "damaged" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"oops")
+    return work
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_a_mistake_is_one_line_status_2_and_changes_nothing(
+    mistakes_folder: Path, kind: str, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, because starting fifty costs minutes; the same `main` that the console script calls."""
+    arguments, expected = MISTAKES[kind]
+    monkeypatch.chdir(mistakes_folder)
+    before = files_below(mistakes_folder)
+
+    done = run(*arguments)
+
+    assert done.status == 2, done.err
+    assert len(done.complaints) == 1, done.err
+    assert expected in done.complaints[0]
+    assert "Traceback" not in done.err
+    assert done.out == ""
+    assert files_below(mistakes_folder) == before
+
+
+def test_the_console_script_says_the_same_in_a_process_of_its_own(mistakes_folder: Path) -> None:
+    done = run_cli("predict", "data.csv", "--model", "damaged", "--out", "o.csv", cwd=mistakes_folder)
+
+    assert done.status == 2
+    assert len(done.complaints) == 1
+
+
+def test_an_unreachable_server_is_one_line_and_status_1(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+    done = run("models", "--tracking-uri", "http://127.0.0.1:9")
+
+    assert done.status == 1
+    assert len(done.complaints) == 1
+
+
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_an_unexpected_error_is_one_line_and_a_traceback_only_when_asked_for(
+    folder: Path, run: Runner, monkeypatch: pytest.MonkeyPatch, debug: str
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("two\nlines")
+
+    monkeypatch.setattr("pipelines.registry.versions", broken)
+    monkeypatch.setenv("FORECASTER_DEBUG", debug)
+    monkeypatch.chdir(folder)
+
+    done = run("models")
+
+    assert done.status == 1
+    assert done.complaints[-1].startswith("forecaster: unexpected ZeroDivisionError: two lines")
+    assert ("Traceback" in done.err) == bool(debug)
+
+
+def test_ctrl_c_ends_training_with_status_130_and_a_killed_run(folder: Path) -> None:
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "pipelines.cli",
+            *TRAIN,
+            "--set",
+            "training.updates=1000000",
+            "--set",
+            "training.epoch_updates=2",
+            "--set",
+            "training.patience=1000000",
+        ],
+        cwd=folder,
+        env=environment({}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("training"):
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert err.strip().splitlines()[-1] == "forecaster: interrupted"
+    assert "Traceback" not in err
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("forecaster")
+    assert experiment is not None
+    assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["KILLED"]
+
+
+COMMANDS = ("train", "predict", "backtest", "score", "promote", "models", "serve", "demo", "schedule", "bench")
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_command_explains_itself(command: str, run: Runner) -> None:
+    done = run(*command.split(), "--help")
+
+    assert done.status == 0
+    assert "Usage: forecaster" in done.out
+    assert all(name in done.out for name in (() if command else COMMANDS))
+
+
+def test_serve_becomes_the_service_with_its_settings(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    became: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr("os.execve", lambda _, arguments, environment: became.append((arguments[1:], environment)))
+
+    run("serve", "--model", "m", "--store", "s", "--port", "1")
+
+    arguments, given = became[0]
+    assert arguments == ["-m", "service"]
+    assert {key: value for key, value in given.items() if key.startswith("FORECASTER_")} == {
+        "FORECASTER_MODEL": "m",
+        "FORECASTER_STORE": "s",
+        "FORECASTER_PORT": "1",
+    }
