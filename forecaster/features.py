@@ -57,7 +57,11 @@ def _pool(scaled: Tensor) -> Tensor:
     if width <= 2 * FINE:
         return scaled
     block = math.ceil((width - FINE) / FINE)
-    coarse = scaled[..., (width - FINE) % block : width - FINE].reshape(*scaled.shape[:-1], -1, block).mean(-1)
+    coarse = (
+        scaled[..., (width - FINE) % block : width - FINE]
+        .reshape(*scaled.shape[:-1], (width - FINE) // block, block)
+        .mean(-1)
+    )
     return torch.cat([coarse, scaled[..., width - FINE :]], -1)
 
 
@@ -71,7 +75,7 @@ def anchors(scaled: Tensor, seasonality: tuple[int, ...], horizon: int) -> Tenso
     width = scaled.shape[-1]
     cycles = [scaled[..., width - period :] for period in _last_season(seasonality)]
     for period in _mean_season(seasonality, width):
-        cycles.append(scaled[..., width % period :].reshape(*scaled.shape[:-1], -1, period).mean(-2))
+        cycles.append(scaled[..., width % period :].reshape(*scaled.shape[:-1], width // period, period).mean(-2))
     return torch.stack([_repeat(cycle, horizon) for cycle in cycles], -2)
 
 

@@ -166,11 +166,7 @@ def transform(y: Tensor, frame: Frame, kind: Transform) -> Tensor:
     y
         Shape [..., n] where the frame's fields have shape [...].
     """
-    breadth = _breadth(frame, kind)
-    relative = ((y - frame.location.unsqueeze(-1)) * _inverse(breadth).unsqueeze(-1)).float()
-    if kind == "log":
-        relative = _log(relative)
-    return relative / frame.unit.float().unsqueeze(-1)
+    return _relative(y, frame.location, frame.scale, kind) / frame.unit.float().unsqueeze(-1)
 
 
 def restore(scaled: Tensor, frame: Frame, kind: Transform) -> Tensor:
@@ -181,7 +177,17 @@ def restore(scaled: Tensor, frame: Frame, kind: Transform) -> Tensor:
         relative = torch.expm1(log)
         if log.numel() and not float(log.amin()) > LOG_FLOOR:  # also where NaN
             relative = torch.where(log > LOG_FLOOR, relative, FLOOR * (1 + log - LOG_FLOOR) - 1)
-    return torch.addcmul(frame.location.unsqueeze(-1), relative.double(), _breadth(frame, kind).unsqueeze(-1))
+    return torch.addcmul(
+        frame.location.unsqueeze(-1), relative.double(), _breadth(frame.location, frame.scale, kind).unsqueeze(-1)
+    )
+
+
+def _breadth(location: Tensor, scale: Tensor, kind: Transform) -> Tensor:
+    """What one unit of relative change means in y, shape [...]; 0 only where everything seen was 0."""
+    if kind == "linear":
+        return scale
+    shift = SHIFT * scale
+    return torch.maximum(location + shift, shift)
 
 
 def _inverse(size: Tensor) -> Tensor:
@@ -189,19 +195,15 @@ def _inverse(size: Tensor) -> Tensor:
     return torch.where(size > SMALLEST_SIZE, 1 / size, 1.0)
 
 
-def _log(relative: Tensor) -> Tensor:
-    """log(1 + relative), and its tangent below FLOOR."""
+def _relative(y: Tensor, location: Tensor, scale: Tensor, kind: Transform) -> Tensor:
+    """Transform before the division by the unit."""
+    inverse = _inverse(_breadth(location, scale, kind)).unsqueeze(-1)
+    relative = ((y - location.unsqueeze(-1)) * inverse).float()
+    if kind == "linear":
+        return relative
     if not relative.numel() or float(relative.amin()) >= FLOOR - 1:
         return torch.log1p(relative)
     return torch.log1p(relative.clamp(min=FLOOR - 1)) + (relative + (1 - FLOOR)).clamp(max=0) / FLOOR
-
-
-def _breadth(frame: Frame, kind: Transform) -> Tensor:
-    """What one unit of relative change means in y, shape [...]; 0 only where everything seen was 0."""
-    if kind == "linear":
-        return frame.scale
-    shift = SHIFT * frame.scale
-    return (frame.location + shift).clamp(min=shift)
 
 
 def advance(
@@ -231,7 +233,7 @@ def advance(
     length, width = y.shape[1], state.ring.shape[1]
     seen = ~torch.isnan(y)
     values = _extend(state.ring, y, seen)  # [B, W + T], oldest first
-    statistics = _statistics(state.statistics, values, seen, width, lag)
+    statistics = _statistics(state.statistics, values, y, lag)
     missing = (~seen).to(torch.int64)
     silence = linear_scan(missing, missing, state.silence)
     age = state.age.unsqueeze(1) + torch.arange(1, length + 1)
@@ -267,23 +269,27 @@ def _describe(values: Tensor, statistics: Tensor, age: Tensor, silence: Tensor, 
     """History of T steps from the W + T - 1 values that their windows cover, [B, W + T - 1], oldest first."""
     length = age.shape[1]
     width = values.shape[1] - length + 1
-    unknown = torch.isnan(values)
-    partial = bool(unknown.any())  # rare while serving: some phase was never observed
-    windows = (values.nan_to_num(0.0) if partial else values).unfold(1, width, 1)  # [B, T, W], a view
-    unseen = unknown.unfold(1, width, 1)
-    count = (width - unseen.sum(-1)).double() if partial else torch.full_like(age, width, dtype=torch.float64)
+    partial = bool(torch.isnan(values.sum()))  # rare while serving: some phase was never observed
+    if partial:
+        unseen = torch.isnan(values).unfold(1, width, 1)
+        windows = values.nan_to_num(0.0).unfold(1, width, 1)
+        count = (width - unseen.sum(-1)).double()
+    else:
+        windows = values.unfold(1, width, 1)  # [B, T, W], a view
+        count = torch.full((), width, dtype=torch.float64)
     divisor = count.clamp(min=1)
-    frame = Frame(windows.sum(-1) / divisor, windows.abs().sum(-1) / divisor, torch.ones_like(divisor))
-    raw = transform(windows, frame, kind)
+    location, scale = windows.sum(-1) / divisor, windows.abs().sum(-1) / divisor
+    raw = _relative(windows, location, scale, kind)
     if partial:
         raw = raw.masked_fill_(unseen, 0.0)
     unit = _unit(raw, count)
+    scaled = raw * (1 / unit).float().unsqueeze(-1)
     differences = statistics[..., 2:] / statistics[..., :2].clamp(min=1e-9)
     return History(
-        frame=Frame(frame.location, frame.scale, unit),
-        scaled=(raw / unit.float().unsqueeze(-1)).clamp(-LARGEST_SCALED, LARGEST_SCALED),
-        filled=(count / width).float(),
-        differences=(differences * _inverse(frame.scale).unsqueeze(-1)).float(),
+        frame=Frame(location, scale, unit),
+        scaled=scaled.clamp_(-LARGEST_SCALED, LARGEST_SCALED),
+        filled=(count / width).float().expand(unit.shape),
+        differences=(differences * _inverse(scale).unsqueeze(-1)).float(),
         age=age,
         silence=silence,
     )
@@ -309,14 +315,13 @@ def _unit(raw: Tensor, count: Tensor) -> Tensor:
     return (trust * square + (1 - trust) * PRIOR_UNIT**2 + SMALLEST_UNIT**2).sqrt().clamp(max=LARGEST_UNIT)
 
 
-def _statistics(initial: Tensor, values: Tensor, seen: Tensor, width: int, lag: int) -> Tensor:
+def _statistics(initial: Tensor, values: Tensor, y: Tensor, lag: int) -> Tensor:
     """Decayed counts and sums of absolute differences at lags 1 and `lag`, at every step, shape [B, T, 4]."""
-    length = seen.shape[1]
-    current = values[:, width:]
-    changes = torch.stack(
-        [(current - values[:, width - k : width - k + length]).abs() for k in (1, lag)], 1
-    )  # [B, 2, T]
-    counted = seen.unsqueeze(1) & ~torch.isnan(changes)
-    increments = torch.cat([counted.double(), torch.where(counted, changes, 0.0)], 1)  # [B, 4, T]
-    decays = torch.where(torch.cat([counted, counted], 1), 0.5 ** (1 / (HALF_LIFE * width)), 1.0).double()
-    return linear_scan(decays, increments, initial).transpose(1, 2)
+    length = y.shape[1]
+    width = values.shape[1] - length
+    before = torch.stack([values[:, width - k : width - k + length] for k in (1, lag)], 1)  # [B, 2, T]
+    changes = (y.unsqueeze(1) - before).abs_()
+    counted = (changes == changes).double()  # neither side is missing
+    decay = 1 - counted * (1 - 0.5 ** (1 / (HALF_LIFE * width)))
+    increment = torch.cat([counted, changes.nan_to_num_(0.0)], 1)
+    return linear_scan(torch.cat([decay, decay], 1), increment, initial).transpose(1, 2)
