@@ -14,7 +14,7 @@ settings.register_profile(
     "house",
     derandomize=True,
     deadline=None,
-    max_examples=40,
+    max_examples=25,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.register_profile("explore", settings.get_profile("house"), derandomize=False, max_examples=500)

@@ -60,3 +60,23 @@ def test_an_unknown_target_sends_no_gradient_and_no_nan() -> None:
     assert quantiles.grad is not None
     assert not quantiles.grad[:, 0].any()
     assert quantiles.grad[:, 1].all()
+
+
+@given(seed=st.integers(0, 2**16), missing=st.sampled_from([0.0, 0.4, 1.0]))
+def test_the_gradient_is_the_slope_of_the_loss(seed: int, missing: float) -> None:
+    generator = np.random.default_rng(seed)
+    quantiles = torch.from_numpy(generator.normal(size=(2, 3, 4))).requires_grad_()
+    target = generator.normal(size=(2, 4))
+    target[generator.random((2, 4)) < missing] = np.nan
+    truth, weight = torch.from_numpy(target), torch.from_numpy(generator.random((2, 1)))
+
+    (3 * pinball_loss(quantiles, truth, LEVELS.double(), weight)).backward()
+
+    expected = torch.zeros(2, 3, 4, dtype=torch.float64)
+    for row, q, step in np.ndindex(2, 3, 4):
+        if not np.isnan(target[row, step]):
+            above = float(target[row, step]) > float(quantiles.detach()[row, q, step])
+            slope = -float(LEVELS[q]) if above else 1 - float(LEVELS[q])
+            expected[row, q, step] = 3 * 2 / 3 * slope * weight[row, 0] / max(1, int((~np.isnan(target)).sum()))
+    assert quantiles.grad is not None
+    torch.testing.assert_close(quantiles.grad, expected, rtol=1e-6, atol=1e-9)

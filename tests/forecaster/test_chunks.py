@@ -1,0 +1,214 @@
+"""Chunks in lanes: every step of every series is played in order, and nobody sees what he must not."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forecaster import Calendar, Panel
+from forecaster.chunks import Chunk, Lanes, Segment, cut_segments, validation_chunks
+
+H = 3
+PREFIX = 10
+
+
+def panel_of(lengths: list[int]) -> Panel:
+    """Series whose values say where they come from: 1000 for each series, 1 for each step."""
+    return Panel.from_series(
+        Calendar("1"), [(f"s{i}", 0, 1000.0 * (i + 1) + np.arange(n)) for i, n in enumerate(lengths)]
+    )
+
+
+def lanes_of(lengths: list[int], lanes: int = 4, chunk_length: int = 5, seed: int = 0) -> Lanes:
+    return Lanes(
+        panel_of(lengths),
+        lanes=lanes,
+        chunk_length=chunk_length,
+        horizon=H,
+        prefix_length=PREFIX,
+        generator=np.random.default_rng(seed),
+    )
+
+
+LENGTHS = st.lists(st.integers(1, 120), min_size=1, max_size=8)
+SIZES = {"lengths": LENGTHS, "lanes": st.integers(1, 6), "chunk_length": st.integers(1, 9), "seed": st.integers(0, 99)}
+
+
+@given(lengths=LENGTHS, lanes=st.integers(1, 200), chunk_length=st.integers(1, 60))
+def test_segments_cover_every_step_of_every_series_exactly_once(
+    lengths: list[int], lanes: int, chunk_length: int
+) -> None:
+    played = [np.zeros(n, dtype=int) for n in lengths]
+
+    for segment in cut_segments(lengths, lanes=lanes, chunk_length=chunk_length):
+        played[segment.series][segment.start : segment.end] += 1
+
+    for counts in played:
+        assert (counts == 1).all()
+
+
+def test_many_short_series_stay_whole_and_few_long_ones_are_cut_for_all_lanes() -> None:
+    assert cut_segments([50] * 100, lanes=16, chunk_length=10) == [Segment(i, 0, 50) for i in range(100)]
+    assert len(cut_segments([100_000], lanes=16, chunk_length=10)) == 16
+
+
+def plays(chunks: list[Chunk]) -> list[list[int]]:
+    """Values of each play of a segment: from one reset of a lane to the next, NaN where a segment had ended."""
+    lanes: dict[int, list[list[float]]] = {}
+    for chunk in chunks:
+        for lane in range(len(chunk.y)):
+            if lane in chunk.reset.tolist():
+                lanes.setdefault(lane, []).append([])
+            lanes[lane][-1].extend(chunk.y[lane].tolist())
+    return [[int(v) for v in play if not np.isnan(v)] for lane in lanes.values() for play in lane]
+
+
+@given(**SIZES)
+def test_a_lane_plays_a_segment_in_order_without_gap_or_repeat_to_its_end(
+    lengths: list[int], lanes: int, chunk_length: int, seed: int
+) -> None:
+    stream = lanes_of(lengths, lanes, chunk_length, seed)
+    count = 3 * stream.chunks_per_pass + 3
+
+    done = plays(list(islice(stream, count)))
+
+    ends = {(s.series, s.end): s for s in stream.segments}
+    complete = 0
+    for play in done:
+        assert np.diff(play).tolist() == [1] * (len(play) - 1)
+        series, last = divmod(play[-1], 1000)
+        segment = ends.get((series - 1, last + 1))
+        if segment is not None:
+            complete += 1
+            start = play[0] % 1000
+            assert segment.start <= start < segment.start + chunk_length
+            assert start - segment.start <= (segment.end - segment.start) // 4
+    assert complete >= len(done) - stream.lanes
+
+
+@given(**SIZES)
+def test_every_segment_is_begun_once_before_any_is_begun_again(
+    lengths: list[int], lanes: int, chunk_length: int, seed: int
+) -> None:
+    stream = lanes_of(lengths, lanes, chunk_length, seed)
+
+    begun: list[Segment] = []
+    for chunk in islice(stream, 4 * stream.chunks_per_pass + 4):
+        for place, lane in enumerate(chunk.reset.tolist()):
+            at = int(chunk.start[place])
+            series = int(chunk.y[lane, 0]) // 1000 - 1
+            begun += [s for s in stream.segments if s.series == series and s.start <= at < s.end]
+    passes = [begun[i : i + len(stream.segments)] for i in range(0, len(begun), len(stream.segments))]
+
+    for one in passes[:-1]:
+        assert len(set(one)) == len(stream.segments)
+    assert len(set(passes[-1])) == len(passes[-1])
+
+
+@given(**SIZES)
+def test_targets_are_the_values_that_follow_each_step(
+    lengths: list[int], lanes: int, chunk_length: int, seed: int
+) -> None:
+    stream = lanes_of(lengths, lanes, chunk_length, seed)
+
+    for chunk in islice(stream, 2 * stream.chunks_per_pass):
+        assert chunk.y.shape == chunk.scored.shape == (stream.lanes, chunk_length)
+        targets = chunk.future.unfold(1, H, 1)
+        assert targets.shape == (stream.lanes, chunk_length, H)
+        for lane, k in np.ndindex(stream.lanes, chunk_length):
+            here = float(chunk.y[lane, k])
+            if np.isnan(here):
+                continue
+            series, step = divmod(int(here), 1000)
+            for h in range(H):
+                after = step + 1 + h
+                expected = 1000.0 * series + after if after < lengths[series - 1] else np.nan
+                np.testing.assert_equal(float(targets[lane, k, h]), expected)
+
+
+@given(**SIZES)
+def test_a_prefix_is_what_came_just_before_the_segment(
+    lengths: list[int], lanes: int, chunk_length: int, seed: int
+) -> None:
+    stream = lanes_of(lengths, lanes, chunk_length, seed)
+
+    for chunk in islice(stream, 2 * stream.chunks_per_pass):
+        assert chunk.prefix.shape == (len(chunk.reset), PREFIX)
+        for place, lane in enumerate(chunk.reset.tolist()):
+            first, at = chunk.y[lane, 0].item(), int(chunk.start[place])
+            assert first % 1000 == at
+            expected = [first - k if at - k >= 0 else np.nan for k in range(PREFIX, 0, -1)]
+            np.testing.assert_array_equal(chunk.prefix[place].numpy(), expected)
+
+
+@given(**SIZES)
+def test_the_first_chunk_of_a_piece_only_warms_up_and_all_else_up_to_the_end_of_a_segment_counts(
+    lengths: list[int], lanes: int, chunk_length: int, seed: int
+) -> None:
+    stream = lanes_of(lengths, lanes, chunk_length, seed)
+
+    for chunk in islice(stream, 2 * stream.chunks_per_pass):
+        expected = ~torch.isnan(chunk.y)
+        for place, lane in enumerate(chunk.reset.tolist()):
+            at, series = int(chunk.start[place]), int(chunk.y[lane, 0]) // 1000 - 1
+            segment = next(s for s in stream.segments if s.series == series and s.start <= at < s.end)
+            if segment.start > 0:
+                expected[lane] = False
+        assert torch.equal(chunk.scored, expected)
+
+
+def test_the_same_seed_gives_the_same_chunks_and_another_seed_does_not() -> None:
+    def stream(seed: int) -> torch.Tensor:
+        return torch.stack([chunk.y for chunk in islice(lanes_of([50, 80, 30, 44, 61], seed=seed), 30)]).nan_to_num(-1)
+
+    assert torch.equal(stream(1), stream(1))
+    assert not torch.equal(stream(1), stream(2))
+
+
+def test_there_are_never_more_lanes_than_segments() -> None:
+    assert lanes_of([3, 3], lanes=100).lanes == 2
+
+
+# -- validation ----------------------------------------------------------------------------------------------------
+
+
+@given(lengths=LENGTHS, lanes=st.integers(1, 5), held_out=st.integers(1, 12), warm_up=st.integers(1, 40))
+def test_validation_warms_up_on_what_may_be_seen_and_scores_every_held_out_step(
+    lengths: list[int], lanes: int, held_out: int, warm_up: int
+) -> None:
+    chunks = list(
+        validation_chunks(
+            panel_of(lengths), held_out=held_out, warm_up=warm_up, horizon=H, prefix_length=PREFIX, lanes=lanes
+        )
+    )
+
+    eligible = [(i, n) for i, n in enumerate(lengths) if n > held_out + 1]
+    groups = [eligible[i : i + lanes] for i in range(0, len(eligible), lanes)]
+    assert len(chunks) == 2 * len(groups)
+    for group, warm, scoring in zip(groups, chunks[::2], chunks[1::2], strict=True):
+        assert warm.reset.tolist() == list(range(len(group)))
+        assert warm.lengths is not None
+        assert not warm.scored.any()
+        assert scoring.scored.all()
+        assert len(scoring.reset) == 0
+        for row, (series, n) in enumerate(group):
+            base, cutoff = 1000.0 * (series + 1), n - held_out - 1
+            folded = warm.y[row, : int(warm.lengths[row])].tolist()
+            assert folded == [base + t for t in range(max(0, cutoff - warm_up), cutoff)]
+            assert scoring.y[row].tolist() == [base + t for t in range(cutoff, n - 1)]
+            for k in range(held_out):
+                target = scoring.future[row, k : k + H].numpy()
+                expected = [base + t if t < n else np.nan for t in range(cutoff + k + 1, cutoff + k + 1 + H)]
+                np.testing.assert_array_equal(target, expected)
+
+
+@pytest.mark.parametrize("held_out", [1, 6])
+def test_a_series_too_short_to_hold_anything_out_is_left_out_of_validation(held_out: int) -> None:
+    panel = panel_of([held_out, held_out + 1])
+
+    assert not list(validation_chunks(panel, held_out=held_out, warm_up=10, horizon=H, prefix_length=PREFIX, lanes=4))

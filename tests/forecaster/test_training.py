@@ -1,0 +1,530 @@
+"""Training: what is carried, where the gradient is cut, what is clipped, what is kept, and that it learns at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+
+from forecaster import (
+    Calendar,
+    Config,
+    Forecaster,
+    NetworkConfig,
+    Panel,
+    PanelError,
+    StreamState,
+    TrainingConfig,
+    backtest,
+)
+from forecaster.chunks import Chunk
+from forecaster.losses import pinball_loss
+from forecaster.network import ForecastNetwork
+from forecaster.scaling import transform
+from forecaster.training import Fitted, fit
+from forecaster.training.data import ChunkDataModule
+from forecaster.training.module import TrainingModule
+from tests.forecaster.kit import Float, assert_identical_state, assert_same_state, network_of
+
+CONFIG = Config(
+    "1",
+    horizon=4,
+    seasonality=(4,),
+    transform="linear",
+    network=NetworkConfig(hidden_size=8, num_layers=2, dropout=0.1),
+    training=TrainingConfig(lanes=6, chunk_length=12, updates=12, epoch_updates=4, averaging=0.5, learning_rate=5e-3),
+)
+
+
+def with_training(**training: Any) -> Config:
+    return dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, **training))
+
+
+def histories(count: int = 8, length: int = 90) -> list[Float]:
+    generator = np.random.default_rng(2)
+    made = [
+        10 + 3 * np.sin(np.arange(length + 3 * i) * np.pi / 2 + i) + generator.normal(0, 1, length + 3 * i)
+        for i in range(count)
+    ]
+    made[-1][20:25] = np.nan
+    return made
+
+
+def panel_of(values: list[Float]) -> Panel:
+    return Panel.from_series(Calendar("1"), [(f"s{i}", 50 * i, y) for i, y in enumerate(values)])
+
+
+def updates_of_an_epoch() -> int:
+    """One pass over the panel of `histories` under CONFIG."""
+    return ChunkDataModule(panel_of(histories()), with_training(updates=1000)).epoch_updates
+
+
+def module_of(config: Config = CONFIG) -> TrainingModule:
+    network = ForecastNetwork(config)
+    network.load_state_dict(network_of(config).state_dict())
+    return TrainingModule(network, updates=10, max_seconds=None).eval()
+
+
+def chunk_of(
+    y: Float, future: Float, reset: tuple[int, ...] = (), start: tuple[int, ...] = (), prefix: Float | None = None
+) -> Chunk:
+    return Chunk(
+        y=torch.from_numpy(y),
+        future=torch.from_numpy(future),
+        scored=torch.ones(y.shape, dtype=torch.bool),
+        reset=torch.tensor(reset, dtype=torch.int64),
+        prefix=torch.from_numpy(np.full((len(reset), 16), np.nan) if prefix is None else prefix),
+        start=torch.tensor(start, dtype=torch.int64),
+    )
+
+
+def noisy_chunk(rows: int = 3, seed: int = 0, **options: Any) -> Chunk:
+    generator = np.random.default_rng(seed)
+    return chunk_of(generator.normal(10, 2, (rows, 12)), generator.normal(10, 2, (rows, 15)), **options)
+
+
+def first_chunk(rows: int = 3) -> Chunk:
+    return noisy_chunk(rows, reset=tuple(range(rows)), start=(0,) * rows)
+
+
+# -- carry, detach, reset ------------------------------------------------------------------------------------------
+
+
+def test_a_loss_reaches_the_carry_it_starts_from_and_the_carry_it_hands_on_is_cut() -> None:
+    module = module_of()
+    _, carry = module.score(None, first_chunk())
+    given = dataclasses.replace(
+        carry, hidden=carry.hidden.clone().requires_grad_(), cell=carry.cell.clone().requires_grad_()
+    )
+
+    loss, after = module.score(given, noisy_chunk(seed=1))
+    loss.backward()
+
+    assert given.hidden.grad is not None
+    assert given.hidden.grad.abs().max() > 0
+    for state in (carry, after):
+        assert not any(getattr(state, spec.name).requires_grad for spec in dataclasses.fields(StreamState))
+
+
+def test_the_gradient_of_a_chunk_does_not_reach_the_chunk_before() -> None:
+    module = module_of()
+    _, carry = module.score(None, first_chunk())
+    from_bytes = module.network.layout.from_bytes(carry.to_bytes())
+
+    gradients = []
+    for state in (carry, from_bytes):
+        module.zero_grad()
+        module.score(state, noisy_chunk(seed=1))[0].backward()
+        gradients.append([p.grad.clone() for p in module.network.parameters() if p.grad is not None])
+
+    for one, two in zip(*gradients, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_without_a_reset_the_carry_is_the_state_of_an_unbroken_run() -> None:
+    module, forecaster = module_of(), Forecaster(network_of(CONFIG))
+    chunks = [first_chunk(), noisy_chunk(seed=1), noisy_chunk(seed=2)]
+
+    carry = None
+    for chunk in chunks:
+        _, carry = module.score(carry, chunk)
+
+    assert carry is not None
+    start = forecaster.initial_state([0, 0, 0])
+    assert_same_state(carry, forecaster.fold(start, torch.cat([chunk.y for chunk in chunks], 1)))
+
+
+def test_a_reset_lane_starts_afresh_and_no_other_lane_moves() -> None:
+    module = module_of()
+    _, carry = module.score(None, first_chunk())
+    prefix = np.full((1, 16), np.nan)
+    prefix[0, -5:] = [9.0, 11.0, 10.0, 12.0, 9.5]
+
+    begun = module.begin(carry, noisy_chunk(seed=1, reset=(1,), start=(5,), prefix=prefix))
+
+    assert_identical_state(begun.select([0, 2]), carry.select([0, 2]))
+    assert not begun.hidden[1].any()
+    assert not begun.cell[1].any()
+
+
+def test_a_lane_that_begins_late_has_the_scaling_state_of_the_values_before_it() -> None:
+    module, forecaster = module_of(), Forecaster(network_of(CONFIG))
+    y = histories(1)[0][:40]
+    prefix = np.full((1, 48), np.nan)
+    prefix[0, -40:] = y
+
+    begun = module.begin(None, noisy_chunk(1, reset=(0,), start=(40,), prefix=prefix))
+
+    streamed = forecaster.warm_up([y], [0])
+    fresh = dataclasses.replace(
+        streamed, hidden=torch.zeros_like(streamed.hidden), cell=torch.zeros_like(streamed.cell)
+    )
+    assert_same_state(begun, fresh)
+
+
+def test_a_chunk_that_resets_every_lane_does_not_depend_on_the_carry() -> None:
+    module = module_of()
+    _, carry = module.score(None, noisy_chunk(seed=5, reset=(0, 1, 2), start=(0, 0, 0)))
+
+    with_carry, without = module.score(carry, first_chunk()), module.score(None, first_chunk())
+
+    assert torch.equal(with_carry[0], without[0])
+    assert_identical_state(with_carry[1], without[1])
+
+
+# -- the loss ------------------------------------------------------------------------------------------------------
+
+
+def test_steps_without_any_known_target_and_unscored_steps_count_nothing() -> None:
+    module = module_of()
+    chunk = first_chunk()
+    scored = chunk.scored.clone()
+    scored[:, 4:] = False
+    cut_future = chunk.future.clone()
+    cut_future[:, 7:] = torch.nan  # the last target of step 3
+
+    by_mask = module.score(None, chunk._replace(scored=scored))[0]
+    by_missing = module.score(None, chunk._replace(future=cut_future, scored=scored))[0]
+
+    assert torch.equal(by_mask, by_missing)
+    nothing = module.score(None, chunk._replace(scored=torch.zeros_like(scored)))[0]
+    assert nothing == 0
+    nothing.backward()
+
+
+def test_the_loss_is_the_pinball_loss_of_every_origin_in_its_own_coordinates() -> None:
+    module, chunk = module_of(), first_chunk(2)
+    network = module.network
+
+    found, _ = module.score(None, chunk)
+
+    encoded, _ = network.encode(module.begin(None, chunk), chunk.y)
+    quantiles = network.decode(encoded)
+    total = weights = 0.0
+    for row in range(2):
+        for k in range(12):
+            frame = type(encoded.frame)(*(part[row, k] for part in encoded.frame))
+            target = transform(chunk.future[row, k : k + 4], frame, "linear")
+            unit, difference = float(frame.unit), float(encoded.difference[row, k])
+            weight = min(5.0, unit / max(difference if difference > 0 else unit, 1e-3) ** 0.5)
+            one = pinball_loss(quantiles[row, k], target, torch.tensor(CONFIG.quantile_levels), torch.tensor(1.0))
+            total, weights = total + weight * float(one.detach()), weights + 1
+    assert float(found.detach()) == pytest.approx(total / weights, rel=1e-5)
+
+
+def test_changing_what_comes_after_the_held_out_cut_changes_no_training_chunk() -> None:
+    values = histories()
+    changed = [y.copy() for y in values]
+    cut = CONFIG.horizon * CONFIG.training.validation_horizons
+    for y in changed:
+        y[-cut:] = 1e9
+
+    def chunks(panel: Panel) -> list[Chunk]:
+        stream = iter(ChunkDataModule(panel, CONFIG).lanes)
+        return [next(stream) for _ in range(60)]
+
+    for one, two in zip(chunks(panel_of(values)), chunks(panel_of(changed)), strict=True):
+        for mine, theirs in zip(one, two, strict=True):
+            if mine is not None:
+                torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+def test_an_epoch_goes_on_where_the_last_one_stopped() -> None:
+    data, whole = ChunkDataModule(panel_of(histories()), CONFIG), ChunkDataModule(panel_of(histories()), CONFIG)
+    loader = data.train_dataloader()
+
+    in_epochs = [chunk.y for _ in range(3) for chunk in loader]
+
+    stream = iter(whole.lanes)
+    assert len(in_epochs) == 3 * data.epoch_updates
+    for y in in_epochs:
+        torch.testing.assert_close(y, next(stream).y, rtol=0, atol=0, equal_nan=True)
+
+
+# -- under the Trainer ---------------------------------------------------------------------------------------------
+
+
+class Spy(pl.Callback):
+    """Notes gradients around clipping, and carries around validation."""
+
+    def __init__(self) -> None:
+        self.before: list[dict[str, torch.Tensor]] = []
+        self.after: list[dict[str, torch.Tensor]] = []
+        self.carries: list[tuple[list[bytes], list[bytes]]] = []
+        self.carry: list[bytes] = []
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self.before.append(gradients(pl_module))
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self.after.append(gradients(pl_module))
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        self.carry = pl_module.carry.to_bytes()
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        self.carries.append((self.carry, pl_module.carry.to_bytes()))
+
+
+def gradients(module: TrainingModule) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in module.network.named_parameters() if p.grad is not None}
+
+
+def norm_of(parts: dict[str, torch.Tensor]) -> float:
+    return float(torch.sqrt(sum((g.double() ** 2).sum() for g in parts.values())))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def _quiet() -> Iterator[None]:
+    """Advice of Lightning about workers and intervals."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    logger.setLevel(level)
+
+
+def trained(folder: Path, clip: float, updates: int = 12) -> tuple[Spy, TrainingModule]:
+    torch.manual_seed(0)
+    config = with_training(updates=updates)
+    spy, module = Spy(), TrainingModule(ForecastNetwork(config), updates=updates, max_seconds=None)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=updates,
+        gradient_clip_val=clip,
+        callbacks=[spy],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+    )
+    trainer.fit(module, datamodule=ChunkDataModule(panel_of(histories()), config))
+    return spy, module
+
+
+@pytest.mark.usefixtures("_quiet")
+def test_gradients_are_clipped_by_their_global_norm(tmp_path: Path) -> None:
+    clip = 0.05
+    spy, _ = trained(tmp_path, clip)
+
+    assert len(spy.before) == len(spy.after) == 12
+    for before, after in zip(spy.before, spy.after, strict=True):
+        norm = norm_of(before)
+        assert norm > clip
+        assert norm_of(after) == pytest.approx(clip, rel=1e-3)
+        for name, gradient in before.items():
+            torch.testing.assert_close(after[name], gradient * (clip / norm), rtol=1e-3, atol=1e-8)
+
+
+@pytest.mark.usefixtures("_quiet")
+def test_gradients_within_the_norm_are_left_alone(tmp_path: Path) -> None:
+    spy, _ = trained(tmp_path, 1e6)
+
+    for before, after in zip(spy.before, spy.after, strict=True):
+        for name, gradient in before.items():
+            torch.testing.assert_close(after[name], gradient, rtol=1e-6, atol=0)
+
+
+@pytest.mark.usefixtures("_quiet")
+def test_validation_has_a_carry_of_its_own(tmp_path: Path) -> None:
+    spy, module = trained(tmp_path, 1.0, updates=3 * updates_of_an_epoch())
+
+    assert len(spy.carries) == 3
+    for before, after in spy.carries:
+        assert before == after
+    assert module.validation_carry is not None
+    assert module.validation_carry.to_bytes() != spy.carries[-1][1]
+
+
+# -- fit -----------------------------------------------------------------------------------------------------------
+
+
+def fitted(config: Config = CONFIG, values: list[Float] | None = None, **options: Any) -> Fitted:
+    return fit(panel_of(histories() if values is None else values), config, **options)
+
+
+def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_seed_others() -> None:
+    torch.manual_seed(1)
+    one = fitted().forecaster
+    torch.manual_seed(2)
+    two = fitted().forecaster
+    other = fitted(with_training(seed=1)).forecaster
+
+    assert one.fingerprint() == two.fingerprint()
+    assert other.fingerprint() != one.fingerprint()
+    assert other.config == with_training(seed=1)
+
+
+def test_training_leaves_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    random, level = torch.random.get_rng_state(), logging.getLogger("lightning.pytorch").level
+    panel = panel_of(histories())
+    fingerprint = panel.fingerprint()
+
+    fit(panel, CONFIG)
+
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert logging.getLogger("lightning.pytorch").level == level
+    assert panel.fingerprint() == fingerprint
+
+
+def test_the_history_has_a_row_per_epoch_as_it_was_told() -> None:
+    told: list[dict[str, float]] = []
+
+    history = fitted(with_training(updates=3 * updates_of_an_epoch()), on_epoch=told.append).history
+
+    assert history == told
+    assert [row["epoch"] for row in history] == [0, 1, 2]
+    for row in history:
+        assert set(row) == {
+            "epoch", "train_loss", "val_loss", "learning_rate", "gradient_norm", "clipped_share", "updates_per_second",
+            "seconds",
+        }  # fmt: skip
+        assert all(np.isfinite(value) for value in row.values())
+        assert 0 <= row["clipped_share"] <= 1
+        assert row["gradient_norm"] > 0
+
+
+def test_the_share_of_clipped_updates_is_told() -> None:
+    assert {row["clipped_share"] for row in fitted(with_training(gradient_clip_val=1e-6)).history} == {1.0}
+    assert {row["clipped_share"] for row in fitted(with_training(gradient_clip_val=1e6)).history} == {0.0}
+
+
+def validation_loss(forecaster: Forecaster, config: Config) -> float:
+    """What the Trainer would log for these weights."""
+    network = ForecastNetwork(config)
+    network.load_state_dict(forecaster._network.state_dict())
+    module = TrainingModule(network, updates=1, max_seconds=None).eval()
+    carry, total, rows = None, 0.0, 0
+    with torch.no_grad():
+        for chunk in ChunkDataModule(panel_of(histories()), config).validation:
+            loss, carry = module.score(carry, chunk)
+            if chunk.scored.any():
+                total, rows = total + float(loss) * len(chunk.y), rows + len(chunk.y)
+    return total / rows
+
+
+@pytest.mark.parametrize("averaging", [0.0, 0.5, 0.9])
+def test_the_weights_kept_are_those_of_the_best_validation(averaging: float) -> None:
+    config = with_training(averaging=averaging, updates=5 * updates_of_an_epoch(), learning_rate=0.2)
+
+    forecaster, history = fitted(config)
+
+    losses = [row["val_loss"] for row in history]
+    assert len(set(losses)) == 5
+    assert validation_loss(forecaster, config) == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_a_run_that_ends_within_an_epoch_validates_its_last_weights_too() -> None:
+    epoch = updates_of_an_epoch()
+
+    history = fitted(with_training(updates=2 * epoch + epoch // 2)).history
+
+    assert len(history) == 3
+    assert len({row["val_loss"] for row in history}) == 3
+
+
+def test_training_stops_when_validation_no_longer_improves() -> None:
+    config = with_training(updates=400, patience=2, learning_rate=0.5)
+
+    history = fitted(config).history
+
+    losses = [row["val_loss"] for row in history]
+    assert len(history) < 100
+    assert len(losses) - 1 - int(np.argmin(losses)) == 2
+
+
+def test_without_validation_the_last_weights_are_kept() -> None:
+    forecaster, history = fitted(with_training(validation_horizons=0))
+
+    assert all("val_loss" not in row for row in history)
+    assert forecaster.fingerprint() != Forecaster.create(with_training(validation_horizons=0)).fingerprint()
+
+
+def test_the_learning_rate_rises_then_falls_to_a_fiftieth() -> None:
+    module = TrainingModule(network_of(CONFIG), updates=100, max_seconds=None)
+
+    factors = [module._factor(update) for update in range(101)]
+
+    peak = int(np.argmax(factors))
+    assert peak == 5
+    assert factors[peak] == pytest.approx(1.0)
+    assert (np.diff(factors[: peak + 1]) > 0).all()
+    assert (np.diff(factors[peak:]) < 0).all()
+    assert factors[-1] == pytest.approx(0.02)
+    assert factors[0] > 0
+
+
+def test_a_boxed_run_ends_with_its_box_and_a_usable_model() -> None:
+    forecaster, history = fitted(with_training(updates=10**6, epoch_updates=10, patience=10**6), max_minutes=2 / 60)
+
+    assert history[-1]["seconds"] < 10
+    assert np.isfinite(forecaster.forecast(forecaster.warm_up([histories(1)[0]], [0]))).all()
+
+
+def test_the_transform_is_chosen_by_the_sign_of_the_panel() -> None:
+    auto = dataclasses.replace(CONFIG, transform="auto", training=dataclasses.replace(CONFIG.training, updates=2))
+    positive = [np.abs(y) + 1 for y in histories(2)]
+
+    assert fit(panel_of(positive), auto).forecaster.config.transform == "log"
+    assert fit(panel_of([y - 100 for y in positive]), auto).forecaster.config.transform == "linear"
+
+
+@pytest.mark.parametrize("lengths", [[3], [5, 200], [7] * 30, [1, 1, 1, 30]])
+def test_short_and_uneven_series_are_learnt_from(lengths: list[int]) -> None:
+    values = [10.0 + np.arange(n) % 4 for n in lengths]
+
+    forecaster = fitted(with_training(updates=4), values).forecaster
+
+    assert np.isfinite(forecaster.forecast(forecaster.warm_up(values, [0] * len(values)))).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [([np.full(50, np.nan)], "observed"), ([np.array([1.0, 2.0])], "3 steps"), ([], "3 steps")],
+)
+def test_a_panel_with_nothing_to_learn_from_is_refused(values: list[Float], message: str) -> None:
+    with pytest.raises(PanelError, match=message):
+        fitted(values=values)
+
+
+def test_a_panel_of_another_calendar_is_refused() -> None:
+    with pytest.raises(PanelError, match=r"calendar|freq"):
+        fit(Panel.from_series(Calendar("D"), [("a", 0, histories(1)[0])]), CONFIG)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_a_tiny_model_learns_season_and_trend_better_than_the_seasonal_naive(cell: str) -> None:
+    steps = np.arange(160)
+    values = [
+        30 + 5 * i + (0.05 + 0.03 * i) * steps + (4 + i) * np.sin(2 * np.pi * (steps + i) / 4 + 0.4) for i in range(8)
+    ]
+    config = dataclasses.replace(
+        CONFIG,
+        network=NetworkConfig(cell=cell, hidden_size=16, num_layers=1, dropout=0.0),  # type: ignore[arg-type]
+        training=TrainingConfig(
+            lanes=8, chunk_length=16, updates=300, epoch_updates=50, learning_rate=1e-2, averaging=0.9
+        ),
+    )
+
+    forecaster = fit(panel_of([y[:140] for y in values]), config).forecaster
+    metrics = backtest(forecaster, panel_of(values), horizon=4, n_windows=4, step_size=4).metrics
+
+    assert metrics["mase"] < 0.5 * metrics["seasonal_naive_mase"]
+    assert metrics["wql"] < 0.5 * metrics["seasonal_naive_wql"]
