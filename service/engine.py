@@ -147,6 +147,17 @@ class Engine:
                 logging.getLogger("service").exception("no snapshots at shutdown")
             self._writer.shutdown()
 
+    def _gather(self) -> None:
+        import os
+        rounds=int(os.environ.get("ROUNDS","0"))
+        for _ in range(rounds):
+            before = self._queue.qsize()
+            arrived = threading.Event()
+            self._loop.call_soon_threadsafe(arrived.set)
+            arrived.wait(0.005)
+            if self._queue.qsize() == before:
+                break
+
     def _take(self) -> list[Item]:
         """Everything that waits, of each stream the items up to and including the first write; empty at the end."""
         batch: list[Item] = []
@@ -170,11 +181,15 @@ class Engine:
 
         for item in self._backlog:
             offer(item)
+        first = True
         while True:
             try:
                 entry = self._queue.get(block=not batch and not self._stopping)
             except Empty:
                 break
+            if first:
+                first = False
+                self._gather()
             if callable(entry):
                 entry()
                 if self._stopping:

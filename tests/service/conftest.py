@@ -1,0 +1,57 @@
+"""Fixtures of the service's tests: artifacts on disk, and an application in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from forecaster import Forecaster
+from service.app import create_app
+from service.settings import Settings
+from tests.forecaster.kit import TINY, forecaster_of
+from tests.service.kit import LocalClient
+
+
+@pytest.fixture(scope="session")
+def artifact(tiny_forecaster: Forecaster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as an artifact folder."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_forecaster.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def challenger() -> Forecaster:
+    """The tiny configuration with other weights."""
+    return forecaster_of(TINY, 1)
+
+
+@pytest.fixture(scope="session")
+def challenger_artifact(challenger: Forecaster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The challenger as an artifact folder."""
+    folder = tmp_path_factory.mktemp("models") / "challenger"
+    challenger.save(folder)
+    return folder
+
+
+@pytest.fixture
+def store_url(tmp_path: Path) -> str:
+    """A new SQLite file."""
+    return f"sqlite:///{tmp_path / 'log.db'}"
+
+
+@pytest.fixture
+def settings(artifact: Path, store_url: str) -> Settings:
+    """Small bounds, so that tests reach them."""
+    return Settings(
+        model=str(artifact), store=store_url, max_gap_steps=10, max_history_steps=2000, max_body_bytes=65536
+    )
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[LocalClient]:
+    """The application, running in this process."""
+    with LocalClient(create_app(settings)) as running:
+        yield running

@@ -1,0 +1,185 @@
+"""Power cuts: a real server process, really killed, loses nothing it acknowledged and doubles nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import httpx
+import numpy as np
+import pandas as pd
+import pytest
+
+from forecaster import Panel
+from service.store import Store
+from tests.service.kit import START, Server, ds, history, observations, recompute, run
+
+BASE = 473352  # step of the first hour
+
+
+def test_two_thousand_observations_with_two_kills_forecast_like_one_batch(artifact, tmp_path, tiny_forecaster):
+    """Acceptance: one by one over HTTP, killed twice between, equals the library on the same history to 1e-4."""
+    generator = np.random.default_rng(7)
+    values = (20 + 5 * np.sin(np.arange(2001) * np.pi / 2) + generator.normal(size=2001)).round(3).tolist()
+    server = Server(
+        artifact, f"sqlite:///{tmp_path / 'log.db'}", tmp_path / "log", FORECASTER_SNAPSHOT_EVERY="100"
+    ).start()
+    with server, httpx.Client(base_url=server.url, timeout=60) as client:
+        client.put("/v1/streams/a", json=history(values[:1])).raise_for_status()
+        reply: dict = {}
+        for hour in range(1, 2001):
+            if hour in (700, 1413):
+                server.kill()
+                server.start()
+                # As a client that never saw the last answer would.
+                again = client.post(
+                    "/v1/streams/a/observations", json=observations((hour - 1, values[hour - 1]))
+                ).json()
+                assert again["duplicate"] == 1
+                assert again["version"] == hour
+            answer = client.post("/v1/streams/a/observations", json=observations((hour, values[hour])))
+            assert answer.status_code == 200, answer.text
+            reply = answer.json()
+
+    frame = pd.DataFrame({"unique_id": "a", "ds": pd.date_range(START, periods=2001, freq="h"), "y": values})
+    expected = tiny_forecaster.forecast_frame(Panel.from_frame(frame, "h"))
+    assert reply["ds"] == [stamp.isoformat() for stamp in expected["ds"]]
+    for level in reply["quantiles"]:
+        np.testing.assert_allclose(reply["quantiles"][level], expected[level], rtol=1e-4)
+
+
+class Writer:
+    """A client with its own log: it repeats an observation until it is acknowledged, then goes on."""
+
+    def __init__(self, number: int) -> None:
+        self.names = [f"w{number}-{k}" for k in range(3)]
+        self.acknowledged = {name: {0: 10.0} for name in self.names}
+        self.sent = {name: {0: 10.0} for name in self.names}
+        self._random = random.Random(number)
+
+    async def write(self, url: str, stop: asyncio.Event) -> None:
+        """Until told to stop or cut off."""
+        try:
+            async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+                while not stop.is_set():
+                    name = self._random.choice(self.names)
+                    hour = len(self.acknowledged[name])
+                    y = self.sent[name].setdefault(hour, round(self._random.uniform(5, 20), 3))
+                    body = observations((hour, y), horizon=1)
+                    reply = await client.post(f"/v1/streams/{name}/observations", json=body)
+                    assert reply.status_code == 200, reply.text
+                    assert reply.json()["cutoff"] == ds(hour)
+                    self.acknowledged[name][hour] = y
+        except httpx.TransportError:
+            pass
+
+
+def test_kills_under_load_lose_and_double_nothing(artifact, tmp_path, tiny_forecaster):
+    """Eight writers, three kills in the middle of their requests."""
+    server = Server(artifact, f"sqlite:///{tmp_path / 'log.db'}", tmp_path / "log", FORECASTER_SNAPSHOT_EVERY="8")
+    writers = [Writer(number) for number in range(8)]
+    names = [name for writer in writers for name in writer.names]
+
+    async def round_of_writing(kill_after: int) -> None:
+        stop = asyncio.Event()
+        tasks = [asyncio.create_task(writer.write(server.url, stop)) for writer in writers]
+        before = total(writers)
+        while total(writers) < before + kill_after:
+            assert not all(task.done() for task in tasks), [task.exception() for task in tasks]
+            await asyncio.sleep(0.002)
+        server.kill()
+        await asyncio.gather(*tasks)
+
+    server.start()
+    for name in names:
+        httpx.put(f"{server.url}/v1/streams/{name}", json=history([10.0])).raise_for_status()
+    for kill_after in (150, 90, 200):
+        run(round_of_writing(kill_after))
+        server.start()
+    with server:
+        forecasts = {name: httpx.get(f"{server.url}/v1/streams/{name}/forecast").json() for name in names}
+
+    store = Store.open(f"sqlite:///{tmp_path / 'log.db'}")
+    logs = {}
+    for writer in writers:
+        for name in writer.names:
+            recovery = store.recover([name], "none")[name]
+            rows = {step - BASE: y for step, y in recovery.tail}
+            # What was sent and never answered may be there, once; what was answered must be.
+            assert len(rows) == len(recovery.tail)
+            assert writer.acknowledged[name].items() <= rows.items() <= writer.sent[name].items()
+            logs[name] = {step + BASE: y for step, y in rows.items()}
+    store.close()
+    expected = tiny_forecaster.forecast(recompute(tiny_forecaster, [logs[name] for name in names]))
+    for name, quantiles in zip(names, expected, strict=True):
+        assert forecasts[name]["cutoff"] == ds(max(logs[name]) - BASE)
+        np.testing.assert_allclose(np.array(list(forecasts[name]["quantiles"].values())).T, quantiles, rtol=1e-5)
+
+
+def total(writers):
+    return sum(len(log) for writer in writers for log in writer.acknowledged.values())
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_hundred_megabytes_are_refused_and_the_server_lives(artifact, tmp_path, chunked):
+    part = b"x" * 1_000_000
+    with Server(artifact, f"sqlite:///{tmp_path / 'log.db'}", tmp_path / "log").start() as server:
+        content = (part for _ in range(100)) if chunked else part * 100
+        reply = httpx.post(f"{server.url}/v1/forecasts", content=content, timeout=60)
+
+        assert reply.status_code == 413
+        assert reply.headers["content-type"] == "application/problem+json"
+        assert httpx.get(f"{server.url}/readyz").status_code == 200
+        # Neither body was ever held whole.
+        peak = next(line for line in open(f"/proc/{server.process.pid}/status") if line.startswith("VmHWM"))
+        assert int(peak.split()[1]) < 2_000_000
+
+
+def test_a_stopped_server_finishes_what_it_took_in_and_leaves_snapshots(artifact, tmp_path):
+    server = Server(artifact, f"sqlite:///{tmp_path / 'log.db'}", tmp_path / "log").start()
+    httpx.put(f"{server.url}/v1/streams/a", json=history([1.0, 2.0])).raise_for_status()
+
+    assert server.stop() == 0
+
+    store = Store.open(f"sqlite:///{tmp_path / 'log.db'}")
+    key = server_key(artifact)
+    assert store.recover(["a"], key)["a"].tail == []
+    store.close()
+
+
+def server_key(artifact):
+    from service.model import load_model
+
+    return load_model(artifact).key
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--model", "no/such/folder"], "no artifact folder"),
+        (["--model", "models:/"], "not understood"),
+        (["--store", "sqlite://"], "must be a file"),
+        (["--port", "99999"], "port"),
+    ],
+)
+def test_bad_settings_are_one_line_and_exit_status_2(artifact, tmp_path, capsys, arguments, word):
+    from service.__main__ import main
+
+    defaults = ["--model", str(artifact), "--store", f"sqlite:///{tmp_path / 'log.db'}"]
+
+    assert main([*defaults, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert word in error
+    assert error.count("\n") == 1
+
+
+def test_a_damaged_artifact_is_refused_at_start(challenger, tmp_path, capsys):
+    from service.__main__ import main
+
+    folder = tmp_path / "model"
+    challenger.save(folder)
+    weights = folder / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-7] + b"garbage")
+
+    assert main(["--model", str(folder), "--store", f"sqlite:///{tmp_path / 'log.db'}"]) == 2
+    assert "damaged" in capsys.readouterr().err

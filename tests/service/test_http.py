@@ -1,0 +1,391 @@
+"""The HTTP contract: what each endpoint answers, and that what is wrong is one clear problem that changes nothing."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.service.kit import ds, history, observations
+
+VALUES = [float(10 + i % 4) for i in range(40)]
+ARROW = "application/vnd.apache.arrow.stream"
+JSON_LINES = "application/x-ndjson"
+
+
+@pytest.fixture
+def stream(client):
+    """A stream of forty hours."""
+    assert client.put("/v1/streams/a", json=history(VALUES)).status_code == 201
+    return "/v1/streams/a"
+
+
+def assert_problem(reply, status, *words):
+    """RFC 9457, one line, no traceback."""
+    assert reply.status_code == status, reply.text
+    assert reply.headers["content-type"] == "application/problem+json"
+    body = reply.json()
+    assert body["status"] == status
+    assert body["type"].startswith("urn:forecaster:problem:")
+    assert "\n" not in body["detail"]
+    assert "Traceback" not in reply.text
+    for word in words:
+        assert word in body["detail"]
+
+
+def state_of(client, path="/v1/streams/a"):
+    """Everything a client can see of a stream."""
+    return client.get(path).json(), client.get(f"{path}/forecast").json()
+
+
+def arrow(**columns):
+    """An Arrow IPC stream."""
+    table = pa.table(columns)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+# -- what is right -----------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_is_created_described_replaced_listed_and_deleted(client):
+    created = client.put("/v1/streams/a", json=history([1.0, None, 3.0]))
+    assert (created.status_code, created.headers["etag"]) == (201, '"1"')
+    assert created.json()["counts"] == {"observations": 3, "missing": 1, "filled": 0}
+
+    replaced = client.put("/v1/streams/a", json={"ds": [ds(5), ds(8)], "y": [1, 2]})
+    assert (replaced.status_code, replaced.headers["etag"]) == (200, '"2"')
+
+    found = client.get("/v1/streams/a")
+    assert found.json() == replaced.json()
+    assert found.json()["cutoff"] == ds(8)
+    assert found.json()["counts"] == {"observations": 2, "missing": 0, "filled": 2}
+
+    assert client.delete("/v1/streams/a").status_code == 204
+    assert_problem(client.get("/v1/streams/a"), 404, "not known", "PUT")
+
+
+def test_an_observation_is_answered_with_the_forecast_of_the_whole_history(client, stream, tiny_forecaster):
+    reply = client.post(f"{stream}/observations", json=observations((40, 12.5), (43, 11.0)))
+
+    body = reply.json()
+    assert reply.headers["etag"] == '"2"'
+    assert body["cutoff"] == ds(43)
+    assert body["ds"] == [ds(h) for h in range(44, 50)]
+    assert list(body["quantiles"]) == [f"0.{i}" for i in range(1, 10)]
+    assert {k: body[k] for k in ("version", "accepted", "filled", "late", "duplicate", "revised")} == {
+        "version": 2, "accepted": 2, "filled": 2, "late": 0, "duplicate": 0, "revised": 0,
+    }  # fmt: skip
+    values = np.array([*VALUES, 12.5, np.nan, np.nan, 11.0])
+    expected = tiny_forecaster.forecast(tiny_forecaster.warm_up([values], [473352]))[0]
+    np.testing.assert_allclose(np.array(list(body["quantiles"].values())).T, expected, rtol=1e-5)
+    forecast = client.get(f"{stream}/forecast").json()
+    assert {k: body[k] for k in forecast} == forecast
+
+
+def test_a_stateless_forecast_equals_that_of_a_stream_with_the_same_history(client, stream):
+    series = [{"unique_id": "x", **history([3.0, None])}, {"unique_id": "y", **history(VALUES)}]
+    reply = client.post("/v1/forecasts", json={"series": series, "horizon": 9, "quantile_levels": [0.25, 0.5]})
+
+    assert [f["unique_id"] for f in reply.json()["forecasts"]] == ["x", "y"]
+    found = reply.json()["forecasts"][1]
+    expected = client.get(f"{stream}/forecast?horizon=9&quantile_levels=0.25,0.5").json()
+    assert found["ds"] == expected["ds"]
+    assert found["model"] == expected["model"]
+    for level in ("0.25", "0.5"):
+        np.testing.assert_allclose(found["quantiles"][level], expected["quantiles"][level], rtol=1e-5)
+
+
+def test_a_repeat_is_acknowledged_and_changes_nothing(client, stream):
+    first = client.post(f"{stream}/observations", json=observations((40, 1.5))).json()
+    again = client.post(f"{stream}/observations", json=observations((40, 1.5)))
+
+    assert (again.status_code, again.json()["duplicate"], again.json()["accepted"]) == (200, 1, 0)
+    assert again.json()["quantiles"] == first["quantiles"]
+    assert again.json()["version"] == first["version"]
+
+
+def test_late_and_revised_values_rewrite_the_state(client, stream):
+    client.post(f"{stream}/observations", json=observations((42, 3.0)))
+    late = client.post(f"{stream}/observations", json=observations((40, 1.0), (41, 2.0))).json()
+    revised = client.post(f"{stream}/observations", json=observations((0, 99.0), on_conflict="revise")).json()
+    straight = history([99.0, *VALUES[1:], 1.0, 2.0, 3.0])
+    client.put("/v1/streams/b", json=straight)
+
+    expected = client.get("/v1/streams/b/forecast").json()
+
+    assert (late["late"], revised["revised"]) == (2, 1)
+    for level, quantiles in expected["quantiles"].items():
+        np.testing.assert_allclose(revised["quantiles"][level], quantiles, rtol=1e-5)
+
+
+def test_if_match_lets_one_version_win(client, stream):
+    headers = {"if-match": '"1"'}
+    won = client.post(f"{stream}/observations", json=observations((40, 1.0)), headers=headers)
+    lost = client.post(f"{stream}/observations", json=observations((41, 1.0)), headers=headers)
+
+    assert won.status_code == 200
+    assert_problem(lost, 412, "version 2")
+
+
+def test_listing_pages_through_every_stream_once(client):
+    names = sorted(f"s/{i}" for i in range(7))
+    for name in names:
+        client.put(f"/v1/streams/{name}", json=history([1.0]))
+    seen, query = [], "?limit=3"
+    while True:
+        page = client.get(f"/v1/streams{query}").json()
+        seen += [found["unique_id"] for found in page["streams"]]
+        if page["next_cursor"] is None:
+            break
+        query = f"?limit=3&cursor={page['next_cursor']}"
+
+    assert seen == names
+
+
+def test_bulk_gives_each_row_its_verdict(client, stream):
+    rows = [
+        ("a", ds(40), 1.0), ("a", ds(40), 1.0), ("a", ds(40), 2.0), ("nobody", ds(0), 1.0), ("a", ds(42), None),
+        ("a", ds(41), 5.0), ("a", "yesterday", 5.0), ("a", ds(41), "5"), ("a", ds(99), 5.0), ("a", "2023-01-01", 5.0),
+    ]  # fmt: skip
+    lines = [json.dumps({"unique_id": u, "ds": d, "y": y}) for u, d, y in rows] + ["{broken", "", '{"unique_id":"a"}']
+    reply = client.post("/v1/observations", content="\n".join(lines), headers={"content-type": JSON_LINES})
+
+    body = reply.json()
+    assert body["verdicts"] == [
+        "accepted", "duplicate", "conflict", "unknown_stream", "accepted",
+        "accepted", "invalid", "invalid", "gap_too_long", "too_old", "invalid", "invalid",
+    ]  # fmt: skip
+    assert body["rows"] == 12
+    assert sum(body["counts"].values()) == 12
+    assert [problem["row"] for problem in body["refused"]] == [2, 3, 6, 7, 8, 9, 10, 11]
+    assert client.get(stream).json()["cutoff"] == ds(42)
+
+
+@pytest.mark.parametrize("kind", ["timestamps", "text", "dictionary"])
+def test_an_arrow_stream_means_what_json_lines_mean(client, stream, kind):
+    stamps = np.array([ds(h) for h in (40, 41, 43)], dtype="datetime64[us]")
+    column = {
+        "timestamps": pa.array(stamps),
+        "text": pa.array([ds(h) for h in (40, 41, 43)]),
+        "dictionary": pa.array([ds(h) for h in (40, 41, 43)]).dictionary_encode(),
+    }[kind]
+    body = arrow(unique_id=pa.array(["a"] * 3).dictionary_encode(), ds=column, y=pa.array([1, None, 3]))
+    reply = client.post("/v1/observations", content=body, headers={"content-type": ARROW}).json()
+
+    assert (reply["verdicts"], reply["filled"]) == (["accepted"] * 3, 1)
+    assert client.get(stream).json()["counts"] == {"observations": 43, "missing": 1, "filled": 1}
+
+
+def test_bad_rows_of_an_arrow_stream_cost_only_themselves(client, stream):
+    body = arrow(
+        unique_id=pa.array(["a", "a", "a", None, "a"]),
+        ds=pa.array([ds(40), "x", ds(41), ds(41), ds(42)]),
+        y=pa.array([1.0, 1.0, np.nan, 1.0, np.inf]),
+    )
+    reply = client.post("/v1/observations", content=body, headers={"content-type": ARROW}).json()
+
+    assert reply["verdicts"] == ["accepted", "invalid", "invalid", "invalid", "invalid"]
+
+
+def test_operations_tell_the_truth(client, stream):
+    assert client.get("/healthz").json() == {"status": "alive"}
+    assert client.get("/readyz").json()["status"] == "ready"
+    assert client.get("/v1/models").json()["models"][0]["horizon"] == 6
+    metrics = client.get("/metrics").text
+    assert 'forecaster_requests_total{method="PUT",route="/v1/streams/{unique_id}",status="201"} 1.0' in metrics
+    assert client.get("/openapi.json").json()["components"]["schemas"]["ObservationsRequest"]
+
+
+# -- what is wrong -----------------------------------------------------------------------------------------------------
+
+BAD_OBSERVATIONS = {
+    "text in y": ('{"observations":[{"ds":"2024-01-02T16:00","y":"7"}]}', 422, "valid number"),
+    "boolean y": ('{"observations":[{"ds":"2024-01-02T16:00","y":true}]}', 422, "valid number"),
+    "NaN": ('{"observations":[{"ds":"2024-01-02T16:00","y":NaN}]}', 422, "finite"),
+    "infinite": ('{"observations":[{"ds":"2024-01-02T16:00","y":-Infinity}]}', 422, "finite"),
+    "overflowing": ('{"observations":[{"ds":"2024-01-02T16:00","y":1e999}]}', 422, "finite"),
+    "huge": ('{"observations":[{"ds":"2024-01-02T16:00","y":2e30}]}', 422, "less than or equal"),
+    "unknown field": ('{"observations":[{"ds":"2024-01-02T16:00","y":1,"z":1}]}', 422, "z"),
+    "unknown top field": ('{"observations":[{"ds":"2024-01-02T16:00","y":1}],"why":1}', 422, "why"),
+    "no y": ('{"observations":[{"ds":"2024-01-02T16:00"}]}', 422, "required"),
+    "empty": ('{"observations":[]}', 422, "at least 1"),
+    "not JSON": ("{observations}", 400, "not JSON"),
+    "no body": ("", 400, "not JSON"),
+    "a list": ("[]", 422, "object"),
+    "deep JSON": ("[" * 9000, 400, "not JSON"),
+    "off the grid": ('{"observations":[{"ds":"2024-01-02T16:30","y":1}]}', 422, "not on the grid of freq 'h'"),
+    "no timestamp": ('{"observations":[{"ds":"soon","y":1}]}', 422, "not an ISO 8601"),
+    "integer ds": ('{"observations":[{"ds":5,"y":1}]}', 422, "not an ISO 8601"),
+    "zone": ('{"observations":[{"ds":"2024-01-02T16:00Z","y":1}]}', 422, "UTC offset"),
+    "year 9999": ('{"observations":[{"ds":"9999-01-02T16:00","y":1}]}', 422, "years"),
+    "gap": ('{"observations":[{"ds":"2024-02-02T16:00","y":1}]}', 422, "gap of more than 10"),
+    "too old": ('{"observations":[{"ds":"2023-02-02T16:00","y":1}]}', 422, "before the log"),
+    "conflict": ('{"observations":[{"ds":"2024-01-01T00:00","y":1}]}', 409, "revise"),
+    "one of two": (
+        '{"observations":[{"ds":"2024-01-02T16:00","y":1},{"ds":"2024-01-01T00:00","y":1}]}', 409, "revise",
+    ),
+    "against itself": (
+        '{"observations":[{"ds":"2024-01-02T16:00","y":1},{"ds":"2024-01-02T16:00","y":2}]}', 409, "revise",
+    ),
+    "horizon 0": ('{"observations":[{"ds":"2024-01-02T16:00","y":1}],"horizon":0}', 422, "horizon"),
+    "horizon too long": ('{"observations":[{"ds":"2024-01-02T16:00","y":1}],"horizon":25}', 422, "1 to 24"),
+    "level 1": ('{"observations":[{"ds":"2024-01-02T16:00","y":1}],"quantile_levels":[1.0]}', 422, "less than 1"),
+    "untrained level": ('{"observations":[{"ds":"2024-01-02T16:00","y":1}],"quantile_levels":[0.001]}', 422, "0.025"),
+    "on_conflict": ('{"observations":[{"ds":"2024-01-02T16:00","y":1}],"on_conflict":"maybe"}', 422, "revise"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_OBSERVATIONS)
+def test_a_bad_observation_is_one_clear_problem_and_changes_nothing(client, stream, name):
+    body, status, word = BAD_OBSERVATIONS[name]
+    before = state_of(client)
+
+    assert_problem(client.post(f"{stream}/observations", content=body), status, word)
+
+    assert state_of(client) == before
+
+
+BAD_HISTORIES = {
+    "duplicate ds": ({"ds": [ds(0), ds(0)], "y": [1, 2]}, "repeats"),
+    "disorder": ({"ds": [ds(1), ds(0)], "y": [1, 2]}, "must ascend"),
+    "empty": ({"ds": [], "y": []}, "at least 1"),
+    "lengths": ({"ds": [ds(0)], "y": [1, 2]}, "same length"),
+    "all missing": ({"ds": [ds(0), ds(1)], "y": [None, None]}, "at least one value"),
+    "wrong freq": ({"ds": ["2024-01-01T00:00", "2024-01-01T00:15"], "y": [1, 2]}, "not on the grid"),
+    "too long": ({"ds": ["2000-01-01", "2024-01-01"], "y": [1, 2]}, "more than 2000"),
+    "text": ({"ds": [ds(0)], "y": ["1"]}, "valid number"),
+    "unknown column": ({"ds": [ds(0)], "y": [1], "price": [1]}, "price"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_HISTORIES)
+def test_a_bad_history_neither_replaces_a_stream_nor_gets_a_forecast(client, stream, name):
+    body, word = BAD_HISTORIES[name]
+    before = state_of(client)
+
+    assert_problem(client.put(stream, json=body), 422, word)
+    assert_problem(client.post("/v1/forecasts", json={"series": [{"unique_id": "a", **body}]}), 422, word)
+
+    assert state_of(client) == before
+
+
+def test_a_name_twice_in_one_stateless_request_is_refused(client):
+    series = [{"unique_id": "a", **history([1.0])}] * 2
+
+    assert_problem(client.post("/v1/forecasts", json={"series": series}), 422, "appears twice")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "word"),
+    [
+        ("GET", "/nothing", 404, "nothing at"),
+        ("GET", "/v1/streams/unknown", 404, "PUT"),
+        ("GET", "/v1/streams/unknown/forecast", 404, "PUT"),
+        ("DELETE", "/v1/streams/unknown", 404, "not known"),
+        ("PATCH", "/v1/streams/a", 405, "PATCH"),
+        ("GET", "/v1/forecasts", 405, "GET"),
+        ("GET", "/v1/streams/a/forecast?horizon=0", 422, "horizon"),
+        ("GET", "/v1/streams/a/forecast?horizon=many", 422, "horizon"),
+        ("GET", "/v1/streams/a/forecast?quantile_levels=0.5,x", 422, "quantile_levels"),
+        ("GET", "/v1/streams/a/forecast?level=80", 422, "level"),
+        ("GET", "/v1/streams?limit=0", 422, "limit"),
+        ("GET", "/v1/streams?cursor=!!", 422, "cursor"),
+        ("GET", f"/v1/streams/{'x' * 300}", 422, "255"),
+        ("GET", "/v1/streams/a%00b", 422, "printable"),
+    ],
+)
+def test_bad_paths_methods_and_queries_are_problems(client, stream, method, path, status, word):
+    assert_problem(client.request(method, path), status, word)
+
+
+def test_observing_an_unknown_stream_says_how_to_create_it(client):
+    assert_problem(client.post("/v1/streams/new/observations", json=observations((0, 1.0))), 404, "PUT /v1/streams")
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "status", "word"),
+    [
+        ("text/csv", b"a", 415, JSON_LINES),
+        (JSON_LINES, b"\n\n", 422, "no rows"),
+        (ARROW, b"not arrow", 400, "Arrow"),
+        (ARROW, arrow(unique_id=["a"], ds=[ds(0)], y=["1"]), 422, "numbers"),
+        (ARROW, arrow(unique_id=["a"], ds=[ds(0)], value=[1.0]), 422, "expected unique_id, ds and y"),
+        (ARROW, arrow(unique_id=[1], ds=[ds(0)], y=[1.0]), 422, "text"),
+    ],
+)
+def test_a_bad_bulk_body_is_refused_as_a_whole(client, kind, body, status, word):
+    assert_problem(client.post("/v1/observations", content=body, headers={"content-type": kind}), status, word)
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_body_over_the_limit_is_refused_by_its_declared_and_by_its_real_size(client, stream, declared):
+    body = b"x" * 70_000
+    content = body if declared else (body[i : i + 1000] for i in range(0, len(body), 1000))
+    if not declared:
+        content = chunks(content)
+
+    assert_problem(client.post(f"{stream}/observations", content=content), 413, "65536 bytes")
+
+
+async def chunks(parts):
+    """An async body of unknown length."""
+    for part in parts:
+        yield part
+
+
+def test_an_unexpected_failure_is_a_500_without_its_cause(client, stream, monkeypatch):
+    def fail(*_args, **_options):
+        raise RuntimeError("secret detail")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client.service.engine._residents.model.forecaster, "fold", fail)
+        reply = client.post(f"{stream}/observations", json=observations((40, 1.0)))
+
+    assert_problem(reply, 500, "log")
+    assert "secret" not in reply.text
+    assert client.get(stream).json()["version"] == 1
+    assert client.post(f"{stream}/observations", json=observations((40, 1.0))).json()["accepted"] == 1
+
+
+def test_a_store_that_fails_is_a_503_and_nothing_changes(client, stream, monkeypatch):
+    from sqlalchemy.exc import OperationalError
+
+    def fail(_changes):
+        raise OperationalError("insert", {}, Exception("disk full"))
+
+    before = state_of(client)
+    with monkeypatch.context() as patch:
+        patch.setattr(client.service.store, "commit", fail)
+        reply = client.post(f"{stream}/observations", json=observations((40, 1.0)))
+
+    assert_problem(reply, 503, "nothing was changed")
+    assert reply.headers["retry-after"] == "1"
+    assert state_of(client) == before
+
+
+def test_too_much_waiting_is_shed_with_a_time_to_retry(client, stream, monkeypatch):
+    engine = client.service.engine
+    monkeypatch.setattr(engine, "_pending", 10**9)
+
+    reply = client.post(f"{stream}/observations", json=observations((40, 1.0)))
+
+    assert_problem(reply, 503, "waiting")
+    assert reply.headers["retry-after"] == "1"
+    monkeypatch.setattr(engine, "_pending", 0)
+
+
+def test_readiness_turns_when_the_store_cannot_be_written(client, monkeypatch):
+    from sqlalchemy.exc import OperationalError
+
+    def fail():
+        raise OperationalError("update", {}, Exception("read-only"))
+
+    monkeypatch.setattr(client.service.store, "probe", fail)
+
+    assert_problem(client.get("/readyz"), 503, "store: not writable")
+    assert client.get("/healthz").status_code == 200

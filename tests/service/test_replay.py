@@ -1,0 +1,179 @@
+"""Law 9 at the engine's level: whatever happens on the way, a state is the fold of its log."""
+
+from __future__ import annotations
+
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.items import Create, Delete, Look, Observe, Outcome
+from service.metrics import Metrics
+from service.microbatch import MicroBatch
+from service.model import ServedModel
+from service.problems import Problem
+from service.residents import Residents
+from service.store import Store
+from tests.service.kit import assert_same_state, recompute
+
+MAX_GAP = 6
+
+
+class Box:
+    """A ticket that only keeps the result."""
+
+    def settle(self, item, result):
+        raise AssertionError("results are read from the batch")
+
+
+class Machine:
+    """Residents over a real store, driven without threads or HTTP, beside a plain dict per stream."""
+
+    def __init__(self, forecaster, folder: Path) -> None:
+        self.model = ServedModel("tiny", "1", forecaster)
+        self.url = f"sqlite:///{folder / 'log.db'}"
+        self.logs: dict[str, dict[int, float | None]] = {}
+        self.writer = ThreadPoolExecutor(1)
+        self.start()
+
+    def start(self) -> None:
+        self.store = Store.open(self.url)
+        self.residents = Residents(self.model, self.store, Metrics(), capacity=100)
+
+    def close(self) -> None:
+        self.store.close()
+        self.writer.shutdown()
+
+    def run(self, *items):
+        with torch.inference_mode():
+            batch = MicroBatch(self.residents, self.store, max_gap=MAX_GAP, check_versions=False, writer=self.writer)
+            results = batch.run(items)
+        return [results[item] for item in items]
+
+    def create(self, name: str, steps: list[int], values: list[float | None]) -> None:
+        (outcome,) = self.run(Create(Box(), name, steps, values))
+        assert isinstance(outcome, Outcome)
+        self.logs[name] = dict(zip(steps, values, strict=True))
+
+    def observe(self, requests: dict[str, list[tuple[int, float | None]]], *, revise: bool, whole: bool) -> None:
+        items = [
+            Observe(Box(), n, [s for s, _ in pairs], [y for _, y in pairs], revise=revise, whole=whole)
+            for n, pairs in requests.items()
+        ]
+        for item, result in zip(items, self.run(*items), strict=True):
+            if isinstance(result, Problem):
+                assert result.status in (404, 409, 422)
+                continue
+            for step, y, verdict in sorted(
+                zip(item.steps, item.values, result.judgement.verdicts, strict=True), key=lambda t: t[0]
+            ):
+                if not verdict.refused:
+                    self.logs[item.unique_id][step] = y
+
+    def check(self) -> None:
+        """Every stream's state, version of the log and record equal a recompute from the dict."""
+        names = sorted(self.logs)
+        if not names:
+            return
+        with torch.inference_mode():
+            self.residents.touch(names, check_versions=False)
+            residents = [self.residents.get(name) for name in names]
+            found = self.residents.slab.gather([r.row for r in residents])
+            assert_same_state(found, recompute(self.model.forecaster, [self.logs[n] for n in names]))
+        for name, resident in zip(names, residents, strict=True):
+            assert dict(self.store.log(resident.record.id)) == self.logs[name]
+            assert resident.record.last_step == max(self.logs[name])
+            assert resident.record.observations == len(self.logs[name])
+            assert resident.record.missing == sum(y is None for y in self.logs[name].values())
+
+
+NAMES = st.sampled_from("abc")
+VALUES = st.one_of(st.none(), st.floats(1, 100))
+PAIRS = st.lists(st.tuples(st.integers(0, 40), VALUES), min_size=1, max_size=6)
+ACTIONS = st.one_of(
+    st.tuples(st.just("observe"), st.dictionaries(NAMES, PAIRS, min_size=1), st.booleans(), st.booleans()),
+    st.tuples(st.just("create"), NAMES, st.lists(st.floats(1, 100), min_size=1, max_size=8), st.integers(0, 10)),
+    st.tuples(st.just("forget memory"), st.sampled_from(["restart", "drop", "snapshot", "delete"]), NAMES),
+)
+
+
+@settings(max_examples=60)
+@given(actions=st.lists(ACTIONS, max_size=14))
+def test_any_history_of_requests_restarts_and_snapshots_ends_in_the_fold_of_the_log(actions, tiny_forecaster):
+    """Splits, shuffles, duplicates, late and revised values, gaps, replacements, deletions, evictions, restarts."""
+    with tempfile.TemporaryDirectory() as folder:
+        machine = Machine(tiny_forecaster, Path(folder))
+        machine.create("a", [0, 1, 3], [5.0, None, 7.0])
+        for action in actions:
+            if action[0] == "observe":
+                _, requests, revise, whole = action
+                machine.observe(requests, revise=revise, whole=whole) if set(requests) <= set(machine.logs) else None
+            elif action[0] == "create":
+                _, name, values, first = action
+                machine.create(name, list(range(first, first + len(values))), values)
+            else:
+                _, what, name = action
+                if what == "restart":
+                    machine.store.close()
+                    machine.start()
+                elif what == "drop":
+                    machine.residents.drop([name])
+                elif what == "snapshot":
+                    with torch.inference_mode():
+                        machine.residents.save(machine.residents.unsaved())
+                elif name in machine.logs:
+                    machine.run(Delete(Box(), name))
+                    del machine.logs[name]
+        machine.check()
+        machine.residents.drop(list(machine.logs))
+        machine.check()
+        machine.close()
+
+
+def test_a_damaged_snapshot_is_passed_over_and_the_log_decides(tiny_forecaster, tmp_path):
+    machine = Machine(tiny_forecaster, tmp_path)
+    machine.create("a", list(range(20)), [float(i + 1) for i in range(20)])
+    with torch.inference_mode():
+        machine.residents.save(machine.residents.unsaved())
+    with machine.store._engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE snapshots SET state = zeroblob(length(state))")
+    machine.observe({"a": [(20, 3.0)]}, revise=False, whole=True)
+    machine.residents.drop(["a"])
+
+    machine.check()
+
+    assert machine.residents._metrics.damaged_snapshots._value.get() == 1
+    machine.close()
+
+
+def test_a_failed_commit_changes_nothing_in_memory(tiny_forecaster, tmp_path, monkeypatch):
+    machine = Machine(tiny_forecaster, tmp_path)
+    machine.create("a", [0, 1, 2], [1.0, 2.0, 3.0])
+
+    def fail(_changes):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(machine.store, "commit", fail)
+        try:
+            machine.observe({"a": [(3, 4.0)]}, revise=False, whole=True)
+        except OSError:
+            pass
+    machine.check()
+    machine.close()
+
+
+def test_looking_changes_nothing(tiny_forecaster, tmp_path):
+    machine = Machine(tiny_forecaster, tmp_path)
+    machine.create("a", [0, 1, 2], [1.0, 2.0, 3.0])
+    want = machine.model.want(3, [0.5])
+
+    first, second = (machine.run(Look(Box(), "a", want))[0] for _ in range(2))
+
+    assert first.quantiles.tolist() == second.quantiles.tolist()
+    assert first.record == second.record
+    machine.check()
+    machine.close()

@@ -1,0 +1,157 @@
+"""The store: refusals, races between processes, and what a transaction promises."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from service.errors import StaleStreams, StoreError
+from service.store import Changes, NewStream, Store, StreamRecord
+from tests.service.kit import ROOT
+
+
+def created(store: Store, name: str = "a", steps: int = 3) -> StreamRecord:
+    """A stream with a few steps."""
+    record = StreamRecord(0, name, 0, steps - 1, 1, steps, 0)
+    return store.commit(Changes(created=[NewStream(record, None, [(s, float(s)) for s in range(steps)])]))[0]
+
+
+def advanced(record: StreamRecord, y: float = 9.0) -> Changes:
+    """One more step."""
+    after = record._replace(
+        last_step=record.last_step + 1, version=record.version + 1, observations=record.observations + 1
+    )
+    return Changes(inserted=[(record.id, after.last_step, y)], streams=[(after, record.version)])
+
+
+@pytest.fixture
+def store(store_url):
+    opened = Store.open(store_url)
+    yield opened
+    opened.close()
+
+
+def test_a_newer_schema_is_refused(store, store_url):
+    with store._engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE facts SET value = '99' WHERE name = 'schema_version'")
+
+    with pytest.raises(StoreError, match=r"schema version 99, newer than \d+"):
+        Store.open(store_url)
+
+
+def test_a_store_of_another_frequency_is_refused(store):
+    store.claim_calendar("h", None)
+    store.claim_calendar("h", None)
+
+    with pytest.raises(StoreError, match="holds streams of freq 'h', but the model has freq 'D'"):
+        store.claim_calendar("D", None)
+
+
+@pytest.mark.parametrize(
+    "url", ["nonsense", "mysql://x/y", "sqlite://", "sqlite:////no/such/folder/x.db", "oracle+no://x"]
+)
+def test_an_unusable_store_is_refused_in_one_line(url):
+    with pytest.raises(StoreError) as caught:
+        Store.open(url)
+
+    assert "\n" not in str(caught.value)
+
+
+def test_several_processes_may_start_at_once_on_a_new_store(store_url):
+    code = f"from service.store import Store; s = Store.open({store_url!r}); s.claim_calendar('h', None); s.probe()"
+    processes = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE) for _ in range(4)]
+
+    errors = [process.communicate()[1].decode() for process in processes]
+
+    assert [process.returncode for process in processes] == [0] * 4, errors
+
+
+def test_a_commit_that_expected_another_version_changes_nothing(store):
+    record = created(store)
+    store.commit(advanced(record))
+    late = advanced(record, y=1.0)
+    late.created.append(NewStream(StreamRecord(0, "b", 0, 0, 1, 1, 0), None, [(0, 1.0)]))
+
+    with pytest.raises(StaleStreams):
+        store.commit(late)
+
+    assert store.log(record.id) == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 9.0)]
+    assert [found.unique_id for found in store.page("", 10)] == ["a"]
+
+
+def test_two_creators_of_one_stream_do_not_both_win(store):
+    created(store)
+
+    with pytest.raises(StaleStreams):
+        created(store)
+
+
+def test_a_rewind_voids_the_snapshots_it_makes_wrong_of_every_model(store):
+    record = created(store, steps=10)
+    for key in ("one", "two"):
+        store.save_snapshots(key, {record: b"at 9"})
+    after = record._replace(version=2)
+    store.commit(Changes(updated=[(record.id, 9, 5.0)], streams=[(after, 1)], rewound=[(record.id, 9)]))
+
+    assert store.snapshot_before(record.id, "one", 100) is None
+    assert store.snapshot_before(record.id, "two", 100) is None
+
+
+def test_a_snapshot_of_an_outdated_version_is_not_stored(store):
+    record = created(store)
+    store.commit(advanced(record))
+
+    assert store.save_snapshots("key", {record: b"old"}) == 0
+
+
+def test_two_snapshots_of_a_stream_are_kept_and_the_nearest_earlier_one_is_found(store):
+    record = created(store)
+    for _ in range(4):
+        store.save_snapshots("key", {record: f"at {record.last_step}".encode()})
+        changes = advanced(record)
+        store.commit(changes)
+        record = changes.streams[0][0]
+
+    assert store.snapshot_before(record.id, "key", 100) == b"at 5"
+    assert store.snapshot_before(record.id, "key", 5) == b"at 4"
+    assert store.snapshot_before(record.id, "key", 4) is None
+
+
+def test_a_deleted_stream_leaves_nothing_and_its_id_is_not_reused(store):
+    record = created(store)
+    store.save_snapshots("key", {record: b"state"})
+    store.commit(Changes(deleted=[record]))
+
+    assert store.log(record.id) == []
+    assert store.recover(["a"], "key") == {}
+    assert created(store).id > record.id
+
+
+def test_recovery_gives_the_snapshot_and_only_the_log_after_it(store):
+    record = created(store)
+    store.save_snapshots("key", {record: b"state"})
+    store.commit(advanced(record))
+
+    recovery = store.recover(["a", "none"], "key")["a"]
+    other = store.recover(["a"], "other")["a"]
+
+    assert (recovery.snapshot, recovery.snapshot_step, recovery.tail) == (b"state", 2, [(3, 9.0)])
+    assert (other.snapshot, len(other.tail)) == (None, 4)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 511, 512, 513, 1500])
+def test_blocks_of_any_number_of_rows_are_all_written(store, count):
+    records = store.commit(
+        Changes(created=[NewStream(StreamRecord(0, f"s{i}", 0, 0, 1, 1, 0), None, [(0, 0.1)]) for i in range(count)])
+    )
+    changes = Changes()
+    for record in records:
+        one = advanced(record, y=0.1 + record.id)
+        changes.inserted.extend(one.inserted)
+        changes.streams.extend(one.streams)
+    store.commit(changes)
+
+    assert all(store.log(record.id)[-1] == (1, 0.1 + record.id) for record in records[:: max(count // 7, 1)])
+    assert set(store.versions([record.id for record in records]).values()) == {2}

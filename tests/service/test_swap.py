@@ -1,0 +1,224 @@
+"""Model swaps under load, from a real MLflow registry, and what happens when registry or artifact is bad."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from service.errors import ModelError
+from service.metrics import Metrics
+from service.model import ServedModel, load_model
+from service.registry import Reference, Watcher, parse_reference
+from tests.forecaster.kit import config_of, forecaster_of
+from tests.service.kit import Server, ds, history, observations, recompute, run
+
+BASE = 473352
+
+
+def wait_for(condition, seconds=60):
+    """Until it holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def mlflow_client(tmp_path_factory):
+    """A registry in a SQLite file of its own."""
+    mlflow = pytest.importorskip("mlflow")
+    folder = tmp_path_factory.mktemp("registry")
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}", f"sqlite:///{folder / 'mlflow.db'}")
+    client.create_registered_model("demo")
+    client.folder = folder
+    client.uri = f"sqlite:///{folder / 'mlflow.db'}"
+    return client
+
+
+def register(client, artifact: Path) -> str:
+    """A version whose artifact lies where pipelines put it."""
+    source = client.folder / f"source-{len(list(client.folder.iterdir()))}"
+    shutil.copytree(artifact, source / "artifacts" / "forecaster")
+    return str(client.create_model_version("demo", str(source)).version)
+
+
+def test_a_champion_is_swapped_and_rolled_back_under_load(
+    mlflow_client, artifact, challenger_artifact, tiny_forecaster, challenger, tmp_path
+):
+    """No request fails, each reply names one version, and states are those of a run that never knew the other model."""
+    first, second = register(mlflow_client, artifact), register(mlflow_client, challenger_artifact)
+    server = Server(
+        "models:/demo@champion", f"sqlite:///{tmp_path / 'log.db'}", tmp_path / "log",
+        MLFLOW_TRACKING_URI=mlflow_client.uri, FORECASTER_POLL_SECONDS="0.2",
+    ).start(ready=False)  # fmt: skip
+    names = [f"s{i}" for i in range(12)]
+    logs = {name: {0: 10.0} for name in names}
+    seen: dict[str, list[str]] = {name: [] for name in names}
+
+    async def write(name: str) -> None:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+            while not done.is_set():
+                hour = len(logs[name])
+                reply = await client.post(
+                    f"/v1/streams/{name}/observations", json=observations((hour, 10.0 + hour % 5), horizon=1)
+                )
+                assert reply.status_code == 200, reply.text
+                logs[name][hour] = 10.0 + hour % 5
+                seen[name].append(reply.json()["model"]["version"])
+                await asyncio.sleep(0.01)
+
+    async def write_all() -> None:
+        await asyncio.gather(*(write(name) for name in names))
+
+    def served() -> str:
+        return httpx.get(f"{server.url}/v1/models").json()["models"][0]["version"]
+
+    def check(forecaster, version) -> None:
+        states = recompute(forecaster, [{BASE + h: y for h, y in logs[name].items()} for name in names])
+        for name, quantiles in zip(names, forecaster.forecast(states), strict=True):
+            reply = httpx.get(f"{server.url}/v1/streams/{name}/forecast").json()
+            assert reply["model"] == {"name": "demo", "version": version}
+            np.testing.assert_allclose(np.array(list(reply["quantiles"].values())).T, quantiles, rtol=1e-5)
+
+    done = threading.Event()
+    with server:
+        # Before there is a champion the process lives, says that it is not ready, and refuses politely.
+        assert httpx.get(f"{server.url}/readyz").status_code == 503
+        early = httpx.put(f"{server.url}/v1/streams/a", json=history([1.0]))
+        assert (early.status_code, early.json()["status"]) == (503, 503)
+
+        mlflow_client.set_registered_model_alias("demo", "champion", first)
+        wait_for(lambda: httpx.get(f"{server.url}/readyz").status_code == 200)
+        for name in names:
+            httpx.put(f"{server.url}/v1/streams/{name}", json=history([10.0])).raise_for_status()
+        writing = threading.Thread(target=run, args=(write_all(),))
+        writing.start()
+        try:
+            wait_for(lambda: all(seen.values()))
+            mlflow_client.set_registered_model_alias("demo", "champion", second)
+            wait_for(lambda: served() == second)
+            wait_for(lambda: all(versions[-1] == second for versions in seen.values()))
+        finally:
+            done.set()
+            writing.join()
+        check(challenger, second)
+
+        mlflow_client.set_registered_model_alias("demo", "champion", first)
+        wait_for(lambda: served() == first)
+        check(tiny_forecaster, first)
+
+        broken = register(mlflow_client, artifact)
+        weights = (
+            Path(mlflow_client.get_model_version("demo", broken).source) / "artifacts/forecaster/weights.safetensors"
+        )
+        weights.write_bytes(b"garbage")
+        mlflow_client.set_registered_model_alias("demo", "champion", broken)
+        wait_for(lambda: "was not taken" in str(httpx.get(f"{server.url}/readyz").json()))
+        assert httpx.get(f"{server.url}/readyz").status_code == 200
+        assert "forecaster_refused_models_total 1.0" in httpx.get(f"{server.url}/metrics").text
+        check(tiny_forecaster, first)
+
+        database = mlflow_client.folder / "mlflow.db"
+        database.rename(database.with_suffix(".away"))
+        database.mkdir()
+        wait_for(lambda: "cannot be asked" in str(httpx.get(f"{server.url}/readyz").json()))
+        check(tiny_forecaster, first)
+
+    for versions in seen.values():
+        assert versions == sorted(versions), "a reply fell back to the model before"
+    assert {version for versions in seen.values() for version in versions} == {first, second}
+
+
+class FakeRegistry:
+    """Versions by hand: a folder each, or an error."""
+
+    def __init__(self, **versions):
+        self.versions = versions
+        self.current: str | Exception = "1"
+
+    def version_of(self, _reference):
+        if isinstance(self.current, Exception):
+            raise self.current
+        return self.current
+
+    def fetch(self, _name, version, _target):
+        return self.versions[f"v{version}"]
+
+
+def watcher(registry, taken, tmp_path):
+    return Watcher(
+        Reference("demo", "champion", None), registry, taken.append,
+        cache=tmp_path / "cache", poll_seconds=1, metrics=Metrics(),
+    )  # fmt: skip
+
+
+def test_a_start_without_registry_serves_the_last_good_version(artifact, tmp_path):
+    registry, taken = FakeRegistry(v1=artifact), []
+    watcher(registry, taken, tmp_path).look()
+    registry.current = ConnectionError("registry is down")
+    later = watcher(registry, taken, tmp_path)
+    later.look()
+
+    assert [model.version for model in taken] == ["1", "1"]
+    assert "registry is down" in later.trouble
+    assert "from the cache" in later.trouble
+
+
+def test_a_registry_that_comes_back_is_followed_again(artifact, challenger_artifact, tmp_path):
+    registry, taken = FakeRegistry(v1=artifact, v2=challenger_artifact), []
+    watching = watcher(registry, taken, tmp_path)
+    watching.look()
+    registry.current = TimeoutError("slow")
+    watching.look()
+    registry.current = "2"
+    watching.look()
+
+    assert [model.version for model in taken] == ["1", "2"]
+    assert watching.trouble is None
+
+
+def test_a_bad_version_is_refused_once_and_stays_visible(artifact, tmp_path):
+    registry, taken = FakeRegistry(v1=artifact, v2=tmp_path), []
+    watching = watcher(registry, taken, tmp_path)
+    watching.look()
+    registry.current = "2"
+    watching.look()
+    watching.look()
+
+    assert [model.version for model in taken] == ["1"]
+    assert "version 2 was not taken" in watching.trouble
+
+
+def test_a_model_of_another_frequency_is_refused_and_the_old_one_serves(client):
+    other = forecaster_of(config_of().with_overrides({"freq": "D"}))
+
+    with pytest.raises(ModelError, match="holds streams of freq 'h'"):
+        client.service.take_model(ServedModel("other", "2", other))
+
+    assert client.put("/v1/streams/a", json=history([1.0])).json()["model"]["name"] == "tiny"
+
+
+def test_a_swap_of_folders_keeps_every_stream(client, challenger_artifact, challenger):
+    values = [float(5 + i % 7) for i in range(30)]
+    for name in ("a", "b"):
+        client.put(f"/v1/streams/{name}", json=history(values))
+    client.service.take_model(load_model(challenger_artifact))
+    reply = client.post("/v1/streams/a/observations", json=observations((30, 1.0))).json()
+
+    expected = challenger.forecast(challenger.warm_up([np.array([*values, 1.0])], [BASE]))[0]
+    assert reply["model"]["name"] == "challenger"
+    assert reply["cutoff"] == ds(30)
+    np.testing.assert_allclose(np.array(list(reply["quantiles"].values())).T, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["models:/", "models:/a", "models:/a@", "models:/a/b", "models:a@b"])
+def test_a_reference_that_is_none_is_refused(text):
+    with pytest.raises(ModelError, match="expected models:/NAME@ALIAS"):
+        parse_reference(text)
