@@ -17,6 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from forecaster import Backtest, Config, Forecaster, InputError, Panel
 from pipelines.configuration import flatten
 from pipelines.connection import artifact_root, mlflow_errors, tracking_uri_or_default
@@ -30,6 +32,7 @@ __all__ = ["TrainingRun", "backtest_metrics", "model_uri_of", "resume_run", "sta
 
 MODEL_URI = "model.uri"
 BACKTEST = "backtest/"
+TABLES = ("by_window", "by_step", "by_series")
 TAGGED_PACKAGES = ("torch", "lightning", "pandas", "numpy", "mlflow")
 
 
@@ -124,16 +127,16 @@ class TrainingRun:
         with mlflow_errors("the backtest cannot be logged"):
             metrics = {BACKTEST + key: float(value) for key, value in result.metrics.items()}
             mlflow.log_metrics(metrics, model_id=model_uri.removeprefix("models:/"))
-            for name, table in (
-                ("by_window", result.by_window),
-                ("by_step", result.by_step),
-                ("by_series", result.by_series),
-            ):
+            for name in TABLES:
+                table: pd.DataFrame = getattr(result, name)
                 # A table that is there already would be appended to; a repeated step writes a fresh one.
                 text = table.astype({column: str for column in table.select_dtypes(["datetime", "datetimetz"])})
                 mlflow.log_dict(
                     json.loads(text.to_json(orient="split", index=False, double_precision=10)), f"{BACKTEST}{name}.json"
                 )
+            # What `mlflow.log_table` writes, so that the UI offers them as tables.
+            tables = [{"path": f"{BACKTEST}{name}.json", "type": "table"} for name in TABLES]
+            self.tag({"mlflow.loggedArtifacts": json.dumps(tables)})
             with TemporaryDirectory(prefix="forecaster-") as folder:
                 path = Path(folder) / "forecasts.parquet"
                 result.forecasts.to_parquet(path, index=False)
