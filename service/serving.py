@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import uvicorn
 from starlette.types import ASGIApp
 
@@ -10,6 +12,8 @@ __all__ = ["run"]
 
 def run(app: ASGIApp, *, host: str, port: int, log_level: str = "warning", drain_seconds: int = 30) -> None:
     """Serve until SIGTERM or SIGINT; what was taken in is finished first."""
+    # uvicorn shuts down in good order and then raises the signal again, which would end the process with an error.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     uvicorn.run(
         app,
         host=host,

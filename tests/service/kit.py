@@ -59,7 +59,9 @@ def recompute(forecaster: Forecaster, logs: Iterable[dict[int, float | None]]) -
     """States of whole logs in one batch."""
     logs = list(logs)
     firsts = [min(log) for log in logs]
-    return forecaster.warm_up([dense_values(log, first, max(log)) for log, first in zip(logs, firsts, strict=True)], firsts)
+    return forecaster.warm_up(
+        [dense_values(log, first, max(log)) for log, first in zip(logs, firsts, strict=True)], firsts
+    )
 
 
 def free_port() -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -116,6 +118,12 @@ def test_kills_under_load_lose_and_double_nothing(artifact, tmp_path, tiny_forec
         np.testing.assert_allclose(np.array(list(forecasts[name]["quantiles"].values())).T, quantiles, rtol=1e-5)
 
 
+def peak_kib(pid):
+    """The most memory a process ever held."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])
+
+
 def total(writers):
     return sum(len(log) for writer in writers for log in writer.acknowledged.values())
 
@@ -124,6 +132,7 @@ def total(writers):
 def test_a_hundred_megabytes_are_refused_and_the_server_lives(artifact, tmp_path, chunked):
     part = b"x" * 1_000_000
     with Server(artifact, f"sqlite:///{tmp_path / 'log.db'}", tmp_path / "log").start() as server:
+        before = peak_kib(server.process.pid) if sys.platform == "linux" else 0
         content = (part for _ in range(100)) if chunked else part * 100
         reply = httpx.post(f"{server.url}/v1/forecasts", content=content, timeout=60)
 
@@ -131,8 +140,8 @@ def test_a_hundred_megabytes_are_refused_and_the_server_lives(artifact, tmp_path
         assert reply.headers["content-type"] == "application/problem+json"
         assert httpx.get(f"{server.url}/readyz").status_code == 200
         # Neither body was ever held whole.
-        peak = next(line for line in open(f"/proc/{server.process.pid}/status") if line.startswith("VmHWM"))
-        assert int(peak.split()[1]) < 2_000_000
+        if sys.platform == "linux":
+            assert peak_kib(server.process.pid) < before + 60_000
 
 
 def test_a_stopped_server_finishes_what_it_took_in_and_leaves_snapshots(artifact, tmp_path):
