@@ -90,9 +90,10 @@ class TrainingConfig:
     chunk_length
         Steps between two cuts of the gradient (truncated back-propagation through time).
     updates
-        Updates of the weights at most; the length of the learning-rate schedule.
+        Updates of the weights, the length of the learning-rate schedule; more on panels that one pass of so many
+        updates does not cover.
     epoch_updates
-        Updates between two validations, at least; an epoch is one pass over the panel if that is longer.
+        Updates in an epoch, which ends with a validation.
     learning_rate
         Peak of the schedule: linear rise over `lr_warmup_share` of the run, then cosine decay to 2 % of the peak.
     lr_warmup_share
@@ -118,14 +119,14 @@ class TrainingConfig:
     lanes: int = 128
     chunk_length: int = 56
     updates: int = 1500
-    epoch_updates: int = 50
+    epoch_updates: int = 75
     learning_rate: float = 2e-3
     lr_warmup_share: float = 0.05
     weight_decay: float = 1e-3
     gradient_clip_val: float = 1.0
     averaging: float = 0.998
     validation_horizons: int = 1
-    patience: int = 20
+    patience: int = 6
     precision: Literal["32", "bf16"] = "32"
     seed: int = 0
 

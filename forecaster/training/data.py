@@ -20,6 +20,13 @@ from forecaster.panel import Panel
 __all__ = ["ChunkDataModule"]
 
 WARM_UP_CHUNKS = 4
+"""Chunks folded before a series' first validation origin."""
+
+LARGEST_VALIDATION = 512
+"""Series validated at most: a sample of a larger panel tells as much, sooner."""
+
+LARGEST_RUN = 20
+"""A panel whose one pass takes more updates than asked for gets up to this many times as many."""
 
 
 class _Stream(IterableDataset[Chunk]):
@@ -60,11 +67,13 @@ class ChunkDataModule(LightningDataModule):
             prefix_length=2 * config.ring_length,
             generator=np.random.default_rng(settings.seed),
         )
-        self.epoch_updates = min(max(self.lanes.chunks_per_pass, settings.epoch_updates), settings.updates)
+        updates = max(settings.updates, min(self.lanes.chunks_per_pass, LARGEST_RUN * settings.updates))
+        self.epochs = -(-updates // settings.epoch_updates)
+        self.epoch_updates = -(-updates // self.epochs)
         self.validation = (
             list(
                 validation_chunks(
-                    panel,
+                    _sample(panel, LARGEST_VALIDATION, settings.seed),
                     held_out=self.held_out,
                     warm_up=WARM_UP_CHUNKS * settings.chunk_length,
                     horizon=config.horizon,
@@ -89,3 +98,16 @@ def held_out_steps(panel: Panel, config: Config) -> int:
     """Steps held out of every series for validation; 0 where most series are too short to spare them."""
     steps = config.horizon * config.training.validation_horizons
     return steps if np.median(panel.lengths) >= 4 * steps + config.seasonality[0] else 0
+
+
+def _sample(panel: Panel, most: int, seed: int) -> Panel:
+    """At most `most` series, drawn without replacement."""
+    if len(panel) <= most:
+        return panel
+    rows = np.sort(np.random.default_rng(seed).permutation(len(panel))[:most])
+    return Panel(
+        panel.calendar,
+        [panel.unique_ids[row] for row in rows],
+        panel.first_steps[rows],
+        [panel.values[row] for row in rows],
+    )

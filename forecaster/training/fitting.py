@@ -42,7 +42,7 @@ class Fitted(NamedTuple):
     history
         One row per epoch: `epoch`, `train_loss`, `val_loss` (absent without validation), `learning_rate`,
         `gradient_norm` (mean over updates, before clipping), `clipped_share` (of updates), `updates_per_second`,
-        `seconds` since the start.
+        `seconds` since the start, `progress` (share of the run that is done).
     """
 
     forecaster: Forecaster
@@ -87,16 +87,17 @@ def fit(
     with _quiet(), torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(settings.seed)
         data = ChunkDataModule(panel, config)
-        updates = max(settings.updates, min(data.lanes.chunks_per_pass, 20 * settings.updates))
+        updates = data.epochs * data.epoch_updates
         module = TrainingModule(ForecastNetwork(config), updates=updates, max_seconds=max_seconds)
-        rows = _Rows(on_epoch)
+        rows = _Rows(module, on_epoch)
         callbacks: list[Callback] = [rows]
         if settings.averaging:
             callbacks.append(_Averaging(settings.averaging))
         best: ModelCheckpoint | None = None
         if data.validation:
             callbacks.append(EarlyStopping("val_loss", patience=settings.patience, check_finite=True))
-            best = ModelCheckpoint(folder, monitor="val_loss", save_weights_only=True)
+            # Whole checkpoints: only those pass through the averaging, so that the weights kept are those judged.
+            best = ModelCheckpoint(folder, monitor="val_loss")
             callbacks.append(best)
         trainer = pl.Trainer(
             accelerator="cpu",
@@ -114,7 +115,7 @@ def fit(
             default_root_dir=folder,
         )
         trainer.fit(module, datamodule=data)
-        if best is not None and best.best_model_path:
+        if best is not None and best.best_model_path and not _last_is_best(trainer, module, data, best):
             module.load_state_dict(_weights(Path(best.best_model_path)))
         return Fitted(Forecaster(module.network), rows.history)
 
@@ -125,6 +126,14 @@ def resolve(config: Config, panel: Panel) -> Config:
         return config
     lowest = min(float(np.nanmin(y)) for y in panel.values if np.isfinite(y).any())
     return replace(config, transform="log" if lowest >= 0 else "linear")
+
+
+def _last_is_best(trainer: pl.Trainer, module: TrainingModule, data: ChunkDataModule, best: ModelCheckpoint) -> bool:
+    """Whether a run that a time box cut within an epoch ended with better weights than any it had judged."""
+    if trainer.global_step % data.epoch_updates == 0 or best.best_model_score is None:
+        return False
+    (scores,) = trainer.validate(module, datamodule=data, verbose=False)
+    return scores["val_loss"] < float(best.best_model_score)
 
 
 class _Averaging(WeightAveraging):
@@ -141,7 +150,8 @@ class _Averaging(WeightAveraging):
 class _Rows(Callback):
     """Collects one row of metrics per epoch."""
 
-    def __init__(self, on_epoch: Callable[[dict[str, float]], None] | None) -> None:
+    def __init__(self, module: TrainingModule, on_epoch: Callable[[dict[str, float]], None] | None) -> None:
+        self.module = module
         self.history: list[dict[str, float]] = []
         self.on_epoch = on_epoch
         self.started = self.epoch_started = 0.0
@@ -161,6 +171,7 @@ class _Rows(Callback):
         row["learning_rate"] = float(trainer.optimizers[0].param_groups[0]["lr"])
         row["updates_per_second"] = (trainer.global_step - self.updates) / max(now - self.epoch_started, 1e-9)
         row["seconds"] = now - self.started
+        row["progress"] = self.module.progress(trainer.global_step)
         self.history.append(row)
         if self.on_epoch is not None:
             self.on_epoch(row)

@@ -152,14 +152,19 @@ class TrainingModule(LightningModule):
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, self._factor), "interval": "step"},
         }
 
-    def _factor(self, update: int) -> float:
-        progress = update / self.updates
+    def progress(self, update: int) -> float:
+        """Share of the run that is done: of its updates or of its time box, whichever is more."""
+        done = update / self.updates
         if self.max_seconds is not None and self.started is not None:
-            progress = max(progress, (time.monotonic() - self.started) / self.max_seconds)
+            done = max(done, (time.monotonic() - self.started) / self.max_seconds)
+        return min(done, 1.0)
+
+    def _factor(self, update: int) -> float:
+        progress = self.progress(update)
         rise = self.settings.lr_warmup_share
         if progress < rise:
             return (progress + 1 / self.updates) / (rise + 1 / self.updates)
-        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min((progress - rise) / (1 - rise), 1.0)))
+        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (progress - rise) / (1 - rise)))
 
 
 def _weight(encoded: Encoded) -> Tensor:
