@@ -170,6 +170,14 @@ def test_a_timestamp_off_the_grid_is_refused_with_the_step_before_it(freq: str, 
         Calendar(freq).to_steps(pd.Series(pd.to_datetime([off])))
 
 
+@pytest.mark.parametrize("zone", [None, "UTC", "America/New_York", "Asia/Kolkata"])
+def test_fractions_of_a_second_are_read_with_and_without_an_offset(zone: str | None) -> None:
+    calendar = Calendar("100ms", zone)
+    steps = np.array([1, 9, 10, 12_345])
+
+    np.testing.assert_array_equal(calendar.parse(calendar.format(steps)), steps)
+
+
 @pytest.mark.parametrize("text", ["2024-01-01T00:00:00.5", "2024-01-01T00:00:00.0000005"])
 def test_fractions_of_a_second_are_never_rounded_away(text: str) -> None:
     with pytest.raises(InputError, match="ds"):

@@ -394,11 +394,12 @@ def test_the_history_has_a_row_per_epoch_as_it_was_told() -> None:
     for row in history:
         assert set(row) == {
             "epoch", "train_loss", "val_loss", "learning_rate", "gradient_norm", "clipped_share", "updates_per_second",
-            "seconds",
+            "seconds", "progress",
         }  # fmt: skip
         assert all(np.isfinite(value) for value in row.values())
         assert 0 <= row["clipped_share"] <= 1
         assert row["gradient_norm"] > 0
+    assert [row["progress"] for row in history] == pytest.approx([1 / 3, 2 / 3, 1])
 
 
 def test_the_share_of_clipped_updates_is_told() -> None:
@@ -431,13 +432,16 @@ def test_the_weights_kept_are_those_of_the_best_validation(averaging: float) -> 
     assert validation_loss(forecaster, config) == pytest.approx(min(losses), rel=1e-4)
 
 
-def test_a_run_that_ends_within_an_epoch_validates_its_last_weights_too() -> None:
-    epoch = updates_of_an_epoch()
+@pytest.mark.parametrize("updates", [5, 8, 10, 11])
+def test_every_update_is_validated_however_many_there_are(updates: int) -> None:
+    data = ChunkDataModule(panel_of(histories()), with_training(updates=updates))
 
-    history = fitted(with_training(updates=2 * epoch + epoch // 2)).history
+    history = fitted(with_training(updates=updates)).history
 
-    assert len(history) == 3
-    assert len({row["val_loss"] for row in history}) == 3
+    assert data.epochs * data.epoch_updates >= updates
+    assert len(history) == data.epochs == -(-updates // CONFIG.training.epoch_updates)
+    assert len({row["val_loss"] for row in history}) == data.epochs
+    assert history[-1]["progress"] == 1
 
 
 def test_training_stops_when_validation_no_longer_improves() -> None:
@@ -509,7 +513,7 @@ def test_a_panel_of_another_calendar_is_refused() -> None:
         fit(Panel.from_series(Calendar("D"), [("a", 0, histories(1)[0])]), CONFIG)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("cell", ["lstm", *(pytest.param(cell, marks=pytest.mark.slow) for cell in ("gru", "rnn"))])
 def test_a_tiny_model_learns_season_and_trend_better_than_the_seasonal_naive(cell: str) -> None:
     steps = np.arange(160)
     values = [
