@@ -262,7 +262,7 @@ class MicroBatch:
                 self._results.update((step.item, from_library(error)) for step, _ in asked)
                 continue
             by_level = np.ascontiguousarray(quantiles.transpose(0, 2, 1))  # [B, Q, H]
-            finite = np.isfinite(quantiles).all(axis=(1, 2)).tolist()
+            finite = np.asarray(np.isfinite(quantiles).all(axis=(1, 2)))
             for (step, _), row, usable in zip(asked, by_level, finite, strict=True):
                 forecasts[step.item] = row
                 if not usable and isinstance(step.item, Look):

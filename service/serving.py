@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import signal
+import sys
 
 import uvicorn
 from starlette.types import ASGIApp
 
 __all__ = ["run"]
 
+_SWITCH_SECONDS = 0.0002
+
 
 def run(app: ASGIApp, *, host: str, port: int, log_level: str = "warning", drain_seconds: int = 30) -> None:
     """Serve until SIGTERM or SIGINT; what was taken in is finished first."""
+    # Event loop and engine share one interpreter lock. The engine gives it up at every tensor operation and, with the
+    # default of 5 ms, would wait that long to get it back while requests are being parsed.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     # uvicorn shuts down in good order and then raises the signal again, which would end the process with an error.
     signal.signal(signal.SIGTERM, lambda *_: None)
     uvicorn.run(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from forecaster import Forecaster, StreamState
@@ -55,8 +56,13 @@ class Slab:
 
     def gather(self, rows: Sequence[int]) -> StreamState:
         """A copy of some rows."""
-        return self._state.select(torch.tensor(rows, dtype=torch.int64))
+        return self._state.select(_index(rows))
 
     def scatter(self, rows: Sequence[int], states: StreamState) -> None:
         """Write some rows."""
-        self._state.assign(torch.tensor(rows, dtype=torch.int64), states)
+        self._state.assign(_index(rows), states)
+
+
+def _index(rows: Sequence[int]) -> torch.Tensor:
+    # By way of NumPy: torch.tensor looks at each element of a list.
+    return torch.from_numpy(np.array(rows, dtype=np.int64))

@@ -1,4 +1,4 @@
-"""``python -m service.benchmark [--json-lines]``: measure the engine, single observations and bulk against references."""
+"""``python -m service.benchmark [--json-lines]``: measure engine, single observations and bulk against references."""
 
 from __future__ import annotations
 

@@ -51,6 +51,11 @@ class Client(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(error or ConnectionError("the server closed the connection"))
 
+    def close(self) -> None:
+        """Close the connection."""
+        if self._transport is not None:
+            self._transport.close()
+
     async def exchange(self, request: bytes) -> tuple[int, bytes]:
         """Status and body of the reply."""
         assert self._transport is not None
@@ -91,6 +96,7 @@ async def _client(port: int, number: int, seconds: float, first_hour: int) -> tu
         status, _ = await client.exchange(request)
         times.append(time.perf_counter() - started)
         failures += status != 200
+    client.close()
     used = -(-len(times) // _STREAMS_PER_CLIENT)
     return times, failures, used
 

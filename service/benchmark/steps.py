@@ -1,8 +1,8 @@
 """Engine updates per second against a bare `nn.LSTM` step, both on one thread.
 
 Subject: gather rows from the slab, fold one observation (scaling, features, recurrent layers), scatter the rows back.
-Reference: one step of a bare `nn.LSTM` with the same input size, hidden size, layers and batch, given its input and state
-ready-made: no scaling, no features, no slab.
+Reference: one step of a bare `nn.LSTM` with the same input size, hidden size, layers and batch, given its input and
+state ready-made: no scaling, no features, no slab.
 """
 
 from __future__ import annotations

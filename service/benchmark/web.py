@@ -92,7 +92,7 @@ def measure_bulk(model: Path, folder: Path, rows: int, rounds: int) -> Iterator[
 
 
 def _json_lines(names: list[str], hour: int, steps: int) -> bytes:
-    lines = []
+    lines: list[str] = []
     for h in range(hour, hour + steps):
         ds = _ds(h)
         lines.extend(f'{{"unique_id":"{name}","ds":"{ds}","y":{10 + h % 24}.5}}' for name in names)

@@ -48,6 +48,7 @@ def test_sixty_four_clients_on_five_hundred_streams(artifact, tmp_path, tiny_for
             answer = await ask(client, "POST", f"/v1/streams/{name}/observations", observations((hour, y), horizon=1))
             logs[name][hour] = y
             answers[name].append(answer)
+        client.close()
 
     async def all_of_it(port: int) -> None:
         tasks = [asyncio.create_task(work(number, port)) for number in range(CLIENTS)]
