@@ -114,7 +114,11 @@ class Engine:
         done: Future[None] = Future()
 
         def change() -> None:
-            self._residents = Residents(model, self._store, self._metrics, self._limits.max_resident)
+            try:
+                self._residents = Residents(model, self._store, self._metrics, self._limits.max_resident)
+            except Exception as error:
+                done.set_exception(error)
+                return
             self.model = model
             self._metrics.serves(model.name, model.version)
             done.set_result(None)
@@ -211,8 +215,12 @@ class Engine:
         started = time.perf_counter()
         results, due = self._attempt(items)
         self._deliver(results)
-        self._count(items, results, time.perf_counter() - started)
-        self._housekeep(due)
+        try:
+            self._count(items, results, time.perf_counter() - started)
+            self._housekeep(due)
+        except Exception:
+            # The outcomes are out; counting and snapshots must not take the engine down.
+            logging.getLogger("service").exception("housekeeping failed")
 
     def _attempt(self, items: list[Item]) -> tuple[dict[Item, Result], list[str]]:
         for _ in range(_STALE_RETRIES):
