@@ -100,6 +100,7 @@ class Reporter:
                 self.notice(unsaid)
                 said, unsaid = time.monotonic(), ""
 
+        line(0.0, "started")
         yield line
         if unsaid:
             self.notice(unsaid)

@@ -59,9 +59,18 @@ def learning_curve(history: Sequence[dict[str, float]]) -> go.Figure:
             opacity=0.5,
         )
         figure.add_trace(bars, row=2, col=1, secondary_y=True)
-        figure.update_yaxes(range=[0, 1], row=2, col=1, secondary_y=True, showgrid=False)
+        share = {
+            "range": [0, 1],
+            "tickformat": ".0%",
+            "tickvals": [0, 0.5, 1],
+            "showgrid": False,
+            "title_text": "clipped",
+        }
+        figure.update_yaxes(**share, row=2, col=1, secondary_y=True)
     figure.update_layout(title="Learning curve", height=480, **LAYOUT)
     figure.update_xaxes(title_text="epoch", row=2, col=1)
+    figure.update_yaxes(title_text="loss", row=1, col=1)
+    figure.update_yaxes(title_text="gradient norm", row=2, col=1, secondary_y=False)
     return figure
 
 
@@ -94,7 +103,7 @@ def example_forecasts(result: Backtest, panel: Panel, config: Config) -> go.Figu
     for row, name in enumerate(shown, start=1):
         window = last[last["unique_id"] == name]
         first_of_legend = row == 1
-        history = _before(panel, name, window["ds"].iloc[0], 3 * config.horizon)
+        history = _before(panel, name, window["ds"].iloc[0], 2 * config.horizon)
         band = pd.concat([window["ds"], window["ds"][::-1]])
         edges = pd.concat([window["0.9"], window["0.1"][::-1]])
         traces = (

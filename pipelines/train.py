@@ -40,6 +40,10 @@ __all__ = [
 ]
 
 
+TAGGED_METRICS = ("wql", "mase", "coverage_80", "seasonal_naive_wql")
+"""Shown beside each version in the registry; all others are on the run and on the logged model."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainedRun:
     """A finished fit: the MLflow run that holds it, the model, and what it took."""
@@ -196,7 +200,7 @@ def register_step(run_id: str, request: TrainRequest) -> str:
     """Register a run's model as the next version with alias `challenger`; done before, it returns the same version."""
     client = connect(request.tracking_uri)
     metrics = backtest_metrics(client, run_id) or {}
-    tags = {f"backtest.{key}": f"{value:.6g}" for key, value in metrics.items()}
+    tags = {f"backtest.{key}": f"{metrics[key]:.6g}" for key in TAGGED_METRICS if key in metrics}
     return register(client, request.name, model_uri_of(client, run_id), run_id=run_id, tags=tags)
 
 

@@ -9,6 +9,7 @@ from forecaster import InputError, Panel
 from pipelines.demo.cities import REPLAY_STEPS, load_cities
 from pipelines.demo.scoreboard import SEASON, Scoreboard
 from pipelines.demo.stage import prepare_folder
+from tests.pipelines.kit import run_cli
 
 
 def test_every_forecast_that_covers_an_observation_counts_once() -> None:
@@ -74,3 +75,20 @@ def test_the_demo_empties_only_folders_of_its_own(tmp_path) -> None:
 
     assert not (own / "old.txt").exists()
     assert (other / "precious.txt").exists()
+
+
+@pytest.mark.slow
+def test_the_whole_demo_holds_what_it_claims(tmp_path) -> None:
+    """Minutes: real training, a real server, really killed. The demo checks its own claims; this checks that it did."""
+    done = run_cli("demo", "--json", cwd=tmp_path, timeout=900)
+
+    assert done.status == 0, done.err
+    told = done.json
+    assert told["crash"]["lost"] == 0
+    assert told["crash"]["acknowledged"] > 0
+    assert len(told["batch_difference"]) == 2
+    assert max(told["batch_difference"]) <= 1e-4
+    assert told["swap"]["failed_requests"] == 0
+    assert told["live"]["observations"] == 2 * REPLAY_STEPS
+    assert told["live"]["mae"] < told["live"]["seasonal_naive_mae"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo-run"]
