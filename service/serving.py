@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 
@@ -18,6 +19,11 @@ def run(app: ASGIApp, *, host: str, port: int, log_level: str = "warning", drain
     # Event loop and engine share one interpreter lock. The engine gives it up at every tensor operation and, with the
     # default of 5 ms, would wait that long to get it back while requests are being parsed.
     sys.setswitchinterval(_SWITCH_SECONDS)
+    # What the libraries built while importing lives as long as the process; walking through its hundreds of thousands
+    # of objects again and again would stop every request for a tenth of a second.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
     # uvicorn shuts down in good order and then raises the signal again, which would end the process with an error.
     signal.signal(signal.SIGTERM, lambda *_: None)
     uvicorn.run(
