@@ -482,6 +482,14 @@ def test_a_boxed_run_ends_with_its_box_and_a_usable_model() -> None:
     assert np.isfinite(forecaster.forecast(forecaster.warm_up([histories(1)[0]], [0]))).all()
 
 
+def test_mixed_precision_trains_to_about_the_same_weights_and_serves_in_full_precision() -> None:
+    full, mixed = fitted().forecaster, fitted(with_training(precision="bf16")).forecaster
+
+    states = [forecaster.warm_up([histories()[0]], [0]) for forecaster in (full, mixed)]
+    assert states[1].hidden.dtype == torch.float32
+    np.testing.assert_allclose(mixed.forecast(states[1]), full.forecast(states[0]), rtol=0.2)
+
+
 def test_the_transform_is_chosen_by_the_sign_of_the_panel() -> None:
     auto = dataclasses.replace(CONFIG, transform="auto", training=dataclasses.replace(CONFIG.training, updates=2))
     positive = [np.abs(y) + 1 for y in histories(2)]
