@@ -1,0 +1,142 @@
+"""What a training leaves behind in MLflow, and that its steps can be repeated alone."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from forecaster import InputError
+from pipelines.benchmark import Shape, benchmark_training
+from pipelines.configuration import build_config
+from pipelines.connection import connect
+from pipelines.registry import CHALLENGER, CHAMPION, version_of_alias
+from pipelines.tracking import backtest_metrics, git_commit
+from pipelines.train import TrainRequest, backtest_step, fit_step, prepare, promotion_step, register_step, train
+from tests.pipelines.kit import HORIZON, QUICK, SEASON, long_frame
+
+# MLflow 3.17 itself uses what pandas 3 advises against, also when its client only reads.
+pytestmark = pytest.mark.filterwarnings("ignore:Operation with range is deprecated")
+
+CURVES = {"train_loss", "val_loss", "learning_rate", "gradient_norm", "clipped_share", "updates_per_second", "seconds"}
+
+
+@pytest.fixture
+def request_(tmp_path: Path, tracking_uri: str) -> TrainRequest:
+    """A training that takes a second."""
+    long_frame().to_csv(tmp_path / "data.csv", index=False)
+    return TrainRequest(
+        data=str(tmp_path / "data.csv"),
+        freq="h",
+        horizon=HORIZON,
+        seasonality=(SEASON,),
+        overrides=QUICK,
+        name="demand",
+        tracking_uri=tracking_uri,
+    )
+
+
+def changed(request: TrainRequest, **changes: object) -> TrainRequest:
+    return replace(request, **changes)  # type: ignore[arg-type]
+
+
+def artifacts(client: MlflowClient, run_id: str, folder: str = "") -> set[str]:
+    return {item.path for item in client.list_artifacts(run_id, folder)}
+
+
+def test_a_training_writes_down_all_that_explains_it(request_: TrainRequest, tracking_uri: str, tmp_path: Path) -> None:
+    result = train(changed(request_, seed=3, out=str(tmp_path / "model")))
+
+    client = connect(tracking_uri)
+    run = client.get_run(result.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["network.hidden_size"] == "8"
+    assert run.data.params["training.seed"] == "3"
+    assert set(run.data.metrics) >= CURVES
+    assert len(client.get_metric_history(result.run_id, "gradient_norm")) == result.epochs == 2
+    assert backtest_metrics(client, result.run_id) == pytest.approx(result.metrics)
+    fingerprint = run.data.tags["data.training.fingerprint"]
+    assert re.fullmatch("[0-9a-f]{64}", fingerprint)
+    assert run.inputs.dataset_inputs[0].dataset.digest == fingerprint[:36]
+    assert {"environment.python", "environment.torch"} <= set(run.data.tags)
+    assert run.data.tags.get("mlflow.source.git.commit") == git_commit(Path(__file__).parent)
+    assert artifacts(client, result.run_id) == {"backtest", "environment.json", "plots"}
+    assert artifacts(client, result.run_id, "backtest") == {
+        f"backtest/{name}" for name in ("by_series.json", "by_step.json", "by_window.json", "forecasts.parquet")
+    }
+    assert artifacts(client, result.run_id, "plots") == {"plots/learning_curve.html", "plots/backtest.html"}
+    for page in ("learning_curve", "backtest"):
+        path = client.download_artifacts(result.run_id, f"plots/{page}.html", str(tmp_path))
+        text = Path(path).read_text(encoding="utf-8")
+        assert text.count("<script") >= 2
+        assert "<script src" not in text, "a plot must not need a network"
+    logged = client.get_logged_model(run.data.tags["model.uri"].removeprefix("models:/"))
+    assert {metric.key for metric in logged.metrics} >= {"backtest/wql", "backtest/coverage_80"}
+    assert Path(tmp_path / "model" / "manifest.json").exists()
+
+
+def test_steps_can_be_repeated_alone_and_change_nothing_then(request_: TrainRequest, tracking_uri: str) -> None:
+    """As a scheduler does it: every step starts from the request, and a run id or a version."""
+    client = connect(tracking_uri)
+    run_id = fit_step(prepare(request_), request_).run_id
+
+    first = backtest_step(run_id, prepare(request_), request_)
+    again = backtest_step(run_id, prepare(request_), request_)
+    assert first is not None
+    assert again is not None
+    assert first.metrics == again.metrics
+    assert backtest_metrics(client, run_id) == pytest.approx(first.metrics)
+
+    assert register_step(run_id, request_) == register_step(run_id, request_) == "1"
+    rival, decision = promotion_step("1", prepare(request_), request_)
+    assert rival is None
+    assert decision.promoted
+    assert version_of_alias(client, "demand", CHALLENGER) == version_of_alias(client, "demand", CHAMPION) == "1"
+    with pytest.raises(InputError, match="no run"):
+        register_step("0" * 32, request_)
+
+
+def test_series_too_short_to_judge_train_a_first_champion_but_never_replace_one(
+    request_: TrainRequest, tracking_uri: str
+) -> None:
+    long_frame(steps=17).to_csv(request_.data, index=False)
+
+    first, second = train(request_), train(changed(request_, seed=1))
+
+    assert (first.n_windows, first.promoted, first.metrics) == (0, True, {})
+    assert not second.promoted
+    assert "no backtest" in second.reason
+    assert version_of_alias(connect(tracking_uri), "demand", CHAMPION) == "1"
+
+
+def test_a_champion_that_cannot_forecast_so_far_stays_and_the_reason_says_so(
+    request_: TrainRequest, tracking_uri: str
+) -> None:
+    train(changed(request_, horizon=1))
+
+    result = train(request_)
+
+    assert not result.promoted
+    assert "cannot be measured" in result.reason
+    assert "champion 1: horizon is 6, expected 1 to 4" in result.reason
+
+
+def test_options_win_over_the_file_and_overrides_over_options(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('freq = "D"\nhorizon = 9\n[network]\nhidden_size = 16\nnum_layers = 3\n[training]\nseed = 1\n')
+
+    config = build_config(freq="h", horizon=6, seed=2, config_file=file, overrides={"network.num_layers": "1"})
+
+    assert (config.freq, config.horizon, config.network.hidden_size) == ("h", 6, 16)
+    assert (config.network.num_layers, config.training.seed) == (1, 2)
+
+
+def test_the_training_benchmark_measures_both_loops() -> None:
+    shape = Shape(lanes=2, chunk_length=8, hidden_size=4, num_layers=2, horizon=2, season=2)
+    rows = list(benchmark_training(shape, rounds=1, seconds=1.0))
+
+    assert len(rows) == 2
+    assert all(row["value"] > 0 and row["reference"] > 0 and row["ratio"] > 0 for row in rows)
