@@ -15,7 +15,7 @@ import pandas as pd
 
 from forecaster import InputError, Panel
 
-__all__ = ["check_output", "read_frame", "read_panel", "write_frame"]
+__all__ = ["check_output", "parse_ds", "read_frame", "read_panel", "write_frame"]
 
 COLUMNS = ("unique_id", "ds", "y")
 CSV_SUFFIXES = (".csv", ".csv.gz")
@@ -53,7 +53,7 @@ def read_panel(data: str | Path, freq: str, *, notice: Notice | None = None) -> 
     if extra and notice is not None:
         notice(f"ignored columns of {data}: {_short(extra)} (covariates are not used yet)")
     frame = frame[list(COLUMNS)].copy()
-    frame["ds"] = _timestamps(frame["ds"], freq, str(data))
+    frame["ds"] = parse_ds(frame["ds"], freq, str(data))
     frame["y"] = _numbers(frame, str(data))
     try:
         panel = Panel.from_frame(frame, freq)
@@ -160,7 +160,14 @@ def _read_file(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return frame
 
 
-def _timestamps(ds: pd.Series[Any], freq: str, source: str) -> pd.Series[Any]:
+def parse_ds(ds: pd.Series[Any], freq: str, source: str) -> pd.Series[Any]:
+    """Turn a `ds` column into timestamps or integers, as `freq` asks for.
+
+    Raises
+    ------
+    InputError
+        A value is neither; the message names `source` and the row.
+    """
     if freq == INTEGER_FREQ:
         if pd.api.types.is_integer_dtype(ds.dtype):
             return ds

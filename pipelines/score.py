@@ -17,7 +17,7 @@ import pandas as pd
 from forecaster import InputError, Panel
 from forecaster.baselines import naive2, seasonal_naive
 from forecaster.metrics import coverage, mase, naive_error, owa, smape, wql
-from pipelines.data import Notice, read_frame, read_panel
+from pipelines.data import Notice, parse_ds, read_frame, read_panel
 
 __all__ = ["score"]
 
@@ -101,8 +101,7 @@ def _is_level(column: str) -> bool:
 
 def _panel(frame: pd.DataFrame, column: str, freq: str, source: str) -> Panel:
     part = frame[["unique_id", "ds", column]].rename(columns={column: "y"})
-    if freq != INTEGER_FREQ and not pd.api.types.is_datetime64_any_dtype(part["ds"].dtype):
-        part["ds"] = pd.to_datetime(part["ds"], format="ISO8601", errors="coerce")
+    part["ds"] = parse_ds(part["ds"], freq, source)
     try:
         return Panel.from_frame(part, freq)
     except InputError as error:
