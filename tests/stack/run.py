@@ -107,7 +107,7 @@ def temperatures() -> tuple[Series, Series]:
         )
         # One hour lacks and one repeats where the clocks change; the weeks taken here have neither.
         series = series.sort_values("ds").tail(HISTORY_STEPS + STREAMED_STEPS)
-        # The data are averages of thirty years, too smooth for anything to beat the seasonal naive: the weather is ours.
+        # Averages of thirty years are too smooth for anything to beat the seasonal naive; the weather is ours.
         series["y"] += rng.normal(0, 3, len(series)).round(1)
         known[unique_id], to_come[unique_id] = series.head(HISTORY_STEPS), series.tail(STREAMED_STEPS)
     return known, to_come
