@@ -139,6 +139,8 @@ class Calendar:
             stamp = datetime.fromisoformat(value)  # type: ignore[arg-type]
         except (TypeError, ValueError):
             raise InputError(f"ds {value!r} is not an ISO 8601 timestamp") from None
+        if "\x00" in value:  # type: ignore[operator]  # which fromisoformat takes for the end
+            raise InputError(f"ds {value!r} is not an ISO 8601 timestamp")
         if _TOO_FINE.search(value):  # type: ignore[arg-type]
             raise InputError(f"ds {value!r} is finer than a microsecond")
         if not 1678 <= stamp.year <= 2261:

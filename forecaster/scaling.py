@@ -198,11 +198,11 @@ def _inverse(size: Tensor) -> Tensor:
 def _relative(y: Tensor, location: Tensor, scale: Tensor, kind: Transform) -> Tensor:
     """Transform before the division by the unit."""
     inverse = _inverse(_breadth(location, scale, kind)).unsqueeze(-1)
-    relative = ((y - location.unsqueeze(-1)) * inverse).float()
+    relative = (y - location.unsqueeze(-1)).mul_(inverse).float()
     if kind == "linear":
         return relative
     if not relative.numel() or float(relative.amin()) >= FLOOR - 1:
-        return torch.log1p(relative)
+        return relative.log1p_()
     return torch.log1p(relative.clamp(min=FLOOR - 1)) + (relative + (1 - FLOOR)).clamp(max=0) / FLOOR
 
 
@@ -310,7 +310,7 @@ def _extend(ring: Tensor, y: Tensor, seen: Tensor) -> Tensor:
 
 def _unit(raw: Tensor, count: Tensor) -> Tensor:
     """Root mean square of the transformed window [..., W], drawn to a prior where few values are known."""
-    square = raw.square().sum(-1).double() / count.clamp(min=1)
+    square = torch.linalg.vector_norm(raw, dim=-1).double().square() / count.clamp(min=1)
     trust = (count / PRIOR_COUNT).clamp(max=1)
     return (trust * square + (1 - trust) * PRIOR_UNIT**2 + SMALLEST_UNIT**2).sqrt().clamp(max=LARGEST_UNIT)
 

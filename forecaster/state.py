@@ -73,14 +73,16 @@ class StreamState:
 
     def select(self, rows: Tensor | Sequence[int] | slice) -> StreamState:
         """Rows by index, boolean mask or slice; indices copy, a slice shares memory."""
-        index = rows if isinstance(rows, slice) else _index(rows)
-        return StreamState(*(tensor[index] for tensor in self._tensors()))
+        if isinstance(rows, slice):
+            return StreamState(*(tensor[rows] for tensor in self._tensors()))
+        index = _index(rows)
+        return StreamState(*(tensor.index_select(0, index) for tensor in self._tensors()))
 
     def assign(self, rows: Tensor | Sequence[int], other: StreamState) -> None:
         """Write `other`'s rows over `rows`, in place; the only method that changes a state."""
         index = _index(rows)
         for mine, theirs in zip(self._tensors(), other._tensors(), strict=True):
-            mine[index] = theirs
+            mine.index_copy_(0, index, theirs)
 
     def replace_rows(self, rows: Tensor, other: StreamState) -> StreamState:
         """Copy of `self` with `rows` taken from `other`, row by row."""
@@ -175,7 +177,7 @@ class StateLayout:
 
 def _index(rows: Tensor | Sequence[int]) -> Tensor:
     index = torch.as_tensor(rows)
-    return index if index.dtype == torch.bool else index.to(torch.int64)
+    return index.nonzero().squeeze(1) if index.dtype == torch.bool else index.to(torch.int64)
 
 
 def _check_record(record: bytes, size: int, index: int) -> None:
