@@ -310,7 +310,8 @@ def _extend(ring: Tensor, y: Tensor, seen: Tensor) -> Tensor:
 
 def _unit(raw: Tensor, count: Tensor) -> Tensor:
     """Root mean square of the transformed window [..., W], drawn to a prior where few values are known."""
-    square = torch.linalg.vector_norm(raw, dim=-1).double().square() / count.clamp(min=1)
+    norm: Tensor = torch.linalg.vector_norm(raw, dim=-1).double()
+    square = norm.square() / count.clamp(min=1)
     trust = (count / PRIOR_COUNT).clamp(max=1)
     return (trust * square + (1 - trust) * PRIOR_UNIT**2 + SMALLEST_UNIT**2).sqrt().clamp(max=LARGEST_UNIT)
 
