@@ -93,7 +93,9 @@ class Forecaster:
         y = y.to(torch.float64)
         if lengths is None:
             for start, end in self._spans(rows, total):
-                _, state = self._network.encode(state, y[:, start:end])
+                encoded, state = self._network.encode(state, y[:, start:end])
+            if total == 1:  # streaming: the forecast that usually follows needs just this
+                state = state.remember(encoded.at((slice(None), -1)))
             return state
         for start, end in self._spans(rows, total):
             left = (lengths - start).clamp(max=end - start)
@@ -280,7 +282,8 @@ class Forecaster:
         quadrature, as for independent errors.
         """
         middle = len(self.config.quantile_levels) // 2
-        blocks = [self._decode(self._network.encoded(state))]
+        at_hand = state.moment if isinstance(state.moment, Encoded) else None
+        blocks = [self._decode(at_hand or self._network.encoded(state))]
         for _ in range(self.config.horizon, horizon, self.config.horizon):
             state = self.fold(state, blocks[-1][:, middle])
             block = self._decode(self._network.encoded(state))

@@ -13,7 +13,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -49,6 +49,9 @@ class StreamState:
         Missing steps since the latest observed one, int64, shape [B].
     last_step
         Step number of the latest folded step, int64, shape [B].
+    moment
+        What a forecast would derive from the fields above, if whoever made this state had it at hand; else None. Only
+        saves work: never stored, never copied to another state.
     """
 
     hidden: Tensor
@@ -58,6 +61,7 @@ class StreamState:
     age: Tensor
     silence: Tensor
     last_step: Tensor
+    moment: object | None = field(default=None, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -69,7 +73,13 @@ class StreamState:
         return sum(tensor.element_size() * (tensor.numel() // max(len(self), 1)) for tensor in self._tensors())
 
     def _tensors(self) -> list[Tensor]:
-        return [getattr(self, spec.name) for spec in fields(self)]
+        return [getattr(self, spec.name) for spec in fields(self) if spec.init]
+
+    def remember(self, moment: object) -> StreamState:
+        """The same state with `moment` at hand."""
+        copy = replace(self)
+        object.__setattr__(copy, "moment", moment)
+        return copy
 
     def select(self, rows: Tensor | Sequence[int] | slice) -> StreamState:
         """Rows by index, boolean mask or slice; indices copy, a slice shares memory."""
@@ -80,6 +90,7 @@ class StreamState:
 
     def assign(self, rows: Tensor | Sequence[int], other: StreamState) -> None:
         """Write `other`'s rows over `rows`, in place; the only method that changes a state."""
+        object.__setattr__(self, "moment", None)
         index = _index(rows)
         for mine, theirs in zip(self._tensors(), other._tensors(), strict=True):
             mine.index_copy_(0, index, theirs)

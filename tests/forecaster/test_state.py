@@ -30,7 +30,7 @@ def state(tiny_forecaster: Forecaster) -> StreamState:
 
 
 def columns(state: StreamState) -> dict[str, torch.Tensor]:
-    return {spec.name: getattr(state, spec.name) for spec in dataclasses.fields(state)}
+    return {spec.name: getattr(state, spec.name) for spec in dataclasses.fields(state) if spec.init}
 
 
 def test_an_initial_state_has_observed_nothing(tiny_forecaster: Forecaster) -> None:
@@ -197,3 +197,23 @@ def test_a_layout_says_what_an_empty_row_looks_like() -> None:
     assert state.ring.shape == (3, 7)
     assert state.statistics.shape == (3, 4)
     assert state.ring.dtype == state.statistics.dtype == torch.float64
+
+
+def test_what_a_fold_leaves_at_hand_is_what_the_fields_say(tiny_forecaster: Forecaster) -> None:
+    fresh = tiny_forecaster.observe(tiny_forecaster.warm_up([np.arange(9.0)], [0]), torch.tensor([4.0]))
+    stored = tiny_forecaster.state_from_bytes(fresh.to_bytes())
+
+    assert fresh.moment is not None
+    assert stored.moment is None
+    np.testing.assert_allclose(tiny_forecaster.forecast(fresh), tiny_forecaster.forecast(stored), rtol=1e-6)
+
+
+def test_what_is_at_hand_never_outlives_a_change_of_the_fields(tiny_forecaster: Forecaster) -> None:
+    one, other = (tiny_forecaster.warm_up([np.arange(n) + 1.0], [0]) for n in (9, 14))
+    state = tiny_forecaster.observe(one, torch.tensor([4.0]))
+
+    assert state.select([0]).moment is None
+    assert dataclasses.replace(state, ring=other.ring).moment is None
+    state.assign([0], other)
+
+    np.testing.assert_array_equal(tiny_forecaster.forecast(state), tiny_forecaster.forecast(other))
