@@ -81,9 +81,13 @@ class MlflowRegistry:
             # By itself the client would retry a dead server for minutes before saying so.
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-            from mlflow import MlflowClient
+            os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+            import mlflow
 
-            self._client = MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
+            # Downloads of models:/ references follow the process-wide settings, whatever the call says.
+            mlflow.set_tracking_uri(self._uri)
+            mlflow.set_registry_uri(self._uri)
+            self._client = mlflow.MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
         return self._client
 
     def version_of(self, reference: Reference) -> str:

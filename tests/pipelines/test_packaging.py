@@ -24,7 +24,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Operation with range is deprecat
 
 # Runs with the model's folder, a CSV and an output file, and nothing else of ours in reach.
 STRANGER = """
-import sys
+import os, sys
+sys.path[:] = [entry for entry in sys.path if not os.path.exists(os.path.join(entry, "pipelines", "cli.py"))]
 import mlflow, pandas as pd
 for name in ("pipelines", "service", "lightning"):
     assert name not in sys.modules
