@@ -133,7 +133,7 @@ def ours(shape: Shape) -> Callable[[float], float]:
     from forecaster.training import fit
 
     generator = np.random.default_rng(0)
-    steps = shape.chunk_length * 4
+    steps = shape.chunk_length * 16  # as long as M4's hourly series
     time_steps = np.arange(steps)
     series = []
     for lane in range(shape.lanes):
@@ -150,7 +150,7 @@ def ours(shape: Shape) -> Callable[[float], float]:
                 "lanes": shape.lanes,
                 "chunk_length": shape.chunk_length,
                 "updates": 1_000_000,  # never reached: a turn ends by time
-                "epoch_updates": 1,
+                "epoch_updates": 20,  # many turns of an epoch, as in a real run, but several in the time at hand
                 "validation_horizons": 0,
             },
         }

@@ -135,8 +135,8 @@ class TrainingModule(LightningModule):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip as the Trainer says, and log the norm before and whether it was clipped."""
-        norms = [parameter.grad.norm() for parameter in self.network.parameters() if parameter.grad is not None]
-        norm = torch.stack(norms).norm()
+        gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
         self.log("gradient_norm", norm, on_step=False, on_epoch=True, batch_size=1)
         clipped = float(gradient_clip_val is not None and norm > gradient_clip_val)
         self.log("clipped_share", clipped, on_step=False, on_epoch=True, batch_size=1)
@@ -145,7 +145,10 @@ class TrainingModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW; linear rise, then cosine decay to 2 % over the run."""
         optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
+            self.network.parameters(),
+            lr=self.settings.learning_rate,
+            weight_decay=self.settings.weight_decay,
+            foreach=True,
         )
         return {
             "optimizer": optimizer,
