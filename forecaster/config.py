@@ -38,7 +38,8 @@ class NetworkConfig:
     bias
         Whether the gates have additive biases.
     dropout
-        Probability of zeroing an output between layers and before the decoder, in training only.
+        Probability of zeroing a unit between layers, for all steps of a chunk alike, and before the decoder; in
+        training only.
     proj_size
         Width of a projected hidden state, LSTM only; 0 for none (as in `torch.nn.LSTM`).
     residual

@@ -124,7 +124,7 @@ class RecurrentStack(nn.Module):
         for index, layer in enumerate(self.layers):
             below = output
             if index > 0:
-                output = self.dropout(output if self.norms is None else self.norms[index - 1](output))
+                output = self._drop(output if self.norms is None else self.norms[index - 1](output), packed is None)
             before = (state.hidden[index : index + 1].contiguous(), state.cell[index : index + 1].contiguous())
             given = output if packed is None else packed._replace(data=output)
             output, after = layer(given, before if self.cell_size else before[0])
@@ -136,6 +136,13 @@ class RecurrentStack(nn.Module):
         if packed is not None:
             output = _pad(packed._replace(data=output), inputs.shape[0])
         return output, RecurrentState(torch.cat(hidden), torch.cat(cell))
+
+    def _drop(self, output: Tensor, by_row: bool) -> Tensor:
+        """Dropout in training: the same units of a row for all steps of a chunk (Gal and Ghahramani, 2016)."""
+        if not self.training or self.dropout.p == 0:
+            return output
+        mask: Tensor = self.dropout(torch.ones_like(output[:1] if by_row else output))
+        return output * mask
 
 
 def _pad(packed: PackedSequence, length: int) -> Tensor:
