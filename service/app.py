@@ -14,11 +14,11 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from service import problems
+from service.bodies.schemas import ForecastsRequest, ObservationsRequest, Row, StreamHistory
 from service.middleware import BodyLimit, RequestMetrics
 from service.routes import forecasts, observations, operations, streams
 from service.routes.lean import LeanRoute
 from service.runtime import Service
-from service.schemas import ForecastsRequest, ObservationsRequest, Row, StreamHistory
 from service.settings import Settings
 
 __all__ = ["create_app"]

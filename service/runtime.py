@@ -17,14 +17,14 @@ from typing import Self
 import torch
 from sqlalchemy.exc import SQLAlchemyError
 
+from service.bodies.schemas import ForecastsRequest
 from service.engine import Engine, Limits
+from service.engine.rederive import rederive
 from service.errors import ModelError, StoreError
 from service.metrics import Metrics
-from service.model import ServedModel, load_model
+from service.models.registry import MlflowRegistry, Watcher, parse_reference
+from service.models.served import ServedModel, load_model
 from service.problems import overloaded, unavailable
-from service.rederive import rederive
-from service.registry import MlflowRegistry, Watcher, parse_reference
-from service.schemas import ForecastsRequest
 from service.settings import Settings
 from service.stateless import forecast_histories
 from service.store import Store

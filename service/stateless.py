@@ -7,11 +7,11 @@ import orjson
 import torch
 
 from forecaster import InputError
-from service.folding import dense, fold_ragged
-from service.histories import read_history
-from service.model import ServedModel
-from service.replies import forecast
-from service.schemas import ForecastsRequest
+from service.bodies.histories import read_history
+from service.bodies.replies import forecast
+from service.bodies.schemas import ForecastsRequest
+from service.engine.folding import dense, fold_ragged
+from service.models.served import ServedModel
 
 __all__ = ["forecast_histories"]
 

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from service import serving
-from service.schemas import ObservationsRequest
+from service.bodies.schemas import ObservationsRequest
 
 __all__ = ["bare_app"]
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from forecaster import Forecaster
-from service.slab import Slab
+from service.engine.slab import Slab
 
 __all__ = ["measure_steps"]
 

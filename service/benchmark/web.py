@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from service.bulk import ARROW, JSON_LINES
+from service.bodies.bulk import ARROW, JSON_LINES
 
 __all__ = ["measure_bulk", "measure_singles"]
 

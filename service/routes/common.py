@@ -7,11 +7,11 @@ from typing import Any, TypeVar, cast
 from fastapi import Request
 from pydantic import BaseModel
 
+from service.bodies.schemas import check_unique_id
 from service.engine import Engine
-from service.items import Outcome, Single
+from service.engine.items import Outcome, Single
 from service.problems import Problem, invalid
 from service.runtime import Service
-from service.schemas import check_unique_id
 
 __all__ = ["body_of", "engine_of", "if_match", "model_body", "outcome_of", "service_of", "unique_id_of"]
 

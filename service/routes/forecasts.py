@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastapi import FastAPI, Request, Response
 
+from service.bodies.schemas import ForecastsRequest
 from service.routes.common import body_of, model_body, refuse_query, service_of
-from service.schemas import ForecastsRequest
 
 __all__ = ["add_to"]
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
-from service.bulk import ARROW, JSON_LINES, Rows, read_arrow, read_json_lines, verdicts_reply
-from service.dates import Dates
-from service.items import Bundle, Item, Observe, Outcome
+from service.bodies.bulk import ARROW, JSON_LINES, Rows, read_arrow, read_json_lines, verdicts_reply
+from service.bodies.replies import json_reply
+from service.engine.items import Bundle, Item, Observe, Outcome
+from service.models.dates import Dates
 from service.problems import Problem, invalid
-from service.replies import json_reply
 from service.routes.common import engine_of, refuse_query
 
 __all__ = ["add_to"]

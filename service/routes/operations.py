@@ -8,8 +8,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from service.bodies.replies import json_reply
 from service.problems import Problem
-from service.replies import json_reply
 from service.routes.common import service_of
 
 __all__ = ["add_to"]

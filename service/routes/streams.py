@@ -10,12 +10,12 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from service.histories import read_history
-from service.items import Create, Delete, Look, Observe, Single
+from service.bodies.histories import read_history
+from service.bodies.replies import description, json_reply, observed, stream_forecast
+from service.bodies.schemas import ForecastQuery, ObservationsRequest, StreamHistory
+from service.engine.items import Create, Delete, Look, Observe, Single
 from service.problems import invalid
-from service.replies import description, json_reply, observed, stream_forecast
 from service.routes.common import body_of, engine_of, if_match, model_body, refuse_query, service_of, unique_id_of
-from service.schemas import ForecastQuery, ObservationsRequest, StreamHistory
 
 __all__ = ["add_to"]
 

@@ -157,7 +157,7 @@ def test_a_stopped_server_finishes_what_it_took_in_and_leaves_snapshots(artifact
 
 
 def server_key(artifact):
-    from service.model import load_model
+    from service.models.served import load_model
 
     return load_model(artifact).key
 

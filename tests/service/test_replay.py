@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.items import Create, Delete, Look, Observe, Outcome
+from service.engine.items import Create, Delete, Look, Observe, Outcome
+from service.engine.microbatch import MicroBatch
+from service.engine.residents import Residents
 from service.metrics import Metrics
-from service.microbatch import MicroBatch
-from service.model import ServedModel
+from service.models.served import ServedModel
 from service.problems import Problem
-from service.residents import Residents
 from service.store import Store
 from tests.service.kit import assert_same_state, recompute
 

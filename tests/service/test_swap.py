@@ -14,8 +14,8 @@ import pytest
 
 from service.errors import ModelError
 from service.metrics import Metrics
-from service.model import ServedModel, load_model
-from service.registry import Reference, Watcher, parse_reference
+from service.models.registry import Reference, Watcher, parse_reference
+from service.models.served import ServedModel, load_model
 from tests.forecaster.kit import config_of, forecaster_of
 from tests.service.kit import Server, ds, history, observations, recompute, run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.verdicts import Verdict, judge
+from service.engine.verdicts import Verdict, judge
 
 STEPS = st.integers(-2, 30)
 VALUES = st.one_of(st.none(), st.integers(0, 3).map(float))

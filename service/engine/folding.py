@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from forecaster import ArtifactError, Forecaster, StreamState
-from service.model import ServedModel
+from service.models.served import ServedModel
 from service.store import Recovery, Store, StreamRecord
 
 __all__ = ["dense", "fold_ragged", "restore", "rewind"]

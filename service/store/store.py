@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, Self, TypeVar
 from sqlalchemy import Connection, Engine, and_, bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from service.database import open_database, prepare_schema, reading
 from service.errors import StaleStreams, StoreError
-from service.statements import advance, append
-from service.tables import Tables, build_tables
+from service.store.database import open_database, prepare_schema, reading
+from service.store.statements import advance, append
+from service.store.tables import Tables, build_tables
 
 __all__ = ["Changes", "NewStream", "Recovery", "Store", "StreamRecord"]
 

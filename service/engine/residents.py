@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from forecaster import StreamState
-from service.folding import restore
+from service.engine.folding import restore
+from service.engine.slab import Slab
 from service.metrics import Metrics
-from service.model import ServedModel
-from service.slab import Slab
+from service.models.served import ServedModel
 from service.store import Store, StreamRecord
 
 __all__ = ["Resident", "Residents"]

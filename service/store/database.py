@@ -17,7 +17,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
 from service.errors import StoreError
-from service.tables import SCHEMA_VERSION, Tables
+from service.store.tables import SCHEMA_VERSION, Tables
 
 __all__ = ["open_database", "prepare_schema", "reading"]
 

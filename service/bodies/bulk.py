@@ -15,11 +15,11 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from forecaster import InputError
-from service.dates import Dates
-from service.items import Outcome
+from service.bodies.schemas import MAX_ABSOLUTE_Y, Row, check_unique_id
+from service.engine.items import Outcome
+from service.engine.verdicts import Verdict
+from service.models.dates import Dates
 from service.problems import Problem, from_validation, invalid
-from service.schemas import MAX_ABSOLUTE_Y, Row, check_unique_id
-from service.verdicts import Verdict
 
 __all__ = ["ARROW", "JSON_LINES", "Rows", "read_arrow", "read_json_lines", "verdicts_reply"]
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from forecaster import InputError
-from service.dates import Dates
+from service.models.dates import Dates
 
 __all__ = ["History", "read_history"]
 

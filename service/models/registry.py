@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 from service.errors import ModelError, ServiceError
 from service.metrics import Metrics
-from service.model import ServedModel, load_model
+from service.models.served import ServedModel, load_model
 
 __all__ = ["MlflowRegistry", "Reference", "Registry", "Watcher", "parse_reference"]
 

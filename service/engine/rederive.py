@@ -6,8 +6,8 @@ switch needs no work: a stream's first touch finds its snapshot and folds the fe
 
 from __future__ import annotations
 
-from service.folding import restore
-from service.model import ServedModel
+from service.engine.folding import restore
+from service.models.served import ServedModel
 from service.store import Store, StreamRecord
 
 __all__ = ["rederive"]

@@ -20,13 +20,13 @@ from queue import Empty, SimpleQueue
 import torch
 from sqlalchemy.exc import SQLAlchemyError
 
+from service.engine.items import Item
+from service.engine.microbatch import MicroBatch, Result
+from service.engine.residents import Residents
 from service.errors import StaleStreams
-from service.items import Item
 from service.metrics import Metrics
-from service.microbatch import MicroBatch, Result
-from service.model import ServedModel
+from service.models.served import ServedModel
 from service.problems import failed, overloaded, unavailable
-from service.residents import Residents
 from service.store import Store
 
 __all__ = ["Engine", "Limits"]

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from forecaster import InputError, StreamState
-from service.folding import dense, fold_ragged, rewind
-from service.items import Create, Delete, Item, Look, Observe, Outcome, wanted
-from service.model import Want
+from service.engine.folding import dense, fold_ragged, rewind
+from service.engine.items import Create, Delete, Item, Look, Observe, Outcome, wanted
+from service.engine.residents import Resident, Residents
+from service.engine.verdicts import Judgement, Verdict, judge
+from service.models.served import Want
 from service.problems import Problem, conflict, from_library, unknown_stream
-from service.residents import Resident, Residents
 from service.store import Changes, NewStream, Store, StreamRecord
-from service.verdicts import Judgement, Verdict, judge
 
 __all__ = ["MicroBatch", "Result"]
 

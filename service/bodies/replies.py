@@ -13,10 +13,10 @@ import numpy.typing as npt
 import orjson
 from fastapi import Response
 
-from service.items import Outcome
-from service.model import ServedModel, Want
+from service.engine.items import Outcome
+from service.engine.verdicts import Verdict
+from service.models.served import ServedModel, Want
 from service.store import StreamRecord
-from service.verdicts import Verdict
 
 __all__ = ["Json", "description", "forecast", "json_reply", "observed"]
 

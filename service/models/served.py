@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from forecaster import ArtifactError, Forecaster, InputError
-from service.dates import Dates
 from service.errors import ModelError
+from service.models.dates import Dates
 
 __all__ = ["ServedModel", "Want", "load_model"]
 

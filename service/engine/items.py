@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.model import ServedModel, Want
+from service.engine.verdicts import Judgement
+from service.models.served import ServedModel, Want
 from service.problems import Problem
 from service.store import StreamRecord
-from service.verdicts import Judgement
 
 __all__ = ["Bundle", "Create", "Delete", "Item", "Look", "Observe", "Outcome", "Single"]
 

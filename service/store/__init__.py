@@ -1,0 +1,8 @@
+"""The observation log, which is the truth, and snapshots of states, in one SQL database.
+
+It knows SQL and step numbers; no calendar, no model, no engine, no HTTP.
+"""
+
+from service.store.store import Changes, NewStream, Recovery, Store, StreamRecord
+
+__all__ = ["Changes", "NewStream", "Recovery", "Store", "StreamRecord"]
