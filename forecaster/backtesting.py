@@ -114,8 +114,7 @@ def backtest(forecaster: Forecaster, panel: Panel, *, horizon: int, n_windows: i
     kept = [(name, first, y) for name, first, y in panel if len(y) > tail and np.isfinite(y[:-tail]).any()]
     if not kept:
         raise PanelError(f"no series has more than {tail} steps, as {n_windows} windows of {horizon} steps need")
-    trained = forecaster.config.quantile_levels
-    levels = tuple(sorted({*DEFAULT_LEVELS, *(v for v in OUTER_LEVELS if trained[0] <= v <= trained[-1])}))
+    levels = tuple(sorted({*DEFAULT_LEVELS, *(v for v in OUTER_LEVELS if forecaster.answers(v))}))
     state = forecaster.warm_up([y[:-tail] for _, _, y in kept], [first for _, first, _ in kept])
     windows, frames = [], []
     for number in range(n_windows):

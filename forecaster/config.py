@@ -20,6 +20,8 @@ __all__ = ["Config", "NetworkConfig", "TrainingConfig"]
 
 LARGEST_RING = 1024
 
+HEADS = ("quantile",)
+
 T = typing.TypeVar("T")
 
 
@@ -173,6 +175,8 @@ class Config:
         ``log`` (relative changes; for positive data), ``linear``, or ``auto``: training chooses by the panel.
     network, training
         See `NetworkConfig`, `TrainingConfig`.
+    head
+        What a forecast is made of. ``quantile``: quantiles at `quantile_levels`.
 
     Examples
     --------
@@ -183,7 +187,7 @@ class Config:
     Traceback (most recent call last):
     ...
     forecaster.errors.ConfigError: config key 'widht' is unknown; expected one of freq, horizon, seasonality, time_zone,
-    quantile_levels, context_length, transform, network, training
+    quantile_levels, context_length, transform, network, training, head
     """
 
     freq: str
@@ -195,6 +199,7 @@ class Config:
     transform: Literal["auto", "log", "linear"] = "auto"
     network: NetworkConfig = field(default_factory=NetworkConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    head: Literal["quantile"] = "quantile"
 
     def __post_init__(self) -> None:
         """Normalise the seasonality and check ranges."""
@@ -211,6 +216,7 @@ class Config:
         _require(
             0 <= self.context_length <= LARGEST_RING, "context_length", self.context_length, f"0 to {LARGEST_RING}"
         )
+        _require(self.head in HEADS, "head", self.head, f"one of {', '.join(HEADS)}")
         _require(self.transform in ("auto", "log", "linear"), "transform", self.transform, "one of auto, log, linear")
         levels = self.quantile_levels
         rising = len(levels) >= 3 and list(levels) == sorted(set(levels)) and 0 < levels[0] and levels[-1] < 1

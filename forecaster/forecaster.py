@@ -21,6 +21,7 @@ from forecaster import artifact
 from forecaster.calendar import Calendar
 from forecaster.config import Config
 from forecaster.errors import InputError
+from forecaster.marginals import Block, Marginals
 from forecaster.network import Encoded, ForecastNetwork
 from forecaster.panel import Panel
 from forecaster.state import StreamState
@@ -145,8 +146,9 @@ class Forecaster:
         horizon
             Number of steps, 1 to `config.max_horizon`; the trained horizon if None.
         quantile_levels
-            Any levels between the lowest and the highest trained one; between trained levels, quantiles are
-            interpolated linearly. If None, those of ``0.1 … 0.9`` that lie between them.
+            Of the quantile head, any levels between the lowest and the highest trained one; between trained levels,
+            quantiles are interpolated linearly. Of a distribution, any between 0 and 1. If None, those of
+            ``0.1 … 0.9`` that are answered.
 
         Returns
         -------
@@ -160,7 +162,7 @@ class Forecaster:
         """
         horizon = self.check_horizon(horizon)
         levels = self.check_levels(quantile_levels)
-        quantiles = self._at_levels(self._roll(state, horizon), levels)
+        quantiles = self._marginals(state, horizon).quantiles(levels)
         blank = torch.isnan(state.ring).all(1)
         if bool(blank.any()):
             quantiles = torch.where(blank.view(-1, 1, 1), torch.nan, quantiles)
@@ -244,18 +246,23 @@ class Forecaster:
             )
         return horizon
 
+    def answers(self, level: float) -> bool:
+        """Whether a forecast answers this quantile level."""
+        lowest, highest = self._network.head.answered
+        return lowest <= level <= highest and 0 < level < 1
+
     def check_levels(self, quantile_levels: Sequence[float] | None) -> tuple[float, ...]:
         """Return the levels to answer, or raise InputError."""
-        trained = self.config.quantile_levels
         if quantile_levels is None:
-            return tuple(level for level in DEFAULT_LEVELS if trained[0] <= level <= trained[-1])
+            return tuple(level for level in DEFAULT_LEVELS if self.answers(level))
         levels = tuple(float(level) for level in quantile_levels)
         if not levels:
             raise InputError("quantile_levels is empty, expected at least one level")
         for level in levels:
-            if not trained[0] <= level <= trained[-1]:
+            if not self.answers(level):
+                lowest, highest = self._network.head.answered
                 raise InputError(
-                    f"quantile level {level:g} is outside {trained[0]:g} to {trained[-1]:g}, "
+                    f"quantile level {level:g} is outside {lowest:g} to {highest:g}, "
                     "the levels this model was trained for"
                 )
         return levels
@@ -272,33 +279,15 @@ class Forecaster:
         span = max(1, min(FOLD_ELEMENTS // max(rows * self.config.ring_length, 1), 512))
         return [(start, min(start + span, total)) for start in range(0, total, span)]
 
-    def _decode(self, encoded: Encoded) -> Tensor:
-        return self._network.restore(self._network.decode(encoded), encoded.frame)
+    def _block(self, encoded: Encoded) -> Block:
+        return Block(self._network.decode(encoded), encoded.frame)
 
-    def _roll(self, state: StreamState, horizon: int) -> Tensor:
-        """Trained quantiles [B, Q, horizon]: beyond the trained steps, a copy of the state observes its own medians.
-
-        A later block knows nothing of the errors before it, so its spread is added to that of the block's cutoff in
-        quadrature, as for independent errors.
-        """
-        middle = len(self.config.quantile_levels) // 2
+    def _marginals(self, state: StreamState, horizon: int) -> Marginals:
+        """Distributions of the coming steps: beyond the trained ones, a copy of the state observes its own medians."""
+        head = self._network.head
         at_hand = state.moment if isinstance(state.moment, Encoded) else None
-        blocks = [self._decode(at_hand or self._network.encoded(state))]
+        blocks = [self._block(at_hand or self._network.encoded(state))]
         for _ in range(self.config.horizon, horizon, self.config.horizon):
-            state = self.fold(state, blocks[-1][:, middle])
-            block = self._decode(self._network.encoded(state))
-            center, before = block[:, middle : middle + 1], blocks[-1][..., -1:]
-            around, spread = block - center, before - before[:, middle : middle + 1]
-            blocks.append(center + torch.sign(around) * torch.hypot(around, spread))
-        return torch.cat(blocks, -1)[..., :horizon] if len(blocks) > 1 else blocks[0][..., :horizon]
-
-    def _at_levels(self, quantiles: Tensor, levels: tuple[float, ...]) -> Tensor:
-        """Pick trained levels, or interpolate linearly between them: [B, Q, H] to [B, levels, H]."""
-        trained = self.config.quantile_levels
-        if set(levels) <= set(trained):
-            places = [trained.index(level) for level in levels]
-            if places == list(range(places[0], places[-1] + 1)):  # the usual case: a view
-                return quantiles[:, places[0] : places[-1] + 1]
-            return quantiles[:, places]
-        mixing = np.array([np.interp(levels, trained, row) for row in np.eye(len(trained))])
-        return torch.from_numpy(mixing.T) @ quantiles
+            state = self.fold(state, head.point(*blocks[-1]))
+            blocks.append(self._block(self._network.encoded(state)))
+        return Marginals(head, blocks, horizon)

@@ -1,10 +1,10 @@
-"""The forecasting network: causal scaling, features, recurrent stack and quantile head, joined.
+"""The forecasting network: causal scaling, features, recurrent stack and head, joined.
 
 The one network that training, backtest and service all run: `encode` folds a chunk of values into a `StreamState`,
-`decode` turns what is known at any step into quantiles in the frame of that step. Knows no series, dates, files or
-Lightning; keeps no state of its own.
+`decode` turns what is known at any step into the parameters of what comes after it; the head says what they mean. Knows
+no series, dates, files or Lightning; keeps no state of its own.
 
-Axes: B row, T step, Q quantile level, H horizon step, P hidden size, F feature, W ring length.
+Axes: B row, T step, K parameter, H horizon step, P hidden size, F feature, W ring length.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from forecaster.config import Config
 from forecaster.features import anchors, feature_size, features, num_anchors
-from forecaster.heads import QuantileHead
+from forecaster.heads import HEADS, Head, HeadSizes
 from forecaster.recurrent import RecurrentStack, RecurrentState
-from forecaster.scaling import NUM_STATISTICS, Frame, Transform, advance, describe, restore
+from forecaster.scaling import NUM_STATISTICS, Frame, Transform, advance, describe
 from forecaster.state import StateLayout, StreamState
 
 __all__ = ["Encoded", "ForecastNetwork"]
@@ -69,14 +69,14 @@ class ForecastNetwork(nn.Module):
         self.transform: Transform = "log" if config.transform == "log" else "linear"
         size = feature_size(config.ring_length)
         self.recurrent = RecurrentStack(size, config.network)
-        self.head = QuantileHead(
+        sizes = HeadSizes(
             hidden_size=config.network.output_size,
             num_features=size,
             num_anchors=num_anchors(config.seasonality, config.ring_length),
             horizon=config.horizon,
-            num_levels=len(config.quantile_levels),
             dropout=config.network.dropout,
         )
+        self.head: Head = HEADS[config.head](sizes, transform=self.transform, levels=config.quantile_levels)
         self.layout = StateLayout(
             layers=config.network.num_layers,
             hidden=config.network.output_size,
@@ -123,11 +123,7 @@ class ForecastNetwork(nn.Module):
         return encoded.at((slice(None), 0))
 
     def decode(self, encoded: Encoded) -> Tensor:
-        """Quantiles in scaled coordinates of each step's frame, shape [..., Q, H]."""
+        """Parameters of the head for the horizon after each step, shape [..., K, H]."""
         choices = anchors(encoded.scaled, self.config.seasonality, self.config.horizon)
-        quantiles: Tensor = self.head(encoded.hidden, encoded.features, choices)
-        return quantiles
-
-    def restore(self, quantiles: Tensor, frame: Frame) -> Tensor:
-        """Quantiles [..., Q, H] in units of y, float64."""
-        return restore(quantiles.flatten(-2), frame, self.transform).reshape(quantiles.shape)
+        parameters: Tensor = self.head(encoded.hidden, encoded.features, choices)
+        return parameters

@@ -20,9 +20,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from forecaster.chunks import Chunk
-from forecaster.losses import pinball_loss
 from forecaster.network import Encoded, ForecastNetwork
-from forecaster.scaling import advance, transform
+from forecaster.scaling import advance
 from forecaster.state import StreamState
 
 __all__ = ["TrainingModule"]
@@ -79,15 +78,14 @@ class TrainingModule(LightningModule):
         return self.loss(encoded, chunk), after.detach()
 
     def loss(self, encoded: Encoded, chunk: Chunk) -> Tensor:
-        """Pinball loss over all scored origins of a chunk and their known targets.
+        """Loss of the head over all scored origins of a chunk and their known targets.
 
-        Taken in scaled coordinates and weighted by unit / sqrt(mean absolute seasonal difference relative to scale):
+        Errors in scaled coordinates are weighted by unit / sqrt(mean absolute seasonal difference relative to scale):
         half way between errors relative to the level of a series and errors relative to its seasonal naive error.
         """
-        config = self.network.config
         rows, steps = chunk.y.shape
         origins = self._origins(rows, steps)
-        targets = chunk.future.unfold(1, config.horizon, 1)[:, origins]  # [B, origins, H]
+        targets = chunk.future.unfold(1, self.network.config.horizon, 1)[:, origins]  # [B, origins, H]
         at = (slice(None), origins)
         chosen = encoded.at(at)
         scored = chunk.scored[:, origins]
@@ -95,10 +93,7 @@ class TrainingModule(LightningModule):
         if not bool(keep.any()):
             return (encoded.hidden * 0).sum()
         chosen, targets = chosen.at(keep), targets[keep]  # leading axis: kept origins
-        target = transform(targets, chosen.frame, self.network.transform)
-        quantiles = self.network.decode(chosen)
-        levels = torch.tensor(config.quantile_levels)
-        return pinball_loss(quantiles, target, levels, _weight(chosen).unsqueeze(-1))
+        return self.network.head.loss(self.network.decode(chosen), targets, chosen.frame, _weight(chosen))
 
     def _origins(self, rows: int, steps: int) -> slice:
         config = self.network.config

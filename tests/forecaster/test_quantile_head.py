@@ -10,15 +10,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecaster.heads import QuantileHead
+from forecaster.heads import HeadSizes, QuantileHead
 
 P, F, H, A, Q = 5, 7, 4, 3, 7
+LEVELS = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95)
 
 
 def head_of(noise: float, dropout: float = 0.0) -> QuantileHead:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(1)
-        head = QuantileHead(hidden_size=P, num_features=F, num_anchors=A, horizon=H, num_levels=Q, dropout=dropout)
+        head = QuantileHead(HeadSizes(P, F, A, H, dropout), transform="log", levels=LEVELS)
         for parameter in head.parameters():
             parameter.add_(noise * torch.randn(parameter.shape))
     return head.eval().requires_grad_(False)

@@ -1,0 +1,156 @@
+"""What every head has in common: the decoder, and the protocol of what its output means.
+
+The decoder knows hidden states, features and anchors in scaled coordinates; nothing of time or series. Per horizon step
+it weighs the anchors (a seasonal baseline known at the cutoff), corrects that baseline, and emits rows of raw shape.
+A head says what these are the parameters of, and alone knows the way from them to units of y.
+
+Axes: B any leading axes, A anchor, K parameter, R row of raw shape, L asked quantile level, H horizon step, P hidden
+size, F feature.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from forecaster.scaling import Frame, Transform
+
+__all__ = ["Head", "HeadSizes", "Levels", "level_tensor"]
+
+Levels = tuple[float, ...] | Tensor
+"""Quantile levels: the same for every step as a tuple, or float64, broadcastable to [B, L, H]."""
+
+
+class HeadSizes(NamedTuple):
+    """Sizes of the decoder: P, F, A and H of the axes above, and the dropout on the hidden state, in training only."""
+
+    hidden_size: int
+    num_features: int
+    num_anchors: int
+    horizon: int
+    dropout: float
+
+
+class Head(nn.Module, ABC):
+    """Direct multi-horizon decoder (in the manner of MQ-RNN, Wen et al., 2017, without its local network).
+
+    Starts, before training, from the mean of the anchors: the correction is zero.
+
+    Parameters
+    ----------
+    sizes
+        Of the decoder.
+    transform
+        Of the model: the way between scaled coordinates and y.
+    levels
+        Quantile levels the model is trained for, rising, 0.5 in the middle.
+    first_shape
+        Raw shape before training, one value per row.
+    """
+
+    discrete = False
+    """Whether quantiles are whole numbers."""
+
+    def __init__(
+        self, sizes: HeadSizes, *, transform: Transform, levels: Sequence[float], first_shape: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.sizes, self.transform = sizes, transform
+        self.levels = tuple(levels)
+        self.first_shape = tuple(first_shape)
+        hidden, horizon = sizes.hidden_size, sizes.horizon
+        self.dropout = nn.Dropout(sizes.dropout)
+        self.context = nn.Linear(hidden, hidden)
+        self.weight = nn.Linear(hidden, horizon * sizes.num_anchors)
+        self.center = nn.Linear(hidden, horizon)
+        self.autoregression = nn.Linear(sizes.num_features, horizon, bias=False)
+        self.spread = nn.Linear(hidden, horizon * len(self.first_shape))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start from the mean of the anchors, a zero correction and the first shape."""
+        for linear in (self.weight, self.center, self.autoregression):
+            linear.weight.zero_()
+        self.weight.bias.zero_()
+        self.center.bias.zero_()
+        nn.init.normal_(self.spread.weight, std=0.01)
+        self.spread.bias.copy_(torch.tensor(self.first_shape).repeat_interleave(self.sizes.horizon))
+
+    def forward(self, hidden: Tensor, features: Tensor, anchors: Tensor) -> Tensor:
+        """Parameters of every step's distribution.
+
+        Parameters
+        ----------
+        hidden, features, anchors
+            Shapes [B, P], [B, F] and [B, A, H].
+
+        Returns
+        -------
+        Tensor
+            Shape [B, K, H].
+        """
+        leading, horizon = hidden.shape[:-1], self.sizes.horizon
+        context = functional.gelu(self.context(self.dropout(hidden))) + hidden
+        weights = self.weight(context).reshape(*leading, self.sizes.num_anchors, horizon).softmax(-2)
+        baseline = (weights * anchors).sum(-2)
+        correction = self.center(context) + self.autoregression(features)
+        shape = self.spread(context).reshape(*leading, len(self.first_shape), horizon)
+        return self.assemble(baseline, correction, shape)
+
+    @abstractmethod
+    def assemble(self, baseline: Tensor, correction: Tensor, shape: Tensor) -> Tensor:
+        """Parameters [B, K, H] from what was decoded, shapes [B, H], [B, H] and [B, R, H]."""
+
+    @abstractmethod
+    def loss(self, parameters: Tensor, target: Tensor, frame: Frame, weight: Tensor) -> Tensor:
+        """Mean loss over known targets, a scalar; 0 if none is known.
+
+        Parameters
+        ----------
+        parameters
+            Shape [B, K, H].
+        target
+            In units of y, float64, shape [B, H]; NaN is unknown and counts nothing.
+        frame
+            Coordinates, fields of shape [B].
+        weight
+            What an error in scaled coordinates is worth, shape [B]. Likelihoods are free of scale and do without it.
+        """
+
+    @abstractmethod
+    def quantiles(self, parameters: Tensor, frame: Frame, levels: Levels) -> Tensor:
+        """Quantiles in units of y, float64, shape [B, L, H], never crossing.
+
+        Parameters
+        ----------
+        parameters
+            Shape [B, K, H].
+        frame
+            Coordinates, fields of shape [B].
+        levels
+            Between 0 and 1, exclusive.
+        """
+
+    @abstractmethod
+    def admit(self, y: Tensor, frame: Frame) -> Tensor:
+        """The nearest values to y [B, L, H] that this head could forecast in this frame."""
+
+    def point(self, parameters: Tensor, frame: Frame) -> Tensor:
+        """What a rolled copy of the state observes in place of the truth, float64, shape [B, H]: the median."""
+        return self.quantiles(parameters, frame, (0.5,)).squeeze(-2)
+
+    @property
+    def answered(self) -> tuple[float, float]:
+        """Lowest and highest level that a forecast answers; 0 and 1 themselves never are."""
+        return 0.0, 1.0
+
+
+def level_tensor(levels: Levels) -> Tensor:
+    """Levels that broadcast against [B, L, H]."""
+    return levels if isinstance(levels, Tensor) else torch.tensor(levels, dtype=torch.float64).unsqueeze(-1)

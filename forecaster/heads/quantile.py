@@ -1,0 +1,102 @@
+"""The quantile head: the decoder's rows are quantiles in scaled coordinates, which cannot cross.
+
+Axes as in `forecaster.heads.head`; Q trained quantile level.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from forecaster.heads.head import Head, HeadSizes, Levels
+from forecaster.losses import pinball_loss
+from forecaster.scaling import Frame, Transform, restore, transform
+
+__all__ = ["QuantileHead"]
+
+FIRST_SPREAD = 0.05
+"""Distance between neighbouring quantiles before training, in units."""
+
+
+class QuantileHead(Head):
+    """Quantiles at the trained levels, spread outward from the median by softplus steps.
+
+    Between trained levels the quantile function is linear in y. Beyond the outermost it has exponential tails, as heavy
+    as the outermost two quantiles say: they are for sample paths, a forecast does not answer there.
+
+    Parameters
+    ----------
+    sizes, transform, levels
+        As in `Head`.
+    """
+
+    def __init__(self, sizes: HeadSizes, *, transform: Transform, levels: Sequence[float]) -> None:
+        first = math.log(math.expm1(FIRST_SPREAD))  # inverse of softplus
+        super().__init__(sizes, transform=transform, levels=levels, first_shape=[first] * (len(levels) - 1))
+        # Row q sums the spreads between level q and the median, nearest first: rows share their leading terms, so that
+        # rounding cannot make quantiles cross.
+        number = len(self.levels)
+        half = number // 2
+        lower = torch.ones(half, half).tril()
+        outward = torch.zeros(number, number - 1)
+        outward[:half, :half], outward[half + 1 :, half:] = -lower.flip(0), lower
+        self.outward: Tensor
+        self.register_buffer("outward", outward, persistent=False)
+        self.trained: Tensor
+        self.register_buffer("trained", torch.tensor(self.levels), persistent=False)
+
+    def assemble(self, baseline: Tensor, correction: Tensor, shape: Tensor) -> Tensor:
+        """Quantiles in scaled coordinates: K = Q, rising."""
+        quantiles: Tensor = self.outward @ functional.softplus(shape) + (baseline + correction).unsqueeze(-2)
+        return quantiles
+
+    def loss(self, parameters: Tensor, target: Tensor, frame: Frame, weight: Tensor) -> Tensor:
+        """Weighted pinball loss in scaled coordinates."""
+        scaled = transform(target, frame, self.transform)
+        return pinball_loss(parameters, scaled, self.trained, weight.unsqueeze(-1))
+
+    def quantiles(self, parameters: Tensor, frame: Frame, levels: Levels) -> Tensor:
+        """Trained quantiles, or those between and beyond them."""
+        if isinstance(levels, Tensor):
+            return self.admit(self._invert(self._restored(parameters, frame), levels), frame)
+        trained = self.levels
+        if set(levels) <= set(trained):
+            places = [trained.index(level) for level in levels]
+            rows = slice(places[0], places[-1] + 1)
+            if places == list(range(rows.start, rows.stop)):  # the usual case: a view
+                return self.admit(self._restored(parameters[..., rows, :], frame), frame)
+            return self.admit(self._restored(parameters[..., places, :], frame), frame)
+        mixing = np.array([np.interp(levels, trained, row) for row in np.eye(len(trained))])
+        return self.admit(torch.from_numpy(mixing.T) @ self._restored(parameters, frame), frame)
+
+    def admit(self, y: Tensor, frame: Frame) -> Tensor:
+        """Everything."""
+        del frame
+        return y
+
+    @property
+    def answered(self) -> tuple[float, float]:
+        """The outermost trained levels."""
+        return self.levels[0], self.levels[-1]
+
+    def _restored(self, parameters: Tensor, frame: Frame) -> Tensor:
+        return restore(parameters.flatten(-2), frame, self.transform).reshape(parameters.shape)
+
+    def _invert(self, quantiles: Tensor, levels: Tensor) -> Tensor:
+        """The quantile function through `quantiles` [B, Q, H] at any levels [B, L, H]."""
+        trained = torch.tensor(self.levels, dtype=torch.float64)
+        levels = (levels + torch.zeros_like(quantiles[..., :1, :])).contiguous()  # of full shape
+        above = torch.searchsorted(trained, levels).clamp(1, len(trained) - 1)
+        low, high = quantiles.gather(-2, above - 1), quantiles.gather(-2, above)
+        share = (levels - trained[above - 1]) / (trained[above] - trained[above - 1])
+        between = torch.lerp(low, high, share.clamp(0, 1))
+        lower, upper = (trained[0] / levels).clamp(min=1), ((1 - trained[-1]) / (1 - levels)).clamp(min=1)
+        tail = upper.log() / torch.log((1 - trained[-2]) / (1 - trained[-1])) - lower.log() / torch.log(
+            trained[1] / trained[0]
+        )
+        return between + tail * (high - low)
