@@ -28,11 +28,10 @@ check: $(INSTALLED) ## everything that must hold before a merge
 bench: $(INSTALLED) ## throughput and latency as JSON lines, each beside its bare counterpart
 	$(BIN)/forecaster bench
 
-accuracy: $(INSTALLED) ## M4 hourly, ten minutes of training: make accuracy M4=FOLDER with M4-hourly-{train,test}.parquet
-	@test -n "$(M4)" || { echo "make accuracy M4=FOLDER: the folder with M4-hourly-train.parquet and -test.parquet" >&2; exit 2; }
-	mkdir -p build && cd build && ../$(BIN)/forecaster train "$(abspath $(M4))/M4-hourly-train.parquet" --freq 1 --horizon 48 --season 24 --season 168 --name m4-hourly --max-minutes 10 --out m4-hourly
-	cd build && ../$(BIN)/forecaster predict "$(abspath $(M4))/M4-hourly-train.parquet" --model m4-hourly --horizon 48 --out m4-hourly.parquet
-	cd build && ../$(BIN)/forecaster score m4-hourly.parquet "$(abspath $(M4))/M4-hourly-test.parquet" --history "$(abspath $(M4))/M4-hourly-train.parquet" --season 24
+accuracy: $(INSTALLED) ## ten minutes of training on each public data set: make accuracy DATA=FOLDER [SETS=m4-hourly,...]
+	@test -n "$(DATA)" || { echo "make accuracy DATA=FOLDER: the folder with the data sets' parquet files" >&2; exit 2; }
+	mkdir -p build
+	$(BIN)/forecaster bench accuracy --data "$(DATA)" --sets "$(SETS)" --tracking-uri sqlite:///build/mlflow.db --out build/accuracy.md
 
 stack-test: $(INSTALLED) ## the whole stack in containers: train, promote, stream, restart (needs docker compose)
 	$(BIN)/python -m tests.stack.run

@@ -66,6 +66,11 @@ class Forecaster:
             torch.manual_seed(seed)
             return cls(ForecastNetwork(config))
 
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights."""
+        return sum(parameter.numel() for parameter in self._network.parameters())
+
     # -- the verbs -------------------------------------------------------------------------------------------------
 
     def initial_state(self, first_steps: Sequence[int] | Tensor) -> StreamState:

@@ -12,12 +12,13 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from typer.exceptions import Abort, TyperException
 
-from pipelines.console import Reporter, plain_json, result_reporter
+from pipelines.benchmarks.commands import bench
+from pipelines.console import Reporter, emit, result_reporter
 
 __all__ = ["app", "main"]
 
@@ -396,22 +397,7 @@ def schedule(
     raise typer.Exit(run_schedule(given, overrides or [], home=home, host=host, port=port))
 
 
-@app.command()
-def bench(
-    quick: Annotated[bool, typer.Option("--quick", help="Shorter measurements, for a first look.")] = False,
-    only: Annotated[str | None, typer.Option(help="training or service.", show_default="both")] = None,
-) -> None:
-    """Measure training and serving against bare loops; JSON lines on standard output, a table on standard error."""
-    from pipelines.benchmark import run_benchmarks
-
-    raise typer.Exit(run_benchmarks(Reporter(), quick=quick, only=only))
-
-
-def emit(wanted: bool, value: dict[str, Any]) -> None:
-    """Print the one JSON line, if it was asked for."""
-    if wanted:
-        sys.stdout.write(plain_json(value) + "\n")
-        sys.stdout.flush()
+app.add_typer(bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

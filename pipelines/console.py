@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-__all__ = ["Reporter", "ShareReporter", "cell_text", "plain_json", "result_reporter"]
+__all__ = ["Reporter", "ShareReporter", "cell_text", "emit", "plain_json", "result_reporter"]
 
 
 PLAIN_WIDTH = 160
@@ -138,6 +138,13 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return float(value) if isinstance(value, float) else value
+
+
+def emit(wanted: bool, value: Mapping[str, Any]) -> None:
+    """Print the one JSON line on standard output, if it was asked for."""
+    if wanted:
+        sys.stdout.write(plain_json(value) + "\n")
+        sys.stdout.flush()
 
 
 def result_reporter(*, json: bool) -> Reporter:

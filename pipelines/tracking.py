@@ -142,12 +142,12 @@ class TrainingRun:
                 result.forecasts.to_parquet(path, index=False)
                 mlflow.log_artifact(str(path), BACKTEST.rstrip("/"))
 
-    def log_rival(self, metrics: Mapping[str, float]) -> None:
-        """The champion's metrics on the same windows."""
+    def log_metrics(self, metrics: Mapping[str, float], prefix: str) -> None:
+        """Metrics that belong to the whole run, under names that start with `prefix`."""
         import mlflow
 
-        with mlflow_errors("the champion's metrics cannot be logged"):
-            mlflow.log_metrics({f"champion/{key}": float(value) for key, value in metrics.items()})
+        with mlflow_errors(f"metrics {prefix} cannot be logged"):
+            mlflow.log_metrics({f"{prefix}{key}": float(value) for key, value in metrics.items()})
 
     def log_learning_curve(self, history: list[dict[str, float]]) -> None:
         """Losses, gradient norm and clipped share by epoch, as a page that needs no network."""

@@ -221,7 +221,7 @@ def promotion_step(version: str, plan: Plan, request: TrainRequest) -> tuple[Riv
     apply_decision(client, request.name, version, decision)
     with resume_run(client, run_id) as run:
         if rival is not None:
-            run.log_rival(rival.metrics)
+            run.log_metrics(rival.metrics, "champion/")
         status = "promoted" if decision.promoted else "refused"
         run.tag({"model.version": version, "promotion.status": status, "promotion.reason": decision.reason})
     return rival, decision
@@ -232,6 +232,7 @@ def train_model(
     config: Config,
     *,
     max_minutes: float | None = None,
+    held_out: int | None = None,
     reporter: Reporter | None = None,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
 ) -> Fitted:
@@ -245,6 +246,8 @@ def train_model(
         The model.
     max_minutes
         Longest time spent; None for no limit.
+    held_out
+        Steps at the end of every series to validate on; None: as the configuration says.
     reporter
         Gets a bar or a line per epoch; silent by default.
     on_epoch
@@ -266,7 +269,7 @@ def train_model(
             say(min(row.get("progress", share), 1.0), epoch_text(row))
 
         try:
-            return fit(panel, config, max_minutes=max_minutes, on_epoch=report)
+            return fit(panel, config, max_minutes=max_minutes, held_out=held_out, on_epoch=report)
         except SystemExit as end:
             if isinstance(end.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit of its own
                 raise KeyboardInterrupt from end

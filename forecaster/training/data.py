@@ -51,13 +51,15 @@ class ChunkDataModule(LightningDataModule):
         Training and validation part together.
     config
         Sizes.
+    held_out
+        Steps at the end of every series for validation; None: as many as the configuration says, if there is room.
     """
 
-    def __init__(self, panel: Panel, config: Config) -> None:
+    def __init__(self, panel: Panel, config: Config, held_out: int | None = None) -> None:
         super().__init__()
         settings = config.training
         self.config = config
-        self.held_out = held_out_steps(panel, config)
+        self.held_out = held_out_steps(panel, config) if held_out is None else held_out
         learnt = panel.drop_last(self.held_out) if self.held_out else panel
         self.lanes = Lanes(
             learnt,

@@ -54,6 +54,7 @@ def fit(
     config: Config,
     *,
     max_minutes: float | None = None,
+    held_out: int | None = None,
     progress: bool = False,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
 ) -> Fitted:
@@ -67,6 +68,9 @@ def fit(
         ``transform="auto"`` is resolved by the panel.
     max_minutes
         Time box; the learning-rate schedule is fitted into it. Runs that do not reach it are deterministic.
+    held_out
+        Steps at the end of every series that training validates on and does not learn from, where that split is given;
+        None: as `validation_horizons` says.
     progress
         Whether to show a progress bar.
     on_epoch
@@ -75,18 +79,21 @@ def fit(
     Raises
     ------
     PanelError
-        The panel's calendar is not the configuration's, or no series is long enough to learn from.
+        The panel's calendar is not the configuration's, no series is long enough to learn from, or nothing remains
+        beside `held_out`.
     """
     if panel.calendar != config.calendar:
         raise PanelError(f"the panel is on {panel.calendar}, but the configuration is for {config.calendar}")
     if panel.lengths.max(initial=0) < 3 or not any(np.isfinite(y).any() for y in panel.values):
         raise PanelError("no series has 3 steps or more with an observed value; there is nothing to learn from")
+    if held_out is not None and not 0 <= held_out <= panel.lengths.max() - 3:
+        raise PanelError(f"held_out is {held_out}, expected 0 to {panel.lengths.max() - 3}: 3 steps have to remain")
     config = resolve(config, panel)
     settings = config.training
     max_seconds = None if max_minutes is None else max_minutes * 60
     with _quiet(), torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(settings.seed)
-        data = ChunkDataModule(panel, config)
+        data = ChunkDataModule(panel, config, held_out)
         updates = data.epochs * data.epoch_updates
         module = TrainingModule(ForecastNetwork(config), updates=updates, max_seconds=max_seconds)
         rows = _Rows(module, on_epoch)

@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from forecaster import InputError
-from pipelines.benchmark import Shape, benchmark_training
+from pipelines.benchmarks.speed import Shape, benchmark_training
 from pipelines.configuration import build_config
 from pipelines.connection import connect
 from pipelines.registry import CHALLENGER, CHAMPION, version_of_alias

@@ -1,0 +1,154 @@
+"""Accuracy: every data set trained from nothing with the default configuration, scored, and written down.
+
+One MLflow run per set and seed, tagged with both, so that the curves and the configuration behind each figure stay.
+The seasonal naive of each protocol stands beside it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from forecaster import Config, InputError
+from pipelines.benchmarks.evaluation import costs, evaluate
+from pipelines.benchmarks.protocols import Protocol, Task, check_files, load
+from pipelines.benchmarks.scores import naive_scores
+from pipelines.connection import connect, tracking_uri_or_default
+from pipelines.console import Reporter
+from pipelines.tracking import start_run
+from pipelines.train import train_model
+
+__all__ = ["AccuracyRequest", "measure", "run_accuracy"]
+
+EXPERIMENT = "bench-accuracy"
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyRequest:
+    """What to measure.
+
+    Parameters
+    ----------
+    folder
+        With the parquet files of the data sets.
+    protocols
+        Which of them.
+    seeds
+        A model each.
+    minutes
+        Time box of a training.
+    overrides
+        Changes to the default configuration, dotted keys.
+    tracking_uri
+        MLflow store.
+    label
+        Name of the variant that the overrides make.
+    experiment
+        In MLflow.
+    """
+
+    folder: str
+    protocols: Sequence[Protocol]
+    seeds: Sequence[int] = (0,)
+    minutes: float = 10.0
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    tracking_uri: str | None = None
+    label: str = "default"
+    experiment: str = EXPERIMENT
+
+    def check(self) -> None:
+        """Refuse before the work starts.
+
+        Raises
+        ------
+        InputError
+            Files are missing, or a number or an override is impossible.
+        """
+        check_files(self.protocols, self.folder)
+        if not self.minutes > 0:
+            raise InputError(f"--minutes must be above 0, not {self.minutes}")
+        for protocol in self.protocols:
+            for seed in self.seeds:
+                self.config(protocol, seed)
+
+    def config(self, protocol: Protocol, seed: int) -> Config:
+        """Configuration of one training."""
+        return protocol.config.with_overrides({**self.overrides, "training.seed": seed})
+
+
+def run_accuracy(request: AccuracyRequest, reporter: Reporter | None = None) -> Iterator[dict[str, Any]]:
+    """Measure set after set, seed after seed.
+
+    Yields
+    ------
+    dict
+        One row per training, as soon as it is scored; see `measure`.
+
+    Raises
+    ------
+    InputError
+        As in `AccuracyRequest.check`, before anything is trained.
+    """
+    reporter = reporter or Reporter(quiet=True)
+    request.check()
+    uri = tracking_uri_or_default(request.tracking_uri)
+    client = connect(uri, create=True)
+    for protocol in request.protocols:
+        task = load(protocol, request.folder)
+        naive = naive_scores(task)
+        for seed in request.seeds:
+            config = request.config(protocol, seed)
+            reporter.notice(f"{protocol.name}, {request.label}, seed {seed}: {task.panel}")
+            with start_run(client, request.experiment, tracking_uri=uri) as run:
+                run.log_config(config)
+                run.log_panel(task.learnable, source=", ".join(protocol.files), context="training")
+                run.log_environment()
+                row = measure(task, config, minutes=request.minutes, reporter=reporter, on_epoch=run.log_epoch)
+                row |= {"label": request.label, "seed": seed, "run_id": run.run_id}
+                row |= {f"seasonal_naive_{name}": value for name, value in naive.items()}
+                run.log_metrics({name: value for name, value in row.items() if isinstance(value, float)}, "test/")
+                run.tag({"benchmark.set": protocol.name, "benchmark.label": request.label, "benchmark.seed": str(seed)})
+            yield row
+
+
+def measure(
+    task: Task,
+    config: Config,
+    *,
+    minutes: float,
+    reporter: Reporter | None = None,
+    on_epoch: Callable[[dict[str, float]], None] | None = None,
+) -> dict[str, Any]:
+    """Train on what a task allows, then score.
+
+    Returns
+    -------
+    dict
+        `set`; all metrics of `Scores.metrics`; `seconds` of training, `epochs`; `parameters`, `state_bytes`,
+        `update_us`, `update_us_single`; `seconds_to_score`.
+    """
+    import forecaster.training  # noqa: F401  (its import takes seconds, which are not training)
+
+    protocol = task.protocol
+    started = time.monotonic()
+    fitted = train_model(
+        task.learnable,
+        config,
+        max_minutes=minutes,
+        held_out=protocol.validation or None,
+        reporter=reporter,
+        on_epoch=on_epoch,
+    )
+    trained = time.monotonic()
+    metrics = evaluate(fitted.forecaster, task)
+    scored = time.monotonic()
+    return {
+        "set": protocol.name,
+        **metrics,
+        "seconds": trained - started,
+        "epochs": len(fitted.history),
+        **costs(fitted.forecaster, task),
+        "seconds_to_score": scored - trained,
+    }

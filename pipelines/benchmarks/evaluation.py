@@ -1,0 +1,93 @@
+"""Evaluation: a trained forecaster answers a task as it would serve it, by the verbs of carried state.
+
+The state is warmed up to the first origin and folded on from origin to origin; the states of many origins are decoded
+as one batch, which changes no forecast. Also measures what a state weighs and what one more observation takes.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from forecaster import Forecaster, StreamState
+from pipelines.benchmarks.protocols import Task
+from pipelines.benchmarks.scores import LEVELS, score_batches
+
+__all__ = ["costs", "evaluate", "forecast_batches", "warm_state"]
+
+LARGEST_BATCH = 2**21
+"""Quantiles decoded at once, over origins, series and steps."""
+
+UPDATE_ROWS = 512
+"""Series in the micro-batch whose update is timed."""
+
+Float = npt.NDArray[np.float64]
+
+
+def evaluate(forecaster: Forecaster, task: Task) -> dict[str, float]:
+    """Metrics of a forecaster over all origins of a task."""
+    return score_batches(task, forecast_batches(forecaster, task, warm_state(forecaster, task)))
+
+
+def warm_state(forecaster: Forecaster, task: Task, last: int | None = None) -> StreamState:
+    """State of all series at the first origin, after all of their past or only its last `last` steps."""
+    histories = [y if last is None else y[-last:] for y in task.histories]
+    starts = task.panel.first_steps + [len(y) - len(h) for y, h in zip(task.histories, histories, strict=True)]
+    return forecaster.warm_up(histories, starts.tolist())
+
+
+def forecast_batches(forecaster: Forecaster, task: Task, state: StreamState) -> Iterator[tuple[Sequence[int], Float]]:
+    """Fold on from origin to origin and decode.
+
+    Parameters
+    ----------
+    forecaster
+        Trained for the task's horizon.
+    task
+        Gives the origins and the values between them.
+    state
+        At the first origin.
+
+    Yields
+    ------
+    tuple
+        Some W origins, by the steps from them to the end, and their quantiles at `LEVELS`, shape [W, N, H, 9].
+    """
+    horizon, origins = task.protocol.horizon, task.protocol.origins
+    size = max(1, LARGEST_BATCH // (len(task.panel) * horizon * len(LEVELS)))
+    for first in range(0, len(origins), size):
+        lefts, states = origins[first : first + size], []
+        for left in lefts:
+            if left != origins[0]:
+                state = forecaster.fold(state, torch.from_numpy(task.between(left - origins.step, left)))
+            states.append(state)
+        quantiles = forecaster.forecast(StreamState.concat(states), horizon, LEVELS)
+        yield lefts, quantiles.reshape(len(lefts), len(task.panel), horizon, len(LEVELS))
+
+
+def costs(forecaster: Forecaster, task: Task, rounds: int = 30) -> dict[str, float]:
+    """What serving takes.
+
+    Returns
+    -------
+    dict
+        `parameters`; `state_bytes` of one series; `update_us`, microseconds per observation folded in a micro-batch of
+        512 series, and `update_us_single`, alone (medians of `rounds`).
+    """
+    warm = warm_state(forecaster, task, last=2 * forecaster.config.ring_length)
+    found = {"parameters": float(forecaster.num_parameters), "state_bytes": float(len(warm.select([0]).to_bytes()[0]))}
+    for name, rows in (("update_us", UPDATE_ROWS), ("update_us_single", 1)):
+        state = warm.select(torch.arange(rows) % len(warm))
+        y = torch.from_numpy(np.nan_to_num(task.between(task.protocol.test, task.protocol.test - 1)[:, 0]))
+        y, seconds = y[torch.arange(rows) % len(warm)], []
+        for _ in range(rounds):
+            started = time.perf_counter()
+            state = forecaster.observe(state, y)
+            seconds.append(time.perf_counter() - started)
+        found[name] = 1e6 * statistics.median(seconds) / rows
+    return found

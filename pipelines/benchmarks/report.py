@@ -1,0 +1,137 @@
+"""Tables of measured rows: for a terminal, as Markdown for the documents, as JSON for programs.
+
+Several seeds of one thing become one line, with the mean and the range. Pure functions, but for `write`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from forecaster import InputError
+from pipelines.benchmarks.protocols import PROTOCOLS
+from pipelines.console import plain_json
+
+__all__ = ["accuracy_table", "check_report", "group", "markdown", "spread", "write"]
+
+Row = Mapping[str, Any]
+Table = tuple[list[str], list[list[str]]]
+
+WORDS = {"owa": "OWA", "mase": "MASE", "mape": "MAPE %", "mse": "MSE", "wql": "WQL", "smape": "sMAPE", "mae": "MAE"}
+
+
+def group(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows by the values of some columns, in order of first appearance."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get(key) for key in keys), []).append(row)
+    return groups
+
+
+def spread(rows: Sequence[Row], key: str, digits: int = 3) -> str:
+    """Mean of a column to significant digits, with its range if there are several rows; a dash if it is unknown.
+
+    Examples
+    --------
+    >>> spread([{"owa": 0.4}, {"owa": 0.42}], "owa")
+    '0.41 (0.4 to 0.42)'
+    >>> spread([{"owa": 12345.6}], "owa"), spread([{}], "owa")
+    ('12,346', '-')
+    """
+    values = [float(row[key]) for row in rows if row.get(key) is not None and math.isfinite(row[key])]
+    if not values:
+        return "-"
+    mean = number(sum(values) / len(values), digits)
+    return mean if len(values) == 1 else f"{mean} ({number(min(values), digits)} to {number(max(values), digits)})"
+
+
+def number(value: float, digits: int) -> str:
+    """A number as people write it."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+
+
+def verdict(name: str, rows: Sequence[Row]) -> str:
+    """What of a protocol's targets the mean over the rows meets: ``goal``, ``must``, or ``no``."""
+    met = []
+    for target in PROTOCOLS[name].targets:
+        mean = sum(row[target.metric] for row in rows) / len(rows)
+        met.append(2 if mean <= target.goal else int(mean <= target.must))
+    return ("no", "must", "goal")[min(met)] if met else "-"
+
+
+def accuracy_table(rows: Iterable[Row]) -> Table:
+    """One line per set (and variant): its own metrics against what is asked, calibration, and what it takes."""
+    columns = ["set", "seeds", "metric", "result", "must", "goal", "met", "seasonal naive", "WQL", "naive WQL"]
+    columns += ["80 % coverage", "seconds", "epochs", "parameters", "bytes per series", "µs per update"]
+    lines = []
+    for (name, label), found in group(rows, "set", "label").items():
+        targets = PROTOCOLS[name].targets
+        metrics = [target.metric for target in targets] or ["mase"]
+        if "mse" in metrics:
+            metrics.append("mae")
+        lines.append(
+            [
+                name if label == "default" else f"{name}, {label}",
+                ", ".join(str(row["seed"]) for row in found),
+                ", ".join(WORDS[metric] for metric in metrics),
+                ", ".join(spread(found, metric) for metric in metrics),
+                ", ".join(f"{target.must:g}" for target in targets) or "-",
+                ", ".join(f"{target.goal:g}" for target in targets) or "-",
+                verdict(name, found),
+                ", ".join(spread(found[:1], f"seasonal_naive_{metric}") for metric in metrics),
+                spread(found, "wql"),
+                spread(found[:1], "seasonal_naive_wql"),
+                spread(found, "coverage_80"),
+                spread(found, "seconds"),
+                spread(found, "epochs"),
+                spread(found[:1], "parameters"),
+                spread(found[:1], "state_bytes"),
+                spread(found, "update_us", 2),
+            ]
+        )
+    return columns, lines
+
+
+def markdown(table: Table, notes: Sequence[str] = ()) -> str:
+    """A table in Markdown, with notes below.
+
+    Examples
+    --------
+    >>> print(markdown((["a", "b"], [["1", "2"]])))
+    | a | b |
+    |---|---|
+    | 1 | 2 |
+    """
+    columns, lines = table
+    text = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    text += ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([*text, *(["", *notes] if notes else [])])
+
+
+def check_report(path: str | None) -> None:
+    """Refuse a report file that cannot be written, before the work starts.
+
+    Raises
+    ------
+    InputError
+        The name ends in neither ``.md`` nor ``.json``, or the folder does not exist.
+    """
+    if path is None:
+        return
+    if Path(path).suffix not in (".md", ".json"):
+        raise InputError(f"cannot write {path}: the name must end in .md or .json")
+    if not Path(path).parent.is_dir():
+        raise InputError(f"cannot write {path}: folder {Path(path).parent} does not exist")
+
+
+def write(path: str, title: str, table: Table, rows: Sequence[Row], notes: Sequence[str]) -> None:
+    """Write a report, Markdown or JSON by its suffix; JSON holds every row, Markdown the table."""
+    if Path(path).suffix == ".json":
+        values = json.loads(plain_json({"title": title, "notes": list(notes), "rows": [dict(row) for row in rows]}))
+        text = json.dumps(values, indent=1)
+    else:
+        text = f"## {title}\n\n{markdown(table, notes)}"
+    Path(path).write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,249 @@
+"""Protocols reproduce published floors where the data is at hand; their parts do what they say where it is not."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+
+from forecaster import Forecaster, InputError, backtest
+from forecaster.baselines import seasonal_naive
+from pipelines.benchmarks.accuracy import AccuracyRequest, run_accuracy
+from pipelines.benchmarks.evaluation import evaluate, forecast_batches, warm_state
+from pipelines.benchmarks.protocols import PROTOCOLS, Protocol, Target, Task, choose, load, task_of
+from pipelines.benchmarks.report import accuracy_table
+from pipelines.benchmarks.scores import LEVELS, Scores, naive_scores
+from tests.pipelines.kit import HORIZON, QUICK, SEASON, long_frame, run_cli, tiny_config
+
+pytestmark = pytest.mark.filterwarnings("ignore:Operation with range is deprecated")
+
+TINY = Protocol(
+    "tiny", ("tiny.parquet",), "h", HORIZON, (SEASON,), SEASON, (Target("mase", 1.0, 0.5),), test=20, step=3
+)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Task:
+    """Three short series with gaps; five origins, three steps apart."""
+    return task_of(TINY, long_frame())
+
+
+# -- with the data sets at hand ----------------------------------------------------------------------------------------
+
+FLOORS = {
+    "m4-hourly": {"smape": 13.912, "mase": 1.193, "owa": 0.628},
+    "m4-weekly": {"smape": 9.161, "mase": 2.777, "owa": 1.0},
+    "europe-load": {"mape": 5.080},
+    "etth1-96": {"mse": 0.512, "mae": 0.433},
+    "etth1-720": {"mse": 0.655, "mae": 0.514},
+    "exchange-rate": {"mase": 1.7402, "wql": 0.0130},
+}
+"""Of the seasonal naive; each published, or computed by a plain loop from the same files."""
+
+needs_data = pytest.mark.skipif("FORECASTER_DATA" not in os.environ, reason="FORECASTER_DATA names no data folder")
+
+
+@needs_data
+@pytest.mark.parametrize("name", FLOORS)
+def test_the_seasonal_naive_scores_what_it_is_known_to_score(name: str) -> None:
+    found = naive_scores(load(PROTOCOLS[name], os.environ["FORECASTER_DATA"]))
+
+    for metric, value in FLOORS[name].items():
+        digits = len(str(value).partition(".")[2])
+        assert found[metric] == pytest.approx(value, abs=0.51 * 10**-digits), metric
+
+
+@needs_data
+def test_the_daily_naive_of_the_load_scores_what_it_is_known_to_score() -> None:
+    found = naive_scores(load(replace(PROTOCOLS["europe-load"], period=24), os.environ["FORECASTER_DATA"]))
+
+    assert found["mape"] == pytest.approx(5.545, abs=5e-4)
+
+
+@needs_data
+def test_a_naive_that_repeats_gaps_too_scores_what_it_is_known_to_score_on_nn5() -> None:
+    task = load(PROTOCOLS["nn5-daily"], os.environ["FORECASTER_DATA"])
+    plain = np.stack([np.resize(history[-7:], 56) for history in task.histories])
+    scores = Scores(task)
+    scores.add(task.truth([56]), plain[None, ..., None])
+
+    # The published sum has 1.024; one that looks further back where the last week has gaps is a little better.
+    assert scores.metrics()["mase"] == pytest.approx(1.024, abs=5e-4)
+    assert naive_scores(task)["mase"] == pytest.approx(1.018, abs=5e-4)
+
+
+# -- origins and scores ------------------------------------------------------------------------------------------------
+
+
+def test_origins_end_with_the_last_that_has_a_whole_horizon() -> None:
+    assert list(TINY.origins) == [20, 17, 14, 11, 8]
+    assert list(PROTOCOLS["m4-hourly"].origins) == [48]
+    assert [len(PROTOCOLS[name].origins) for name in ("etth1-96", "etth1-720", "europe-load")] == [2785, 2161, 365]
+
+
+def test_scores_are_those_of_a_backtest(tiny: Task) -> None:
+    """Two ways to the same numbers, but for MASE, whose denominator a backtest takes anew at every cutoff."""
+    forecaster = Forecaster.create(tiny_config(), seed=3)
+    one_origin = task_of(replace(TINY, test=HORIZON), long_frame())
+    expected = backtest(forecaster, one_origin.panel, horizon=HORIZON, n_windows=1, step_size=1).metrics
+    found = evaluate(forecaster, one_origin)
+
+    shared = {"smape", "mase", "owa", "wql", "coverage_80"}
+    assert {name: found[name] for name in shared} == pytest.approx({name: expected[name] for name in shared})
+
+    several = replace(TINY, test=20, step=7)  # origins 20, 13 and 6 steps before the end
+    expected = backtest(forecaster, tiny.panel, horizon=HORIZON, n_windows=3, step_size=7).metrics
+    found = evaluate(forecaster, Task(several, tiny.panel))
+    shared = {"smape", "wql", "coverage_80"}
+    assert {name: found[name] for name in shared} == pytest.approx({name: expected[name] for name in shared})
+
+
+def test_every_origin_is_forecast_as_if_it_were_the_only_one(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.benchmarks.evaluation.LARGEST_BATCH", 2 * 3 * HORIZON * len(LEVELS))
+    forecaster = Forecaster.create(tiny_config(), seed=1)
+    batches = list(forecast_batches(forecaster, tiny, warm_state(forecaster, tiny)))
+
+    assert [list(lefts) for lefts, _ in batches] == [[20, 17], [14, 11], [8]]
+    for lefts, quantiles in batches:
+        for left, found in zip(lefts, quantiles, strict=True):
+            past = tiny.panel.drop_last(left)
+            alone = forecaster.forecast(forecaster.warm_up(past.values, past.first_steps.tolist()), HORIZON, LEVELS)
+            np.testing.assert_allclose(found, alone, rtol=1e-5)
+
+
+def test_errors_in_percent_and_squares_are_what_they_say(tiny: Task) -> None:
+    y, quantiles = tiny.truth([20]), np.empty((1, 3, HORIZON, 9))
+    y[0, 0, 0] = np.nan
+    quantiles[:] = np.linspace(10, 34, 9)  # median and mean 22
+    quantiles[..., 8] += 9  # mean 23
+    scores = Scores(tiny)
+    scores.add(y, quantiles)
+    found = scores.metrics()
+
+    by_series = [np.nanmean(np.abs(y[0, n] - 22) / y[0, n]) for n in range(3)]
+    assert found["mape"] == pytest.approx(100 * np.mean(by_series))
+    assert found["mse"] == pytest.approx(np.nanmean((y - 23) ** 2))
+    assert found["mse_median"] == pytest.approx(np.nanmean((y - 22) ** 2))
+    assert found["mae"] == pytest.approx(np.nanmean(np.abs(y - 22)))
+
+
+def test_a_point_forecast_has_no_interval(tiny: Task) -> None:
+    scores = Scores(tiny)
+    scores.add(tiny.truth([20]), tiny.truth([20])[..., None])
+
+    assert {"wql", "coverage_80"} & set(scores.metrics()) == set()
+    assert scores.metrics()["mae"] == 0
+
+
+def test_series_are_scaled_by_their_first_rows_and_cut() -> None:
+    task = task_of(replace(TINY, rows=90, scaled_by=40), long_frame())
+    first = task.panel.series(1)[:40]
+
+    assert set(task.panel.lengths.tolist()) == {90}
+    assert (first.mean(), first.std()) == pytest.approx((0, 1))
+
+
+def test_nothing_after_the_first_origin_may_be_learnt_from(tiny: Task) -> None:
+    assert (tiny.panel.lengths - tiny.learnable.lengths).tolist() == [20, 20, 20]
+    assert [len(history) for history in tiny.histories] == tiny.learnable.lengths.tolist()
+
+
+def test_the_naive_sees_only_the_past(tiny: Task) -> None:
+    y = tiny.panel.series(2)
+    by_hand = [
+        np.mean(np.abs(y[len(y) - left :][:HORIZON] - seasonal_naive(y[: len(y) - left], HORIZON, SEASON)))
+        for left in TINY.origins
+    ]
+    only = Task(TINY, replace(tiny.panel, unique_ids=["s2"], first_steps=np.array([0]), values=[y]))
+
+    assert naive_scores(only)["mae"] == pytest.approx(np.mean(by_hand))
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def small_exchange(folder: Path) -> None:
+    """A file of the right form for the smallest protocol."""
+    generator = np.random.default_rng(0)
+    frames = [
+        pd.DataFrame({"unique_id": f"x{n}", "ds": np.arange(160), "y": 10 + np.cumsum(generator.normal(0, 0.1, 160))})
+        for n in range(2)
+    ]
+    pd.concat(frames).to_parquet(folder / "exchange_rate.parquet", index=False)
+
+
+def test_a_row_and_a_run_for_every_seed(tmp_path: Path, tracking_uri: str) -> None:
+    small_exchange(tmp_path)
+    request = AccuracyRequest(
+        str(tmp_path), choose(["exchange-rate"]), seeds=(1, 2), minutes=1, overrides=QUICK, tracking_uri=tracking_uri
+    )
+    rows = list(run_accuracy(request))
+
+    assert [(row["set"], row["seed"]) for row in rows] == [("exchange-rate", 1), ("exchange-rate", 2)]
+    client = MlflowClient(tracking_uri)
+    for row in rows:
+        run = client.get_run(row["run_id"])
+        assert run.data.metrics["test/mase"] == row["mase"]
+        assert run.data.params["training.seed"] == run.data.tags["benchmark.seed"] == str(row["seed"])
+        assert row["parameters"] > 0
+        assert row["state_bytes"] > 0
+        assert row["update_us"] > 0
+
+    columns, (line,) = accuracy_table(rows)
+    told = dict(zip(columns, line, strict=True))
+    assert (told["set"], told["seeds"], told["metric"]) == ("exchange-rate", "1, 2", "MASE")
+    assert (told["must"], told["goal"]) == ("1.74", "1.64")
+    assert "to" in told["result"]
+
+
+def test_the_same_seed_gives_the_same_figures(tmp_path: Path, tracking_uri: str) -> None:
+    small_exchange(tmp_path)
+    request = AccuracyRequest(
+        str(tmp_path), choose(["exchange-rate"]), minutes=1, overrides=QUICK, tracking_uri=tracking_uri
+    )
+    (first,), (second,) = list(run_accuracy(request)), list(run_accuracy(request))
+
+    assert {k: first[k] for k in ("mase", "wql", "mse")} == {k: second[k] for k in ("mase", "wql", "mse")}
+
+
+def test_the_command_writes_its_table(tmp_path: Path, tracking_uri: str) -> None:
+    small_exchange(tmp_path)
+    settings = [f"--set={key}={value}" for key, value in QUICK.items()]
+    done = run_cli(
+        *("bench", "accuracy", "--data", ".", "--sets", "exchange-rate", "--out", "table.md", "--json", *settings),
+        *("--tracking-uri", tracking_uri),
+        cwd=tmp_path,
+    )
+
+    assert done.status == 0, done.err
+    assert done.json["rows"][0]["set"] == "exchange-rate"
+    assert "| exchange-rate | 0 | MASE |" in (tmp_path / "table.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "mentions"),
+    [
+        ({"protocols": choose([])}, "NN5-daily.parquet"),
+        ({"folder": "nowhere"}, "nowhere"),
+        ({"minutes": 0.0}, "--minutes"),
+        ({"overrides": {"network.size": "3"}}, "network.size"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_anything_is_trained(
+    tmp_path: Path, changes: dict[str, object], mentions: str
+) -> None:
+    small_exchange(tmp_path)
+    request = replace(AccuracyRequest(str(tmp_path), choose(["exchange-rate"])), **changes)  # type: ignore[arg-type]
+
+    with pytest.raises(InputError, match=mentions):
+        list(run_accuracy(request))
+
+
+def test_an_unknown_set_is_named() -> None:
+    with pytest.raises(InputError, match="m5"):
+        choose(["m5"])
