@@ -113,6 +113,9 @@ class TrainingConfig:
         validation, the last weights are kept.
     patience
         Epochs without improvement after which training stops.
+    finish
+        Share of the run, at its end, that goes on from the judged weights on all of the data, held-out steps included;
+        0: the judged weights are served.
     precision
         ``32`` or ``bf16`` (mixed) for the recurrent layers.
     seed
@@ -121,15 +124,16 @@ class TrainingConfig:
 
     lanes: int = 128
     chunk_length: int = 56
-    updates: int = 1500
+    updates: int = 1200
     epoch_updates: int = 75
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-3
     lr_warmup_share: float = 0.05
     weight_decay: float = 1e-3
     gradient_clip_val: float = 1.0
     averaging: float = 0.998
     validation_horizons: int = 1
     patience: int = 6
+    finish: float = 0.25
     precision: Literal["32", "bf16"] = "32"
     seed: int = 0
 
@@ -148,6 +152,7 @@ class TrainingConfig:
         _require(
             0 <= self.validation_horizons <= 16, "training.validation_horizons", self.validation_horizons, "0 to 16"
         )
+        _require(0 <= self.finish <= 0.5, "training.finish", self.finish, "0 to 0.5")
         _require(self.precision in ("32", "bf16"), "training.precision", self.precision, "32 or bf16")
         _require(0 <= self.seed < 2**32, "training.seed", self.seed, "0 to 2**32 - 1")
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from forecaster import Backtest, Forecaster, ForecasterError, InputError, Panel, backtest
-from pipelines.loading import load_model
-from pipelines.registry import CHAMPION, version_of_alias
+from pipelines.loading import load_judged, load_model
+from pipelines.registry import CHAMPION, run_of_version, version_of_alias
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,8 +36,7 @@ class HoldOut:
     Parameters
     ----------
     training
-        Every series without its last ``horizon + (n_windows - 1) * step_size`` steps; the whole panel if `n_windows`
-        is 0.
+        Every series without its last `held_out` steps; the whole panel if `n_windows` is 0.
     panel
         The whole panel.
     horizon, n_windows, step_size
@@ -49,6 +48,11 @@ class HoldOut:
     horizon: int
     n_windows: int
     step_size: int
+
+    @property
+    def held_out(self) -> int:
+        """Steps at the end of each series that only the windows see: ``horizon + (n_windows - 1) * step_size``."""
+        return self.horizon + (self.n_windows - 1) * self.step_size if self.n_windows else 0
 
 
 def hold_out(panel: Panel, horizon: int, *, n_windows: int | None = None, step_size: int | None = None) -> HoldOut:
@@ -135,7 +139,10 @@ def measure_champion(
     if version is None:
         return None
     try:
-        model = load_model(f"models:/{name}/{version}", tracking_uri).forecaster
+        model = (
+            load_judged(client, run_of_version(client, name, version))
+            or load_model(f"models:/{name}/{version}", tracking_uri).forecaster
+        )
         result = run_backtest(
             model, windows.panel, horizon=windows.horizon, n_windows=windows.n_windows, step_size=windows.step_size
         )

@@ -204,7 +204,11 @@ def backtest(
     tracking_uri: TrackingUri = None,
     json: Json = False,
 ) -> None:
-    """Measure a model over rolling cutoffs at the end of every series."""
+    """Measure a model over rolling cutoffs at the end of every series.
+
+    It is a fair measure on data that came after the training: what a model serves with has learnt from all of its file.
+    The backtest that `train` reports is of the weights from before the windows.
+    """
     from pipelines.backtesting import run_backtest
     from pipelines.data import check_output, read_panel, write_frame
     from pipelines.loading import load_model

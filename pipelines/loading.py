@@ -8,14 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from forecaster import Forecaster, InputError
 from pipelines.connection import connect, mlflow_errors
 from pipelines.registry import known_instead, version_of_alias
 
-__all__ = ["LoadedModel", "is_logged_model", "load_model"]
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+__all__ = ["JUDGED", "LoadedModel", "is_logged_model", "load_judged", "load_model"]
 
 ARTIFACT_PATH = "artifacts/forecaster"
+JUDGED = "judged"
+"""Folder of a run's artifacts with the model as it was judged, before it was finished on all of the data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,20 @@ def load_model(reference: str | Path, tracking_uri: str | None = None) -> Loaded
     with mlflow_errors(f"model {text} cannot be found", missing):
         client.get_model_version(name, version)
     return LoadedModel(_download(f"models:/{name}/{version}"), text, name, version)
+
+
+def load_judged(client: MlflowClient, run_id: str) -> Forecaster | None:
+    """Load the judged twin of a run's model; None if the run kept none.
+
+    Raises
+    ------
+    RegistryError
+        MLflow cannot be reached.
+    """
+    with TemporaryDirectory(prefix="forecaster-") as folder, mlflow_errors(f"run {run_id} cannot be read"):
+        if not any(found.path == JUDGED for found in client.list_artifacts(run_id)):
+            return None
+        return Forecaster.load(client.download_artifacts(run_id, JUDGED, folder))
 
 
 def is_logged_model(reference: str) -> bool:

@@ -127,7 +127,7 @@ def say_split(windows: HoldOut, reporter: Reporter) -> None:
     if windows.n_windows == 0:
         reporter.notice(f"data: {size}; too short to hold a backtest window out, so the gate will not judge this model")
         return
-    held = windows.horizon + (windows.n_windows - 1) * windows.step_size
+    held = windows.held_out
     reporter.notice(
         f"data: {size}; the last {held} steps of each ({windows.n_windows} backtest windows) are held out of training"
     )

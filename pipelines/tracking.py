@@ -22,6 +22,7 @@ import pandas as pd
 from forecaster import Backtest, Config, Forecaster, InputError, Panel
 from pipelines.configuration import flatten
 from pipelines.connection import artifact_root, mlflow_errors, tracking_uri_or_default
+from pipelines.loading import JUDGED
 from pipelines.packaging import log_forecaster
 from pipelines.plots import backtest_page, learning_curve, page
 
@@ -119,6 +120,12 @@ class TrainingRun:
         )
         self.tag({MODEL_URI: model_uri})
         return model_uri
+
+    def log_judged(self, model: Forecaster) -> None:
+        """The model as the backtest judges it, before it was finished on all of the data."""
+        with TemporaryDirectory(prefix="forecaster-") as folder, mlflow_errors("the judged model cannot be logged"):
+            model.save(Path(folder) / JUDGED)
+            self._client.log_artifacts(self.run_id, folder)
 
     def log_backtest(self, result: Backtest, *, model_uri: str) -> None:
         """Metrics (also on the logged model), tables per window, step and series, and every forecast."""

@@ -1,7 +1,8 @@
 """The training pipeline in five steps: prepare, fit, backtest, register, decide.
 
-The registered model's weights have seen every series without its last held-out windows; those windows judge it, and
-they judge the champion too. Nothing is written before the input has been checked. The steps hand over nothing but a
+The weights are found on every series without its last held-out windows. Those windows judge them, and they judge the
+champion's in the same way; the registered model is then finished on all of the data, and its judged twin stays with
+the run. Nothing is written before the input has been checked. The steps hand over nothing but a
 run id and a version, so that a scheduler may run or repeat each in a process of its own; `train` runs them in a row.
 """
 
@@ -16,7 +17,7 @@ from forecaster import Backtest, Config, Forecaster, Panel
 from pipelines.backtesting import Rival, measure_champion, run_backtest
 from pipelines.connection import connect, tracking_uri_or_default
 from pipelines.console import Reporter
-from pipelines.loading import load_model
+from pipelines.loading import load_judged, load_model
 from pipelines.plan import Plan, TrainRequest, prepare
 from pipelines.promotion import Decision, decide
 from pipelines.registry import CHALLENGER, CHAMPION, apply_decision, register, run_of_version
@@ -46,10 +47,11 @@ TAGGED_METRICS = ("wql", "mase", "coverage_80", "seasonal_naive_wql")
 
 @dataclass(frozen=True, slots=True)
 class TrainedRun:
-    """A finished fit: the MLflow run that holds it, the model, and what it took."""
+    """A finished fit: the MLflow run that holds it, the model, its judged twin, and what it took."""
 
     run_id: str
     forecaster: Forecaster
+    judged: Forecaster
     epochs: int
     seconds: float
 
@@ -123,7 +125,7 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResul
     reporter = reporter or Reporter(quiet=True)
     plan = prepare(request, reporter)
     trained = fit_step(plan, request, reporter)
-    result = backtest_step(trained.run_id, plan, request, model=trained.forecaster)
+    result = backtest_step(trained.run_id, plan, request, model=trained.judged)
     version = register_step(trained.run_id, request)
     rival, decision = promotion_step(version, plan, request)
     return TrainResult(
@@ -148,27 +150,33 @@ def fit_step(plan: Plan, request: TrainRequest, reporter: Reporter | None = None
     """Open a run, fit on what training may see, log everything about it and the model, save to `out`."""
     tracking_uri = tracking_uri_or_default(request.tracking_uri)
     client = connect(tracking_uri, create=True)
-    training = plan.windows.training
+    windows = plan.windows
     with start_run(client, request.name, tracking_uri=tracking_uri) as run:
         run.log_config(plan.config)
-        run.log_panel(training, source=request.data, context="training")
+        run.log_panel(plan.panel, source=request.data, context="training")
         run.log_environment()
         started = time.monotonic()
         fitted = train_model(
-            training, plan.config, max_minutes=request.max_minutes, reporter=reporter, on_epoch=run.log_epoch
+            plan.panel,
+            plan.config,
+            held_out=windows.held_out,
+            max_minutes=request.max_minutes,
+            reporter=reporter,
+            on_epoch=run.log_epoch,
         )
         seconds = time.monotonic() - started
         if request.out is not None:
             fitted.forecaster.save(request.out)
         run.log_model(fitted.forecaster, plan.panel)
+        run.log_judged(fitted.judged)
         run.log_learning_curve(fitted.history)
-        return TrainedRun(run.run_id, fitted.forecaster, len(fitted.history), seconds)
+        return TrainedRun(run.run_id, fitted.forecaster, fitted.judged, len(fitted.history), seconds)
 
 
 def backtest_step(
     run_id: str, plan: Plan, request: TrainRequest, *, model: Forecaster | None = None
 ) -> Backtest | None:
-    """Backtest a run's model on the held-out windows and log the result; None if there is no window.
+    """Backtest a run's judged twin on the held-out windows and log the result; None if there is no window.
 
     Parameters
     ----------
@@ -177,7 +185,7 @@ def backtest_step(
     plan, request
         As for the fit.
     model
-        The run's model if it is at hand; None loads it.
+        The run's judged twin if it is at hand; None loads it.
     """
     windows = plan.windows
     client = connect(request.tracking_uri)
@@ -187,7 +195,7 @@ def backtest_step(
         if windows.n_windows == 0:
             return None
         if model is None:
-            model = load_model(model_uri, request.tracking_uri).forecaster
+            model = load_judged(client, run_id) or load_model(model_uri, request.tracking_uri).forecaster
         result = run_backtest(
             model, plan.panel, horizon=windows.horizon, n_windows=windows.n_windows, step_size=windows.step_size
         )
@@ -231,8 +239,9 @@ def train_model(
     panel: Panel,
     config: Config,
     *,
+    held_out: int = 0,
+    validation: int | None = None,
     max_minutes: float | None = None,
-    held_out: int | None = None,
     reporter: Reporter | None = None,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
 ) -> Fitted:
@@ -241,13 +250,15 @@ def train_model(
     Parameters
     ----------
     panel
-        The series that training may see.
+        All series.
     config
         The model.
+    held_out
+        Steps at the end of each series that the judged twin may not see.
+    validation
+        Steps before those to validate on; None: as the configuration says.
     max_minutes
         Longest time spent; None for no limit.
-    held_out
-        Steps at the end of every series to validate on; None: as the configuration says.
     reporter
         Gets a bar or a line per epoch; silent by default.
     on_epoch
@@ -255,21 +266,17 @@ def train_model(
     """
     from forecaster.training import fit
 
-    limit = float("inf") if max_minutes is None else max_minutes * 60
     with (reporter or Reporter(quiet=True)).progress("training") as say:
-        updates = seconds = 0.0
 
         def report(row: dict[str, float]) -> None:
-            nonlocal updates, seconds
-            updates += row["updates_per_second"] * (row["seconds"] - seconds)
-            seconds = row["seconds"]
             if on_epoch is not None:
                 on_epoch(row)
-            share = max(updates / config.training.updates, seconds / limit)
-            say(min(row.get("progress", share), 1.0), epoch_text(row))
+            say(row["progress"], epoch_text(row))
 
         try:
-            return fit(panel, config, max_minutes=max_minutes, held_out=held_out, on_epoch=report)
+            return fit(
+                panel, config, held_out=held_out, validation=validation, max_minutes=max_minutes, on_epoch=report
+            )
         except SystemExit as end:
             if isinstance(end.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit of its own
                 raise KeyboardInterrupt from end

@@ -7,6 +7,7 @@ lives below it.
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import time
 import warnings
@@ -31,6 +32,9 @@ from forecaster.training.module import TrainingModule
 
 __all__ = ["Fitted", "fit", "resolve"]
 
+FINISHING_RATE = 0.5
+"""Peak of the learning rate while finishing, as a share of the run's."""
+
 
 class Fitted(NamedTuple):
     """What came out of a training run.
@@ -38,14 +42,18 @@ class Fitted(NamedTuple):
     Attributes
     ----------
     forecaster
-        With the best weights on the validation part, or the last ones if there was none.
+        To serve: finished on the whole panel.
+    judged
+        The same before it was finished, to be backtested: its weights have not learnt from the held-out steps. They
+        are the best on the validation part, or the last ones if there was none.
     history
-        One row per epoch: `epoch`, `train_loss`, `val_loss` (absent without validation), `learning_rate`,
-        `gradient_norm` (mean over updates, before clipping), `clipped_share` (of updates), `updates_per_second`,
-        `seconds` since the start, `progress` (share of the run that is done).
+        One row per epoch: `epoch`, `train_loss`, `val_loss` (absent without validation and while finishing),
+        `learning_rate`, `gradient_norm` (mean over updates, before clipping), `clipped_share` (of updates),
+        `updates_per_second`, `seconds` since the start, `progress` (share of the run that is done).
     """
 
     forecaster: Forecaster
+    judged: Forecaster
     history: list[dict[str, float]]
 
 
@@ -53,12 +61,17 @@ def fit(
     panel: Panel,
     config: Config,
     *,
+    held_out: int = 0,
+    validation: int | None = None,
     max_minutes: float | None = None,
-    held_out: int | None = None,
     progress: bool = False,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
 ) -> Fitted:
-    """Train a forecaster.
+    """Train a forecaster: once to be judged, then on to the end of the data.
+
+    The weights are found on all but the held-out end of every series, whose validation part says when to stop. Then
+    training goes on for a while on the whole panel (`TrainingConfig.finish`), because the latest steps, which judge a
+    model best, also teach it most.
 
     Parameters
     ----------
@@ -66,11 +79,13 @@ def fit(
         On the configuration's calendar.
     config
         ``transform="auto"`` is resolved by the panel.
+    held_out
+        Steps at the end of each series kept from the judged weights, for a backtest of them.
+    validation
+        Steps before those that the judged weights are chosen by, where that split is given; None: as
+        `validation_horizons` says.
     max_minutes
         Time box; the learning-rate schedule is fitted into it. Runs that do not reach it are deterministic.
-    held_out
-        Steps at the end of every series that training validates on and does not learn from, where that split is given;
-        None: as `validation_horizons` says.
     progress
         Whether to show a progress bar.
     on_epoch
@@ -80,24 +95,65 @@ def fit(
     ------
     PanelError
         The panel's calendar is not the configuration's, no series is long enough to learn from, or nothing remains
-        beside `held_out`.
+        beside `held_out` and `validation`.
     """
     if panel.calendar != config.calendar:
         raise PanelError(f"the panel is on {panel.calendar}, but the configuration is for {config.calendar}")
     if panel.lengths.max(initial=0) < 3 or not any(np.isfinite(y).any() for y in panel.values):
         raise PanelError("no series has 3 steps or more with an observed value; there is nothing to learn from")
-    if held_out is not None and not 0 <= held_out <= panel.lengths.max() - 3:
-        raise PanelError(f"held_out is {held_out}, expected 0 to {panel.lengths.max() - 3}: 3 steps have to remain")
-    config = resolve(config, panel)
+    learnt = panel.drop_last(held_out) if held_out else panel
+    if not learnt.lengths.max(initial=0) or not any(np.isfinite(y).any() for y in learnt.values):
+        raise PanelError(f"no series has an observed value before the {held_out} steps held out; nothing to learn from")
+    if validation is not None and not 0 <= validation <= learnt.lengths.max() - 3:
+        raise PanelError(
+            f"validation is {validation}, expected 0 to {learnt.lengths.max() - 3}: 3 steps have to remain"
+        )
+    config = resolve(config, learnt)
     settings = config.training
-    max_seconds = None if max_minutes is None else max_minutes * 60
-    with _quiet(), torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
+    clock = _Clock(None if max_minutes is None else max_minutes * 60, on_epoch)
+    with _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        data = ChunkDataModule(panel, config, held_out)
-        updates = data.epochs * data.epoch_updates
-        module = TrainingModule(ForecastNetwork(config), updates=updates, max_seconds=max_seconds)
-        rows = _Rows(module, on_epoch)
-        callbacks: list[Callback] = [rows]
+        data = ChunkDataModule(learnt, config, validation)
+        share = settings.finish if held_out or data.validation else 0.0
+        network = ForecastNetwork(config)
+        done = _train(network, data, data.epochs * data.epoch_updates, clock.until(1 - share), progress=progress)
+        judged = Forecaster(network)
+        if not share:
+            return Fitted(judged, judged, clock.history)
+        whole = replace(config, training=replace(settings, validation_horizons=0, seed=(settings.seed + 1) % 2**32))
+        _train(
+            network,
+            ChunkDataModule(panel, whole),
+            math.ceil(done * share / (1 - share)),
+            clock.until(1),
+            peak=FINISHING_RATE,
+            progress=progress,
+        )
+        return Fitted(Forecaster(network), judged, clock.history)
+
+
+def resolve(config: Config, panel: Panel) -> Config:
+    """Choose what the configuration leaves to the panel: the transform."""
+    if config.transform != "auto":
+        return config
+    lowest = min(float(np.nanmin(y)) for y in panel.values if np.isfinite(y).any())
+    return replace(config, transform="log" if lowest >= 0 else "linear")
+
+
+def _train(
+    network: ForecastNetwork,
+    data: ChunkDataModule,
+    updates: int,
+    clock: _Clock,
+    *,
+    peak: float = 1.0,
+    progress: bool,
+) -> int:
+    """Train in place, up to the best weights on the validation part if there is one; the updates behind them."""
+    settings = network.config.training
+    with tempfile.TemporaryDirectory() as folder:
+        module = TrainingModule(network, updates=updates, max_seconds=clock.seconds_left, peak=peak)
+        callbacks: list[Callback] = [_Rows(module, clock)]
         if settings.averaging:
             callbacks.append(_Averaging(settings.averaging))
         best: ModelCheckpoint | None = None
@@ -110,7 +166,7 @@ def fit(
             accelerator="cpu",
             max_steps=updates,
             max_epochs=-1,
-            max_time=None if max_seconds is None else {"seconds": max(1, int(max_seconds))},
+            max_time=None if module.max_seconds is None else {"seconds": max(1, int(module.max_seconds))},
             precision="bf16-mixed" if settings.precision == "bf16" else "32-true",
             gradient_clip_val=settings.gradient_clip_val,
             callbacks=callbacks,
@@ -122,17 +178,11 @@ def fit(
             default_root_dir=folder,
         )
         trainer.fit(module, datamodule=data)
-        if best is not None and best.best_model_path and not _last_is_best(trainer, module, data, best):
-            module.load_state_dict(_weights(Path(best.best_model_path)))
-        return Fitted(Forecaster(module.network), rows.history)
-
-
-def resolve(config: Config, panel: Panel) -> Config:
-    """Choose what the configuration leaves to the panel: the transform."""
-    if config.transform != "auto":
-        return config
-    lowest = min(float(np.nanmin(y)) for y in panel.values if np.isfinite(y).any())
-    return replace(config, transform="log" if lowest >= 0 else "linear")
+        if best is None or not best.best_model_path or _last_is_best(trainer, module, data, best):
+            return int(trainer.global_step)
+        weights, behind = _checkpoint(Path(best.best_model_path))
+        module.load_state_dict(weights)
+        return behind
 
 
 def _last_is_best(trainer: pl.Trainer, module: TrainingModule, data: ChunkDataModule, best: ModelCheckpoint) -> bool:
@@ -154,39 +204,63 @@ class _Averaging(WeightAveraging):
         super().__init__(multi_avg_fn=average)
 
 
-class _Rows(Callback):
-    """Collects one row of metrics per epoch."""
+class _Clock:
+    """Time and history of a run of several stages."""
 
-    def __init__(self, module: TrainingModule, on_epoch: Callable[[dict[str, float]], None] | None) -> None:
-        self.module = module
-        self.history: list[dict[str, float]] = []
-        self.on_epoch = on_epoch
-        self.started = self.epoch_started = 0.0
-        self.updates = 0
-
-    def on_fit_start(self, trainer: pl.Trainer, *_: object) -> None:
+    def __init__(self, seconds: float | None, on_epoch: Callable[[dict[str, float]], None] | None) -> None:
         self.started = time.monotonic()
-        self.updates = trainer.global_step
+        self.seconds, self.on_epoch = seconds, on_epoch
+        self.history: list[dict[str, float]] = []
+        self.share_before, self.share = 0.0, 0.0
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, *_: object) -> None:
-        self.epoch_started, self.updates = time.monotonic(), trainer.global_step
+    def until(self, share: float) -> _Clock:
+        """Enter the stage that ends at this share of the run."""
+        self.share_before, self.share = self.share, share
+        return self
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, *_: object) -> None:
-        now = time.monotonic()
-        row = {"epoch": float(trainer.current_epoch)}
-        row |= {name: float(value) for name, value in trainer.callback_metrics.items()}
-        row["learning_rate"] = float(trainer.optimizers[0].param_groups[0]["lr"])
-        row["updates_per_second"] = (trainer.global_step - self.updates) / max(now - self.epoch_started, 1e-9)
-        row["seconds"] = now - self.started
-        row["progress"] = self.module.progress(trainer.global_step)
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds of this stage; None without a time box."""
+        return None if self.seconds is None else max(self.seconds * self.share - self.elapsed, 0.0)
+
+    def add(self, row: dict[str, float]) -> None:
+        """Keep a row, with its place in the whole run, and tell."""
+        row["epoch"], row["seconds"] = float(len(self.history)), self.elapsed
+        row["progress"] = self.share_before + (self.share - self.share_before) * row["progress"]
         self.history.append(row)
         if self.on_epoch is not None:
             self.on_epoch(row)
 
 
-def _weights(path: Path) -> dict[str, Any]:
+class _Rows(Callback):
+    """Collects one row of metrics per epoch."""
+
+    def __init__(self, module: TrainingModule, clock: _Clock) -> None:
+        self.module, self.clock = module, clock
+        self.epoch_started = 0.0
+        self.updates = 0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: object) -> None:
+        self.epoch_started, self.updates = time.monotonic(), trainer.global_step
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: object) -> None:
+        row = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        row["learning_rate"] = float(trainer.optimizers[0].param_groups[0]["lr"])
+        seconds = max(time.monotonic() - self.epoch_started, 1e-9)
+        row["updates_per_second"] = (trainer.global_step - self.updates) / seconds
+        row["progress"] = self.module.progress(trainer.global_step)
+        self.clock.add(row)
+
+
+def _checkpoint(path: Path) -> tuple[dict[str, Any], int]:
+    """Weights of a checkpoint, and the updates behind them."""
     checkpoint: dict[str, Any] = torch.load(path, weights_only=True)
-    return dict(checkpoint["state_dict"])
+    return dict(checkpoint["state_dict"]), int(checkpoint["global_step"])
 
 
 @contextmanager

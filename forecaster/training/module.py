@@ -44,13 +44,15 @@ class TrainingModule(LightningModule):
         Length of the learning-rate schedule.
     max_seconds
         If the run is boxed in time, the schedule ends with the box.
+    peak
+        Of the learning-rate schedule, as a share of the configured one.
     """
 
-    def __init__(self, network: ForecastNetwork, *, updates: int, max_seconds: float | None) -> None:
+    def __init__(self, network: ForecastNetwork, *, updates: int, max_seconds: float | None, peak: float = 1.0) -> None:
         super().__init__()
         self.network = network
         self.settings = network.config.training
-        self.updates, self.max_seconds = updates, max_seconds
+        self.updates, self.max_seconds, self.peak = updates, max_seconds, peak
         self.carry: StreamState | None = None
         self.validation_carry: StreamState | None = None
         self.started: float | None = None
@@ -141,7 +143,7 @@ class TrainingModule(LightningModule):
         """AdamW; linear rise, then cosine decay to 2 % over the run."""
         optimizer = torch.optim.AdamW(
             self.network.parameters(),
-            lr=self.settings.learning_rate,
+            lr=self.settings.learning_rate * self.peak,
             weight_decay=self.settings.weight_decay,
             foreach=True,
         )

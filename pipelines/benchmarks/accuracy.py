@@ -74,8 +74,9 @@ class AccuracyRequest:
                 self.config(protocol, seed)
 
     def config(self, protocol: Protocol, seed: int) -> Config:
-        """Configuration of one training."""
-        return protocol.config.with_overrides({**self.overrides, "training.seed": seed})
+        """Configuration of one training; where a validation part is prescribed, nothing learns from it at the end."""
+        prescribed = {"training.finish": 0.0} if protocol.validation else {}
+        return protocol.config.with_overrides({**self.overrides, **prescribed, "training.seed": seed})
 
 
 def run_accuracy(request: AccuracyRequest, reporter: Reporter | None = None) -> Iterator[dict[str, Any]]:
@@ -137,7 +138,7 @@ def measure(
         task.learnable,
         config,
         max_minutes=minutes,
-        held_out=protocol.validation or None,
+        validation=protocol.validation or None,
         reporter=reporter,
         on_epoch=on_epoch,
     )

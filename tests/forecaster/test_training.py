@@ -40,7 +40,9 @@ CONFIG = Config(
     seasonality=(4,),
     transform="linear",
     network=NetworkConfig(hidden_size=8, num_layers=2, dropout=0.1),
-    training=TrainingConfig(lanes=6, chunk_length=12, updates=12, epoch_updates=4, averaging=0.5, learning_rate=5e-3),
+    training=TrainingConfig(
+        lanes=6, chunk_length=12, updates=12, epoch_updates=4, averaging=0.5, learning_rate=5e-3, finish=0.0
+    ),
 )
 
 
@@ -425,7 +427,7 @@ def validation_loss(forecaster: Forecaster, config: Config) -> float:
 def test_the_weights_kept_are_those_of_the_best_validation(averaging: float) -> None:
     config = with_training(averaging=averaging, updates=5 * updates_of_an_epoch(), learning_rate=0.2)
 
-    forecaster, history = fitted(config)
+    forecaster, _, history = fitted(config)
 
     losses = [row["val_loss"] for row in history]
     assert len(set(losses)) == 5
@@ -455,10 +457,56 @@ def test_training_stops_when_validation_no_longer_improves() -> None:
 
 
 def test_without_validation_the_last_weights_are_kept() -> None:
-    forecaster, history = fitted(with_training(validation_horizons=0))
+    forecaster, _, history = fitted(with_training(validation_horizons=0))
 
     assert all("val_loss" not in row for row in history)
     assert forecaster.fingerprint() != Forecaster.create(with_training(validation_horizons=0)).fingerprint()
+
+
+FINISHING = {"finish": 0.5, "validation_horizons": 1}
+
+
+def test_the_judged_weights_know_nothing_of_what_is_held_out_and_the_served_ones_do() -> None:
+    values = histories()
+    changed = [np.concatenate([y[:-6], y[-6:] + 3.0]) for y in values]
+
+    one, two = (fitted(with_training(**FINISHING), y, held_out=6) for y in (values, changed))
+
+    assert one.judged.fingerprint() == two.judged.fingerprint()
+    assert one.forecaster.fingerprint() != two.forecaster.fingerprint()
+    assert one.judged.fingerprint() == fitted(with_training(**FINISHING), [y[:-6] for y in values]).judged.fingerprint()
+
+
+def test_finishing_goes_on_for_its_share_of_the_run_without_validation() -> None:
+    history = fitted(with_training(**FINISHING, updates=3 * updates_of_an_epoch()), held_out=6).history
+
+    judging = [row for row in history if "val_loss" in row]
+    assert [row["epoch"] for row in history] == list(range(len(history)))
+    assert history[: len(judging)] == judging
+    assert 0 < len(history) - len(judging) <= len(judging)
+    assert [row["progress"] for row in judging] == pytest.approx([1 / 6, 2 / 6, 3 / 6])
+    assert history[-1]["progress"] == 1
+    assert max(row["learning_rate"] for row in history[len(judging) :]) <= 0.5 * CONFIG.training.learning_rate
+
+
+def test_without_held_out_steps_there_is_nothing_to_finish_with() -> None:
+    forecaster, judged, _ = fitted(with_training(**(FINISHING | {"validation_horizons": 0})))
+
+    assert forecaster is judged
+
+
+def test_a_boxed_run_keeps_a_share_of_its_box_for_finishing() -> None:
+    config = with_training(**FINISHING, updates=10**6, epoch_updates=10, patience=10**6)
+
+    history = fitted(config, held_out=6, max_minutes=4 / 60).history
+
+    assert "val_loss" not in history[-1]
+    assert history[-1]["seconds"] < 20
+
+
+def test_held_out_steps_that_leave_nothing_are_refused() -> None:
+    with pytest.raises(PanelError, match="before the 500 steps held out"):
+        fitted(held_out=500)
 
 
 def test_the_learning_rate_rises_then_falls_to_a_fiftieth() -> None:
@@ -476,7 +524,7 @@ def test_the_learning_rate_rises_then_falls_to_a_fiftieth() -> None:
 
 
 def test_a_boxed_run_ends_with_its_box_and_a_usable_model() -> None:
-    forecaster, history = fitted(with_training(updates=10**6, epoch_updates=10, patience=10**6), max_minutes=2 / 60)
+    forecaster, _, history = fitted(with_training(updates=10**6, epoch_updates=10, patience=10**6), max_minutes=2 / 60)
 
     assert history[-1]["seconds"] < 10
     assert np.isfinite(forecaster.forecast(forecaster.warm_up([histories(1)[0]], [0]))).all()

@@ -80,8 +80,10 @@ def test_train_predict_backtest_promote_and_models_work_together(
     np.testing.assert_allclose(forecasts.iloc[:, 2:], expected.iloc[:, 2:], rtol=1e-6)
     assert predicted.json["model"] == {"reference": "models:/forecaster@champion", "name": "forecaster", "version": "1"}
 
+    # What is served has learnt from the windows by now; the run keeps the twin that was judged on them.
+    (judged,) = folder.rglob("judged")
     measured = run(
-        "backtest", "data.csv", "--model", "model", "--horizon", "6", "--windows", "2", "--step", "6", "--json"
+        "backtest", "data.csv", "--model", str(judged), "--horizon", "6", "--windows", "2", "--step", "6", "--json"
     )
     assert measured.status == 0, measured.err
     assert measured.json["metrics"]["wql"] == pytest.approx(trained.json["metrics"]["wql"])

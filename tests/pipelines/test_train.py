@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from forecaster import InputError
+from forecaster import Forecaster, InputError, backtest
+from pipelines.backtesting import measure_champion
 from pipelines.benchmarks.speed import Shape, benchmark_training
 from pipelines.configuration import build_config
 from pipelines.connection import connect
+from pipelines.loading import load_judged
 from pipelines.registry import CHALLENGER, CHAMPION, version_of_alias
 from pipelines.tracking import backtest_metrics, git_commit
 from pipelines.train import TrainRequest, backtest_step, fit_step, prepare, promotion_step, register_step, train
@@ -56,14 +58,15 @@ def test_a_training_writes_down_all_that_explains_it(request_: TrainRequest, tra
     assert run.data.params["network.hidden_size"] == "8"
     assert run.data.params["training.seed"] == "3"
     assert set(run.data.metrics) >= CURVES
-    assert len(client.get_metric_history(result.run_id, "gradient_norm")) == result.epochs == 2
+    assert len(client.get_metric_history(result.run_id, "gradient_norm")) == result.epochs
+    assert len(client.get_metric_history(result.run_id, "val_loss")) == 2, "finishing has no validation"
     assert backtest_metrics(client, result.run_id) == pytest.approx(result.metrics)
     fingerprint = run.data.tags["data.training.fingerprint"]
     assert re.fullmatch("[0-9a-f]{64}", fingerprint)
     assert run.inputs.dataset_inputs[0].dataset.digest == fingerprint[:36]
     assert {"environment.python", "environment.torch"} <= set(run.data.tags)
     assert run.data.tags.get("mlflow.source.git.commit") == git_commit(Path(__file__).parent)
-    assert artifacts(client, result.run_id) == {"backtest", "environment.json", "plots"}
+    assert artifacts(client, result.run_id) == {"backtest", "environment.json", "judged", "plots"}
     assert artifacts(client, result.run_id, "backtest") == {
         f"backtest/{name}" for name in ("by_series.json", "by_step.json", "by_window.json", "forecasts.parquet")
     }
@@ -76,6 +79,23 @@ def test_a_training_writes_down_all_that_explains_it(request_: TrainRequest, tra
     logged = client.get_logged_model(run.data.tags["model.uri"].removeprefix("models:/"))
     assert {metric.key for metric in logged.metrics} >= {"backtest/wql", "backtest/coverage_80"}
     assert Path(tmp_path / "model" / "manifest.json").exists()
+
+
+def test_the_gate_judges_weights_that_never_saw_the_windows_of_either_rival(
+    request_: TrainRequest, tracking_uri: str, tmp_path: Path
+) -> None:
+    first = train(changed(request_, out=str(tmp_path / "model")))
+    client = connect(tracking_uri)
+    served, judged = Forecaster.load(tmp_path / "model"), load_judged(client, first.run_id)
+    plan = prepare(request_)
+    windows = {name: getattr(plan.windows, name) for name in ("horizon", "n_windows", "step_size")}
+
+    assert judged is not None
+    assert judged.fingerprint() != served.fingerprint() == first.fingerprint
+    assert backtest(judged, plan.panel, **windows).metrics == pytest.approx(first.metrics)
+    rival = measure_champion(client, "demand", plan.windows, tracking_uri=tracking_uri)
+    assert rival is not None
+    assert rival.metrics == pytest.approx(first.metrics)
 
 
 def test_steps_can_be_repeated_alone_and_change_nothing_then(request_: TrainRequest, tracking_uri: str) -> None:
