@@ -1,4 +1,4 @@
-"""The application: routes, middleware, error replies and the service's life, put together by `create_app`.
+"""The application: routes, front door, error replies and the service's life, put together by `create_app`.
 
 Importing it builds nothing; everything belongs to the application that `create_app` returns.
 """
@@ -12,12 +12,12 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.types import ASGIApp
 
 from service import problems
 from service.bodies.schemas import ForecastsRequest, ObservationsRequest, Row, StreamHistory
-from service.middleware import BodyLimit, RequestMetrics
+from service.front import Front
 from service.routes import forecasts, observations, operations, streams
-from service.routes.lean import LeanRoute
 from service.runtime import Service
 from service.settings import Settings
 
@@ -52,24 +52,32 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
             await running.stop()
 
     app = _Application(
+        body_limit=settings.max_body_bytes,
         title="Forecaster",
         summary="Probabilistic forecasts from durable recurrent state",
         version="1",
         lifespan=lifespan,
         redirect_slashes=False,
+        # Its question to each provider, whether it is configured, would be asked anew for every request.
+        telemetry=None if settings.open_telemetry else {"tracing": False, "metrics": False, "logs": False},
     )
-    app.router.route_class = LeanRoute
     # The busiest first: routes are tried in order.
     for resource in (streams, observations, forecasts, operations):
         resource.add_to(app)
     problems.install(app)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
-    app.add_middleware(RequestMetrics)
     return app
 
 
 class _Application(FastAPI):
-    """Adds to the OpenAPI document the bodies that routes read by themselves."""
+    """Puts the front door before FastAPI's layers, and adds to OpenAPI the bodies that routes read by themselves."""
+
+    def __init__(self, *, body_limit: int, **options: Any) -> None:
+        super().__init__(**options)
+        self._body_limit = body_limit
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Everything a request passes through."""
+        return Front(self, super().build_middleware_stack(), self._body_limit)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document."""

@@ -12,7 +12,6 @@ from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
@@ -26,6 +25,7 @@ __all__ = [
     "install",
     "invalid",
     "overloaded",
+    "problem_of",
     "problem_response",
     "unavailable",
     "unknown_stream",
@@ -115,7 +115,7 @@ def problem_response(problem: Problem) -> Response:
     return Response(problem.body(), problem.status, headers=problem.headers, media_type=MEDIA_TYPE)
 
 
-def from_validation(error: ValidationError | RequestValidationError) -> Problem:
+def from_validation(error: ValidationError) -> Problem:
     """One line for the first mistake, and up to twenty of them as ``errors``."""
     errors = error.errors()
     first = errors[0]
@@ -136,25 +136,24 @@ def from_library(error: ForecasterError) -> Problem:
     return invalid(str(error)) if isinstance(error, InputError) else unavailable(str(error))
 
 
+def problem_of(error: Exception) -> Problem | None:
+    """The problem that an error means; None if it is unexpected."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, ValidationError):
+        return from_validation(error)
+    if isinstance(error, ForecasterError):
+        return from_library(error)
+    return None
+
+
 def _shorten(value: object, limit: int = 80) -> str:
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of `app` as a problem."""
-
-    async def on_problem(_: Request, error: Exception) -> Response:
-        assert isinstance(error, Problem)
-        return problem_response(error)
-
-    async def on_validation(_: Request, error: Exception) -> Response:
-        assert isinstance(error, ValidationError | RequestValidationError)
-        return problem_response(from_validation(error))
-
-    async def on_library(_: Request, error: Exception) -> Response:
-        assert isinstance(error, ForecasterError)
-        return problem_response(from_library(error))
+    """Answer as problems what no route of `app` takes."""
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -171,9 +170,5 @@ def install(app: FastAPI) -> None:
         logging.getLogger("service").error("%s %s failed", request.method, request.url.path, exc_info=error)
         return problem_response(failed())
 
-    app.add_exception_handler(Problem, on_problem)
-    app.add_exception_handler(ValidationError, on_validation)
-    app.add_exception_handler(RequestValidationError, on_validation)
-    app.add_exception_handler(ForecasterError, on_library)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(Exception, on_anything)

@@ -55,3 +55,6 @@ class Settings(BaseSettings):
     )
     drain_seconds: int = Field(30, ge=1, description="time for requests in flight at shutdown")
     torch_threads: int = Field(1, ge=1, description="threads of one model step; small steps lose by more")
+    open_telemetry: bool = Field(
+        False, description="traces and metrics by FastAPI's own instrumentation, to the providers of this process"
+    )

@@ -6,6 +6,7 @@ timestamps, quantile levels, cutoff, and the one model that made it.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,27 @@ __all__ = ["Json", "description", "forecast", "json_reply", "observed"]
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 _TAKEN = (Verdict.ACCEPTED, Verdict.LATE, Verdict.DUPLICATE, Verdict.REVISED)
 
+_COUNTS_OF_ONE = {only: {word.value: int(word is only) for word in _TAKEN} for only in _TAKEN}
+_JSON_TYPE = (b"content-type", b"application/json")
+
 Json = dict[str, Any]
+
+
+class _JsonReply(Response):
+    """A response whose headers need no looking at."""
+
+    def __init__(self, body: bytes, status: int, version: int | None) -> None:
+        self.body = body
+        self.status_code = status
+        self.background = None
+        self.raw_headers = [_JSON_TYPE, (b"content-length", b"%d" % len(body))]
+        if version is not None:
+            self.raw_headers.append((b"etag", b'"%d"' % version))
 
 
 def json_reply(value: object, *, status: int = 200, version: int | None = None) -> Response:
     """A JSON response, with the stream's version as its ETag."""
-    headers = None if version is None else {"etag": f'"{version}"'}
-    return Response(orjson.dumps(value, option=_OPTIONS), status, headers, "application/json")
+    return _JsonReply(orjson.dumps(value, option=_OPTIONS), status, version)
 
 
 def forecast(
@@ -41,9 +56,14 @@ def forecast(
         "unique_id": unique_id,
         "cutoff": dates.text(last_step),
         "model": model.label,
-        "ds": dates.texts(last_step + 1, want.horizon),
-        "quantiles": {f"{level:g}": row for level, row in zip(want.quantile_levels, quantiles, strict=True)},
+        "ds": dates.json_texts(last_step + 1, want.horizon),
+        "quantiles": dict(zip(_level_names(want.quantile_levels), quantiles, strict=True)),
     }
+
+
+@lru_cache(1024)
+def _level_names(levels: tuple[float, ...]) -> tuple[str, ...]:
+    return tuple(f"{level:g}" for level in levels)
 
 
 def stream_forecast(outcome: Outcome, want: Want) -> Json:
@@ -60,11 +80,11 @@ def observed(outcome: Outcome, want: Want) -> Json:
     reply = stream_forecast(outcome, want)
     judgement = outcome.judgement
     assert judgement is not None
-    if len(judgement.verdicts) == 1:
-        only = judgement.verdicts[0]
-        reply.update((word.value, int(word is only)) for word in _TAKEN)
+    verdicts = judgement.verdicts
+    if len(verdicts) == 1:
+        reply.update(_COUNTS_OF_ONE[verdicts[0]])
     else:
-        reply.update((word.value, judgement.verdicts.count(word)) for word in _TAKEN)
+        reply.update((word.value, verdicts.count(word)) for word in _TAKEN)
     reply["filled"] = judgement.filled
     return reply
 

@@ -102,7 +102,7 @@ class Engine:
         """
         if not self.alive:
             raise unavailable("the service is stopping")
-        weight = sum(item.weight for item in items)
+        weight = items[0].weight if len(items) == 1 else sum(item.weight for item in items)
         # A body larger than the whole bound must still pass when nothing else waits.
         if self._pending and self._pending + weight > self._limits.max_pending:
             raise overloaded()

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import orjson
+
 from forecaster import Calendar
 
 __all__ = ["Dates"]
 
 _KEEP = 65_536
+_KEEP_LISTS = 4096
+_LONGEST_LIST = 256
 
 
 class Dates:
@@ -22,6 +26,7 @@ class Dates:
         self.calendar = calendar
         self._steps: dict[str, int] = {}
         self._texts: dict[int, str | int] = {}
+        self._lists: dict[tuple[int, int], orjson.Fragment] = {}
 
     def steps(self, values: Sequence[str | int]) -> list[int]:
         """Step number of each `ds`.
@@ -59,6 +64,17 @@ class Dates:
             known = self._texts = {}
         if count <= 4096:
             known.update(zip(range(first, first + count), found, strict=True))
+        return found
+
+    def json_texts(self, first: int, count: int) -> orjson.Fragment:
+        """`texts` as a JSON array: streams that stand at the same step forecast the same timestamps."""
+        found = self._lists.get((first, count))
+        if found is None:
+            found = orjson.Fragment(orjson.dumps(self.texts(first, count)))
+            if count <= _LONGEST_LIST:
+                if len(self._lists) >= _KEEP_LISTS:
+                    self._lists = {}
+                self._lists[first, count] = found
         return found
 
     def text(self, step: int) -> str | int:

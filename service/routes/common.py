@@ -67,8 +67,13 @@ def if_match(request: Request) -> int | None:
     Problem
         422 if it is not the ETag of a stream.
     """
-    header = request.headers.get("if-match")
-    if header is None or header == "*":
+    for name, value in request.scope["headers"]:
+        if name == b"if-match":
+            header = value.decode("latin-1")
+            break
+    else:
+        return None
+    if header == "*":
         return None
     text = header.strip().strip('"')
     if not text.isdecimal() or len(text) > 18:

@@ -63,7 +63,7 @@ def add_to(app: FastAPI) -> None:
 
 async def _observe(request: Request) -> Response:
     engine = engine_of(request)
-    body = ObservationsRequest.model_validate_json(await request.body())
+    body = await body_of(request, ObservationsRequest)
     model = engine.model
     want = model.want(body.horizon, body.quantile_levels)
     steps = model.dates.steps([o.ds for o in body.observations])

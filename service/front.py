@@ -1,0 +1,164 @@
+"""The front door: one thin ASGI layer that bounds, routes, answers and counts every request.
+
+FastAPI describes the routes (OpenAPI, docs) and answers what none of them takes. Its own chain of layers and its
+resolution of dependencies cost several times a request's share of a micro-batch, and the endpoints here need neither:
+they read bodies and write replies by themselves. Invariants: no more than the limit of a body is ever held in memory;
+whatever an endpoint raises becomes a problem.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine
+from time import perf_counter
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.problems import MEDIA_TYPE, Problem, failed, problem_of, problem_response
+
+__all__ = ["Front"]
+
+Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
+
+_CONTENT_LENGTH = b"content-length"
+
+
+class Front:
+    """Answers by the endpoints of `app`'s routes; what no route takes goes on to `rest`.
+
+    Parameters
+    ----------
+    app
+        Has its routes; they are tried in order.
+    rest
+        FastAPI's own layers.
+    limit
+        Larger bodies, declared or real, are refused before anything parses them.
+    """
+
+    def __init__(self, app: FastAPI, rest: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._rest = rest
+        self._limit = limit
+        self._routes = [
+            (method, route.path_regex.match, route)
+            for route in app.routes
+            if isinstance(route, APIRoute)
+            for method in route.methods or ()
+        ]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection event stream."""
+        if scope["type"] != "http":
+            await self._rest(scope, receive, send)
+            return
+        started = perf_counter()
+        method, path = scope["method"], scope["path"]
+        template, status = "none", 500
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            if method not in ("GET", "HEAD") and self._declares_too_much(scope):
+                await self._refuse(receive, watched)
+                return
+            route = self._route(scope, method, path)
+            if route is None:
+                await self._rest(scope, receive, watched)
+                return
+            template = route.path
+            endpoint: Endpoint = route.endpoint
+            try:
+                response = await endpoint(_Call(scope, receive, self._limit))
+            except ClientDisconnect:
+                return
+            except _TooLarge:
+                # Raised while the body was read, hence before any reply began.
+                await self._refuse(receive, watched)
+                return
+            except Exception as error:
+                response = problem_response(_problem(error, method, path))
+            status = response.status_code
+            await response(scope, receive, send)
+        finally:
+            self._app.state.service.metrics.request(method, template, status, perf_counter() - started)
+
+    def _route(self, scope: Scope, method: str, path: str) -> APIRoute | None:
+        for accepted, match, route in self._routes:
+            if accepted == method and (found := match(path)):
+                scope["route"], scope["path_params"] = route, found.groupdict()
+                return route
+        return None
+
+    def _declares_too_much(self, scope: Scope) -> bool:
+        for name, value in scope["headers"]:
+            if name == _CONTENT_LENGTH:
+                return not value.isdigit() or int(value) > self._limit
+        return False
+
+    async def _refuse(self, receive: Receive, send: Send) -> None:
+        problem = Problem(413, "too-large", f"the body is larger than {self._limit} bytes; send it in parts")
+        body = problem.body()
+        headers = [
+            (b"content-type", MEDIA_TYPE.encode()),
+            (_CONTENT_LENGTH, str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        await send({"type": "http.response.start", "status": 413, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        # Closing at once would reset the connection of a client that still sends, and lose the reply it should read.
+        drained = 0
+        while drained < 8 * self._limit:
+            message = await receive()
+            if message["type"] != "http.request" or not message.get("more_body"):
+                break
+            drained += len(message.get("body", b""))
+        await send({"type": "http.response.body", "body": b""})
+
+
+class _Call(Request):
+    """A request whose body is bounded and usually whole in its first message."""
+
+    def __init__(self, scope: Scope, receive: Receive, limit: int) -> None:
+        super().__init__(scope, receive)
+        self._limit = limit
+
+    async def body(self) -> bytes:
+        """The whole body.
+
+        Raises
+        ------
+        ClientDisconnect
+            The client has gone before it was complete.
+        """
+        parts = bytearray()
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            body: bytes = message.get("body", b"")
+            if len(parts) + len(body) > self._limit:
+                raise _TooLarge
+            if not message.get("more_body"):
+                return bytes(parts + body) if parts else body
+            parts += body
+
+
+class _TooLarge(Exception):
+    """The real body is larger than the limit."""
+
+
+def _problem(error: Exception, method: str, path: str) -> Problem:
+    problem = problem_of(error)
+    if problem is None:
+        logging.getLogger("service").error("%s %s failed", method, path, exc_info=error)
+        problem = failed()
+    return problem
