@@ -1,8 +1,7 @@
 """The engine: one thread that turns whatever is waiting into one micro-batch after the other.
 
 It knows items and residents; no HTTP, no registry. Invariants: items of one stream are done in the order they came;
-the model changes only between two micro-batches; nothing waits for a batch to fill; what is in the queue when the
-engine is told to stop is done first.
+the model changes only between two micro-batches; what was taken in when the engine is told to stop is done first.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ from queue import Empty, SimpleQueue
 import torch
 from sqlalchemy.exc import SQLAlchemyError
 
+from service.engine.intake import Intake
 from service.engine.items import Item
 from service.engine.microbatch import MicroBatch, Result
 from service.engine.residents import Residents
 from service.errors import StaleStreams
 from service.metrics import Metrics
 from service.models.served import ServedModel
-from service.problems import failed, overloaded, unavailable
+from service.problems import failed, unavailable
 from service.store import Store
 
 __all__ = ["Engine", "Limits"]
 
 _STALE_RETRIES = 5
-_TURNS = 2
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Engine:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._queue: SimpleQueue[list[Item] | Callable[[], None]] = SimpleQueue()
         self._backlog: deque[Item] = deque()
-        self._pending = 0
+        self._intake = Intake(loop, self._queue, max_pending=limits.max_pending, full=limits.max_batch)
         self._stopping = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
@@ -102,12 +101,7 @@ class Engine:
         """
         if not self.alive:
             raise unavailable("the service is stopping")
-        weight = items[0].weight if len(items) == 1 else sum(item.weight for item in items)
-        # A body larger than the whole bound must still pass when nothing else waits.
-        if self._pending and self._pending + weight > self._limits.max_pending:
-            raise overloaded()
-        self._pending += weight
-        self._queue.put(items)
+        self._intake.submit(items)
 
     def swap(self, model: ServedModel) -> Future[None]:
         """Serve `model` from the next micro-batch on; states are restored under it on touch."""
@@ -127,12 +121,16 @@ class Engine:
         return done
 
     def stop(self) -> None:
-        """Do what is queued, write snapshots, and end. Blocks."""
+        """Do what has arrived, write snapshots, and end. Blocks; not for the event loop."""
 
         def last() -> None:
             self._stopping = True
 
-        self._queue.put(last)
+        try:
+            self._loop.call_soon_threadsafe(self._intake.close, last)
+        except RuntimeError:
+            # The loop has been closed under us: nothing more can have come.
+            self._queue.put(last)
         self._thread.join()
 
     # -- the thread ------------------------------------------------------------------------------------------------
@@ -151,21 +149,6 @@ class Engine:
                 # Snapshots only make the next start faster.
                 logging.getLogger("service").exception("no snapshots at shutdown")
             self._writer.shutdown()
-
-    def _let_arrive(self) -> None:
-        """Let the event loop hand over what has already arrived, while each of its turns still brings more.
-
-        Both threads share one interpreter lock: a fuller micro-batch costs hardly more than a small one, and while the
-        loop reads requests the engine would only get in its way. An idle loop answers at once, so nothing waits for
-        requests that have not come.
-        """
-        for _ in range(_TURNS):
-            before = self._queue.qsize()
-            arrived = threading.Event()
-            self._loop.call_soon_threadsafe(arrived.set)
-            arrived.wait(0.005)
-            if self._queue.qsize() == before:
-                break
 
     def _take(self) -> list[Item]:
         """Everything that waits, of each stream the items up to and including the first write; empty at the end."""
@@ -190,15 +173,11 @@ class Engine:
 
         for item in self._backlog:
             offer(item)
-        first = True
         while True:
             try:
                 entry = self._queue.get(block=not batch and not self._stopping)
             except Empty:
                 break
-            if first:
-                first = False
-                self._let_arrive()
             if callable(entry):
                 entry()
                 if self._stopping:
@@ -273,9 +252,11 @@ class Engine:
 
     def _deliver(self, results: dict[Item, Result]) -> None:
         def settle() -> None:
+            weight = 0
             for item, result in results.items():
-                self._pending -= item.weight
+                weight += item.weight
                 item.ticket.settle(item, result)
+            self._intake.settled(len(results), weight)
 
         try:
             self._loop.call_soon_threadsafe(settle)
@@ -287,7 +268,7 @@ class Engine:
         metrics = self._metrics
         metrics.batch_size.observe(len(items))
         metrics.batch_seconds.observe(seconds)
-        metrics.pending.set(self._pending)
+        metrics.pending.set(self._intake.pending)
         metrics.resident.set(len(self._residents))
         verdicts: dict[str, int] = {}
         filled = 0

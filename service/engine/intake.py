@@ -1,0 +1,118 @@
+"""How micro-batches form: items gather on the event loop and go to the engine's thread a list at a time.
+
+It knows the event loop and the engine's queue, not what items are for. Loop and engine share one interpreter lock and a
+micro-batch of thirty costs hardly more than one of three, so the loop hands over once it has read what is there to
+read. Invariants: while the engine is idle nothing waits but for the loop's own turns; else a list waits for those that
+were just answered, and may ask again, no longer than a fixed share of the time of the micro-batch before; order is
+kept. Everything here runs on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from queue import SimpleQueue
+from time import perf_counter
+
+from service.engine.items import Item
+from service.problems import overloaded, unavailable
+
+__all__ = ["Intake"]
+
+_GRACE_SHARE = 0.4
+_LONGEST_GRACE = 0.002  # seconds
+
+
+class Intake:
+    """Items on their way to the engine.
+
+    Parameters
+    ----------
+    loop
+        Where everything here is called.
+    queue
+        Takes lists of items, and at the end the last call.
+    max_pending
+        Bound on the weight of what waits or is at work.
+    full
+        A list of so many items waits for no more.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        queue: SimpleQueue[list[Item] | Callable[[], None]],
+        *,
+        max_pending: int,
+        full: int,
+    ) -> None:
+        self.pending = 0
+        self._loop = loop
+        self._queue = queue
+        self._max_pending = max_pending
+        self._full = full
+        self._gathered: list[Item] = []
+        self._at_work = 0
+        self._handed_over_at = 0.0
+        self._gathering = False
+        self._expected = 0
+        self._grace_ends = 0.0
+        self._closed = False
+
+    def submit(self, items: list[Item]) -> None:
+        """Take items in.
+
+        Raises
+        ------
+        Problem
+            503 if too much is waiting or the engine is stopping.
+        """
+        if self._closed:
+            raise unavailable("the service is stopping")
+        weight = items[0].weight if len(items) == 1 else sum(item.weight for item in items)
+        # A body larger than the whole bound must still pass when nothing else waits.
+        if self.pending and self.pending + weight > self._max_pending:
+            raise overloaded()
+        self.pending += weight
+        self._gathered.extend(items)
+        if not self._at_work:
+            self._gather()
+
+    def settled(self, items: int, weight: int) -> None:
+        """So many items have their outcomes."""
+        self.pending -= weight
+        self._at_work -= items
+        if self._gathered:
+            now = perf_counter()
+            self._expected = len(self._gathered) + items
+            self._grace_ends = now + min(_GRACE_SHARE * (now - self._handed_over_at), _LONGEST_GRACE)
+            self._gather()
+
+    def close(self, last: Callable[[], None]) -> None:
+        """Hand over what is there, then the last call; refuse whatever comes later."""
+        self._closed = True
+        self._hand_over()
+        self._queue.put(last)
+
+    def _gather(self) -> None:
+        if not self._gathering:
+            self._gathering = True
+            # The first turn only gets behind the requests that were read along with this one.
+            self._loop.call_soon(self._turn, 0)
+
+    def _turn(self, seen: int) -> None:
+        """Hand over unless this turn of the event loop brought more, or answered clients may still come back."""
+        found = len(self._gathered)
+        more = found > seen or (found < self._expected and perf_counter() < self._grace_ends)
+        if more and found < self._full:
+            self._loop.call_soon(self._turn, found)
+        else:
+            self._gathering = False
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        if self._gathered:
+            self._at_work += len(self._gathered)
+            self._handed_over_at = perf_counter()
+            self._queue.put(self._gathered)
+            self._gathered = []

@@ -1,0 +1,155 @@
+"""How items gather on the event loop: in order, at once when idle, bounded, and all handed over at the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from queue import SimpleQueue
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.engine.intake import Intake
+from service.engine.items import Item
+from service.problems import Problem
+from tests.service.kit import run
+
+Queue = SimpleQueue[list[Item] | Callable[[], None]]
+
+
+class _Heavy(Item):
+    """An item of a given weight."""
+
+    __slots__ = ("_weight",)
+
+    def __init__(self, unique_id: str, weight: int) -> None:
+        super().__init__(None, unique_id)  # type: ignore[arg-type]
+        self._weight = weight
+
+    @property
+    def weight(self) -> int:
+        return self._weight
+
+
+def _item(number: int, weight: int = 1) -> Item:
+    return _Heavy(str(number), weight)
+
+
+def _intake(queue: Queue, **bounds: int) -> Intake:
+    return Intake(asyncio.get_running_loop(), queue, **({"max_pending": 10**6, "full": 1000} | bounds))
+
+
+async def _until(done: Callable[[], bool]) -> None:
+    for _ in range(10_000_000):
+        if done():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never happened")
+
+
+def test_an_idle_engine_gets_at_once_what_one_turn_of_the_loop_brought():
+    async def story() -> None:
+        queue: Queue = SimpleQueue()
+        intake = _intake(queue)
+        items = [_item(n) for n in range(5)]
+        for item in items:
+            asyncio.get_running_loop().call_soon(intake.submit, [item])
+        await _until(lambda: not queue.empty())
+        assert queue.get_nowait() == items
+        assert queue.empty()
+
+    run(story())
+
+
+def test_while_the_engine_works_the_rest_gathers_and_goes_when_it_is_done():
+    async def story() -> None:
+        queue: Queue = SimpleQueue()
+        intake = _intake(queue)
+        intake.submit([_item(0)])
+        await _until(lambda: not queue.empty())
+        queue.get_nowait()
+        later = [_item(n) for n in range(1, 4)]
+        for item in later:
+            intake.submit([item])
+            await asyncio.sleep(0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert queue.empty(), "the engine is at work"
+        intake.settled(1, 1)
+        # Nobody comes back, and yet the wait ends.
+        await _until(lambda: not queue.empty())
+        assert queue.get_nowait() == later
+
+    run(story())
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 4), st.booleans(), st.integers(0, 3)), max_size=30), st.integers(1, 5))
+def test_every_item_is_handed_over_once_and_in_order(steps: list[tuple[int, bool, int]], full: int):
+    """Whatever the turns of loop and engine."""
+
+    async def story() -> None:
+        queue: Queue = SimpleQueue()
+        intake = _intake(queue, full=full)
+        sent: list[Item] = []
+        found: list[Item] = []
+
+        def work() -> None:
+            while not queue.empty():
+                entry = queue.get_nowait()
+                assert isinstance(entry, list)
+                assert entry, "an empty list wakes the engine for nothing"
+                found.extend(entry)
+                intake.settled(len(entry), len(entry))
+
+        for count, engine_works, turns in steps:
+            items = [_item(len(sent) + n) for n in range(count)]
+            sent += items
+            intake.submit(items)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if engine_works:
+                work()
+        closing: list[int] = []
+        intake.close(lambda: closing.append(1))
+        while not queue.empty():
+            entry = queue.get_nowait()
+            if isinstance(entry, list):
+                found.extend(entry)
+                assert not closing
+                intake.settled(len(entry), len(entry))
+            else:
+                entry()
+        assert found == sent
+        assert closing == [1]
+        assert intake.pending == 0
+
+    run(story())
+
+
+def test_too_much_is_refused_unless_nothing_else_waits():
+    async def story() -> None:
+        intake = _intake(SimpleQueue(), max_pending=10)
+        intake.submit([_item(0, weight=50)])
+        with pytest.raises(Problem, match="too many") as refused:
+            intake.submit([_item(1)])
+        assert refused.value.status == 503
+        intake.settled(1, 50)
+        intake.submit([_item(2)])
+        assert intake.pending == 1
+
+    run(story())
+
+
+def test_after_closing_everything_is_refused():
+    async def story() -> None:
+        queue: Queue = SimpleQueue()
+        intake = _intake(queue)
+        intake.submit([_item(0)])
+        intake.close(lambda: None)
+        with pytest.raises(Problem, match="stopping"):
+            intake.submit([_item(1)])
+        assert [type(queue.get_nowait()).__name__ for _ in range(queue.qsize())] == ["list", "function"]
+
+    run(story())
