@@ -19,7 +19,7 @@ from service.engine.verdicts import Verdict
 from service.models.served import ServedModel, Want
 from service.store import StreamRecord
 
-__all__ = ["Json", "description", "forecast", "json_reply", "observed"]
+__all__ = ["Json", "description", "forecast", "json_reply", "observed", "stream_forecast"]
 
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 _TAKEN = (Verdict.ACCEPTED, Verdict.LATE, Verdict.DUPLICATE, Verdict.REVISED)
@@ -43,8 +43,9 @@ class _JsonReply(Response):
 
 
 def json_reply(value: object, *, status: int = 200, version: int | None = None) -> Response:
-    """A JSON response, with the stream's version as its ETag."""
-    return _JsonReply(orjson.dumps(value, option=_OPTIONS), status, version)
+    """A JSON response, with the stream's version as its ETag; bytes are JSON already."""
+    body = value if isinstance(value, bytes) else orjson.dumps(value, option=_OPTIONS)
+    return _JsonReply(body, status, version)
 
 
 def forecast(
@@ -66,18 +67,14 @@ def _level_names(levels: tuple[float, ...]) -> tuple[str, ...]:
     return tuple(f"{level:g}" for level in levels)
 
 
-def stream_forecast(outcome: Outcome, want: Want) -> Json:
+def stream_forecast(outcome: Outcome, want: Want) -> bytes:
     """The forecast of a stream, with the stream's version."""
-    record = outcome.record
-    assert outcome.quantiles is not None
-    reply = forecast(outcome.model, record.unique_id, record.last_step, want, outcome.quantiles)
-    reply["version"] = record.version
-    return reply
+    return orjson.dumps(_stream_forecast(outcome, want), option=_OPTIONS)
 
 
-def observed(outcome: Outcome, want: Want) -> Json:
+def observed(outcome: Outcome, want: Want) -> bytes:
     """The new forecast of a stream, with what became of its observations."""
-    reply = stream_forecast(outcome, want)
+    reply = _stream_forecast(outcome, want)
     judgement = outcome.judgement
     assert judgement is not None
     verdicts = judgement.verdicts
@@ -86,6 +83,14 @@ def observed(outcome: Outcome, want: Want) -> Json:
     else:
         reply.update((word.value, verdicts.count(word)) for word in _TAKEN)
     reply["filled"] = judgement.filled
+    return orjson.dumps(reply, option=_OPTIONS)
+
+
+def _stream_forecast(outcome: Outcome, want: Want) -> Json:
+    record = outcome.record
+    assert outcome.quantiles is not None
+    reply = forecast(outcome.model, record.unique_id, record.last_step, want, outcome.quantiles)
+    reply["version"] = record.version
     return reply
 
 

@@ -7,8 +7,8 @@ Invariant: every item gets exactly one outcome.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from service.models.served import ServedModel, Want
 from service.problems import Problem
 from service.store import StreamRecord
 
-__all__ = ["Bundle", "Create", "Delete", "Item", "Look", "Observe", "Outcome", "Single"]
+__all__ = ["Bundle", "Create", "Delete", "Item", "Look", "Observe", "Outcome", "Render", "Single", "wanted"]
 
 
 @dataclass(slots=True)
@@ -35,6 +35,8 @@ class Outcome:
         What became of observations.
     quantiles
         The forecast asked for, float64 [Q, H].
+    reply
+        The same as the item's `render` wrote it.
     """
 
     record: StreamRecord
@@ -42,6 +44,11 @@ class Outcome:
     judgement: Judgement | None = None
     quantiles: npt.NDArray[np.float64] | None = None
     created: bool = False
+    reply: bytes | None = None
+
+
+Render = Callable[[Outcome, Want], bytes]
+"""Writes a forecast for whoever asked; runs on the engine's thread while the disk works."""
 
 
 class Single:
@@ -99,18 +106,21 @@ class Item:
 class Look(Item):
     """Describe a stream, with a forecast if wanted."""
 
-    __slots__ = ("want",)
+    __slots__ = ("render", "want")
     writes = False
 
-    def __init__(self, ticket: Single | Bundle, unique_id: str, want: Want | None = None) -> None:
+    def __init__(
+        self, ticket: Single | Bundle, unique_id: str, want: Want | None = None, render: Render | None = None
+    ) -> None:
         super().__init__(ticket, unique_id)
         self.want = want
+        self.render = render
 
 
 class Observe(Item):
     """Take observations; all or none of them if `whole`."""
 
-    __slots__ = ("if_version", "revise", "steps", "values", "want", "whole")
+    __slots__ = ("if_version", "render", "revise", "steps", "values", "want", "whole")
 
     def __init__(
         self,
@@ -122,11 +132,13 @@ class Observe(Item):
         revise: bool = False,
         whole: bool = True,
         want: Want | None = None,
+        render: Render | None = None,
         if_version: int | None = None,
     ) -> None:
         super().__init__(ticket, unique_id)
         self.steps = steps
         self.values = values
+        self.render = render
         self.revise = revise
         self.whole = whole
         self.want = want
@@ -172,6 +184,6 @@ class Delete(Item):
         self.if_version = if_version
 
 
-def wanted(item: Item) -> Any:
-    """The forecast an item wants, or None."""
-    return getattr(item, "want", None)
+def wanted(item: Item) -> Want | None:
+    """The forecast an item wants."""
+    return item.want if isinstance(item, Observe | Look) else None

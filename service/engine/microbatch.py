@@ -13,6 +13,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from forecaster import InputError, StreamState
@@ -95,17 +96,13 @@ class MicroBatch:
         rewound = self._rewind(plan.rewinds)
         created_states = self._warm_up(plan.creates)
         changes = self._changes(plan)
-        # The disk works while the forecasts are decoded from the same copies.
+        # The disk works while the forecasts are decoded from the same copies, and written down.
         committed = self._writer.submit(self._store.commit, changes) if changes else None
         try:
-            forecasts = self._decode(plan, appended, rewound)
+            self._conclude(plan, self._decode(plan, appended, rewound))
         finally:
             created = committed.result() if committed else []
         self._remember(plan, appended, rewound, created, created_states)
-        for step in (*plan.appends, *plan.rewinds, *plan.reads, *plan.deletes):
-            if step.item not in self._results:
-                quantiles = forecasts.get(step.item)
-                self._results[step.item] = Outcome(step.record, self._model, step.judgement, quantiles)
         return self._results
 
     # -- plan ------------------------------------------------------------------------------------------------------
@@ -241,7 +238,7 @@ class MicroBatch:
 
     def _decode(
         self, plan: _Plan, appended: StreamState | None, rewound: StreamState | None
-    ) -> dict[Item, np.ndarray[tuple[int, ...], np.dtype[np.float64]]]:
+    ) -> dict[Item, npt.NDArray[np.float64]]:
         wants: dict[Want, list[tuple[_Step, int]]] = {}
         reads = [step for step in plan.reads if wanted(step.item)]
         for position, step in enumerate((*plan.appends, *plan.rewinds, *reads)):
@@ -269,6 +266,17 @@ class MicroBatch:
                     detail = f"stream {step.item.unique_id!r} has no finite forecast: no value was observed yet"
                     self._results[step.item] = Problem(409, "no-forecast", detail)
         return forecasts
+
+    def _conclude(self, plan: _Plan, forecasts: dict[Item, npt.NDArray[np.float64]]) -> None:
+        """Outcomes of all but creations, for the case that the commit succeeds."""
+        for step in (*plan.appends, *plan.rewinds, *plan.reads, *plan.deletes):
+            item = step.item
+            if item in self._results:
+                continue
+            outcome = Outcome(step.record, self._model, step.judgement, forecasts.get(item))
+            if outcome.quantiles is not None and isinstance(item, Observe | Look) and item.want and item.render:
+                outcome.reply = item.render(outcome, item.want)
+            self._results[item] = outcome
 
     # -- commit, then follow in memory -----------------------------------------------------------------------------
 

@@ -75,11 +75,12 @@ async def _observe(request: Request) -> Response:
         [o.y for o in body.observations],
         revise=body.on_conflict == "revise",
         want=want,
+        render=observed,
         if_version=if_match(request),
     )
     engine.submit([item])
     outcome = await ticket.future
-    return json_reply(observed(outcome, want), version=outcome.record.version)
+    return json_reply(outcome.reply, version=outcome.record.version)
 
 
 async def _forecast(request: Request) -> Response:
@@ -90,9 +91,9 @@ async def _forecast(request: Request) -> Response:
     )
     want = engine.model.want(query.horizon, query.quantile_levels)
     ticket = Single()
-    engine.submit([Look(ticket, unique_id_of(request), want)])
+    engine.submit([Look(ticket, unique_id_of(request), want, stream_forecast)])
     outcome = await ticket.future
-    return json_reply(stream_forecast(outcome, want), version=outcome.record.version)
+    return json_reply(outcome.reply, version=outcome.record.version)
 
 
 def _grouped(request: Request) -> dict[str, list[str]]:

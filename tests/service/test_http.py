@@ -370,7 +370,7 @@ def test_a_store_that_fails_is_a_503_and_nothing_changes(client, stream, monkeyp
 
 def test_too_much_waiting_is_shed_with_a_time_to_retry(client, stream, monkeypatch):
     engine = client.service.engine
-    monkeypatch.setattr(engine, "_pending", 10**9)
+    monkeypatch.setattr(engine._intake, "pending", 10**9)
 
     reply = client.post(f"{stream}/observations", json=observations((40, 1.0)))
 
