@@ -376,7 +376,7 @@ def test_too_much_waiting_is_shed_with_a_time_to_retry(client, stream, monkeypat
 
     assert_problem(reply, 503, "waiting")
     assert reply.headers["retry-after"] == "1"
-    monkeypatch.setattr(engine, "_pending", 0)
+    monkeypatch.setattr(engine._intake, "pending", 0)
 
 
 def test_readiness_turns_when_the_store_cannot_be_written(client, monkeypatch):
