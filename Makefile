@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PEERS_INSTALLED := .venv-peers/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check bench accuracy stack-test format clean
+.PHONY: help install demo test test-slow check bench accuracy bench-peers stack-test format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +34,11 @@ accuracy: $(INSTALLED) ## ten minutes of training on each public data set: make 
 	mkdir -p build
 	$(BIN)/forecaster bench accuracy --data "$(DATA)" --sets "$(SETS)" --tracking-uri sqlite:///build/mlflow.db --out build/accuracy.md
 
+bench-peers: $(INSTALLED) $(PEERS_INSTALLED) ## other libraries on the same data: make bench-peers DATA=FOLDER [SETS=...] [PEERS=...]
+	@test -n "$(DATA)" || { echo "make bench-peers DATA=FOLDER: the folder with the data sets' parquet files" >&2; exit 2; }
+	mkdir -p build
+	$(BIN)/forecaster bench peers --data "$(DATA)" --sets "$(SETS)" --peers "$(PEERS)" --lines build/peers.jsonl --out build/peers.md
+
 stack-test: $(INSTALLED) ## the whole stack in containers: train, promote, stream, restart (needs docker compose)
 	$(BIN)/python -m tests.stack.run
 
@@ -48,6 +54,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+$(PEERS_INSTALLED): requirements-peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements-peers.txt
+	@touch $@
+
 clean: ## remove the environment and every cache
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-peers build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find forecaster service pipelines tests -name __pycache__ -type d -exec rm -rf {} +

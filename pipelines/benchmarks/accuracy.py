@@ -128,7 +128,7 @@ def measure(
     -------
     dict
         `set`; all metrics of `Scores.metrics`; `seconds` of training, `epochs`; `parameters`, `state_bytes`,
-        `update_us`, `update_us_single`; `seconds_to_score`.
+        `update_us`, `update_us_single`, `forecast_us_single`; `origins`, `seconds_to_score` at all of them.
     """
     import forecaster.training  # noqa: F401  (its import takes seconds, which are not training)
 
@@ -151,5 +151,6 @@ def measure(
         "seconds": trained - started,
         "epochs": len(fitted.history),
         **costs(fitted.forecaster, task),
+        "origins": len(protocol.origins),
         "seconds_to_score": scored - trained,
     }

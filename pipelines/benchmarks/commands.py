@@ -89,6 +89,54 @@ def accuracy(
     emit(json, {"command": "bench accuracy", "rows": rows})
 
 
+@bench.command()
+def peers(
+    data: DataFolder,
+    python: Annotated[
+        str, typer.Option(metavar="FILE", help="Interpreter of the environment that holds the libraries.")
+    ] = ".venv-peers/bin/python",
+    sets: Sets = "",
+    libraries: Annotated[
+        str, typer.Option("--peers", metavar="NAME,…", help="Which libraries.", show_default="all")
+    ] = "",
+    steps: Annotated[int, typer.Option(help="Training steps of each trained library.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of each trained library.")] = 0,
+    lines: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Append rows here as JSON lines; the table shows all rows in it."),
+    ] = None,
+    accuracy_rows: Annotated[
+        str | None,
+        typer.Option(
+            "--ours", metavar="FILE", help="A .json of bench accuracy, shown in the table.", show_default=False
+        ),
+    ] = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Put other libraries on the same tasks, in an environment of their own, and score them by the same metrics."""
+    from pipelines.benchmarks.peers import PEERS, PeersRequest, ours, peers_table, read_lines, require_some, run_peers
+    from pipelines.benchmarks.protocols import choose
+    from pipelines.benchmarks.report import append_line, check_report, read_rows, write
+    from pipelines.benchmarks.setting import machine
+
+    check_report(out)
+    own = [] if accuracy_rows is None else ours(read_rows(accuracy_rows))
+    rows = [] if lines is None else read_lines(lines)
+    request = PeersRequest(data, choose(split(sets)), split(libraries) or PEERS, python, steps=steps, seed=seed)
+    new: list[dict[str, Any]] = []
+    for row in run_peers(request, Reporter()):
+        new.append(row)
+        rows.append(row)
+        append_line(lines, row)
+        table = peers_table([*own, *rows])
+        if out is not None:
+            write(out, "Beside other libraries", table, rows, [machine(), f"Trained libraries took {steps:,} steps."])
+    result_reporter(json=json).table("Beside other libraries", *table)
+    require_some(new)
+    emit(json, {"command": "bench peers", "rows": new})
+
+
 def split(text: str) -> list[str]:
     """Parts between commas."""
     return [part.strip() for part in text.split(",") if part.strip()]

@@ -77,17 +77,24 @@ def costs(forecaster: Forecaster, task: Task, rounds: int = 30) -> dict[str, flo
     -------
     dict
         `parameters`; `state_bytes` of one series; `update_us`, microseconds per observation folded in a micro-batch of
-        512 series, and `update_us_single`, alone (medians of `rounds`).
+        512 series, and `update_us_single`, alone; `forecast_us_single`, one observation and the forecast that follows
+        it, of one series (medians of `rounds`).
     """
     warm = warm_state(forecaster, task, last=2 * forecaster.config.ring_length)
     found = {"parameters": float(forecaster.num_parameters), "state_bytes": float(len(warm.select([0]).to_bytes()[0]))}
-    for name, rows in (("update_us", UPDATE_ROWS), ("update_us_single", 1)):
-        state = warm.select(torch.arange(rows) % len(warm))
-        y = torch.from_numpy(np.nan_to_num(task.between(task.protocol.test, task.protocol.test - 1)[:, 0]))
-        y, seconds = y[torch.arange(rows) % len(warm)], []
+    values = torch.from_numpy(np.nan_to_num(task.between(task.protocol.test, task.protocol.test - 1)[:, 0]))
+    for name, rows, decode in (
+        ("update_us", UPDATE_ROWS, False),
+        ("update_us_single", 1, False),
+        ("forecast_us_single", 1, True),
+    ):
+        picked = torch.arange(rows) % len(warm)
+        state, y, seconds = warm.select(picked), values[picked], []
         for _ in range(rounds):
             started = time.perf_counter()
             state = forecaster.observe(state, y)
+            if decode:
+                forecaster.forecast(state, task.protocol.horizon, LEVELS)
             seconds.append(time.perf_counter() - started)
         found[name] = 1e6 * statistics.median(seconds) / rows
     return found

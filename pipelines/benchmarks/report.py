@@ -15,7 +15,17 @@ from forecaster import InputError
 from pipelines.benchmarks.protocols import PROTOCOLS
 from pipelines.console import plain_json
 
-__all__ = ["accuracy_table", "check_report", "group", "markdown", "spread", "write"]
+__all__ = [
+    "accuracy_table",
+    "append_line",
+    "check_report",
+    "group",
+    "markdown",
+    "number",
+    "read_rows",
+    "spread",
+    "write",
+]
 
 Row = Mapping[str, Any]
 Table = tuple[list[str], list[list[str]]]
@@ -125,6 +135,27 @@ def check_report(path: str | None) -> None:
         raise InputError(f"cannot write {path}: the name must end in .md or .json")
     if not Path(path).parent.is_dir():
         raise InputError(f"cannot write {path}: folder {Path(path).parent} does not exist")
+
+
+def read_rows(path: str) -> list[dict[str, Any]]:
+    """Rows of a JSON report that `write` wrote.
+
+    Raises
+    ------
+    InputError
+        It is none.
+    """
+    try:
+        return list(json.loads(Path(path).read_text(encoding="utf-8"))["rows"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{path} is no JSON report of rows: {error}") from error
+
+
+def append_line(path: str | None, row: Row) -> None:
+    """Add one row to a file of JSON lines, if there is one."""
+    if path is not None:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(plain_json(row) + "\n")
 
 
 def write(path: str, title: str, table: Table, rows: Sequence[Row], notes: Sequence[str]) -> None:

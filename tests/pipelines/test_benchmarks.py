@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +17,20 @@ from forecaster import Forecaster, InputError, backtest
 from forecaster.baselines import seasonal_naive
 from pipelines.benchmarks.accuracy import AccuracyRequest, run_accuracy
 from pipelines.benchmarks.evaluation import evaluate, forecast_batches, warm_state
+from pipelines.benchmarks.peers import (
+    PeersRequest,
+    best_wql,
+    peers_table,
+    read_lines,
+    run_peers,
+    thinned,
+    without_gaps,
+)
 from pipelines.benchmarks.protocols import PROTOCOLS, Protocol, Target, Task, choose, load, task_of
 from pipelines.benchmarks.report import accuracy_table
 from pipelines.benchmarks.scores import LEVELS, Scores, naive_scores
-from tests.pipelines.kit import HORIZON, QUICK, SEASON, long_frame, run_cli, tiny_config
+from pipelines.cli import main
+from tests.pipelines.kit import HORIZON, QUICK, SEASON, long_frame, tiny_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:Operation with range is deprecated")
 
@@ -211,17 +223,16 @@ def test_the_same_seed_gives_the_same_figures(tmp_path: Path, tracking_uri: str)
     assert {k: first[k] for k in ("mase", "wql", "mse")} == {k: second[k] for k in ("mase", "wql", "mse")}
 
 
-def test_the_command_writes_its_table(tmp_path: Path, tracking_uri: str) -> None:
+def test_the_command_writes_its_table(
+    tmp_path: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     small_exchange(tmp_path)
+    monkeypatch.chdir(tmp_path)
     settings = [f"--set={key}={value}" for key, value in QUICK.items()]
-    done = run_cli(
-        *("bench", "accuracy", "--data", ".", "--sets", "exchange-rate", "--out", "table.md", "--json", *settings),
-        *("--tracking-uri", tracking_uri),
-        cwd=tmp_path,
-    )
+    arguments = ["bench", "accuracy", "--data", ".", "--sets", "exchange-rate", "--out", "table.md", "--json"]
 
-    assert done.status == 0, done.err
-    assert done.json["rows"][0]["set"] == "exchange-rate"
+    assert main([*arguments, *settings, "--tracking-uri", tracking_uri]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"][0]["set"] == "exchange-rate"
     assert "| exchange-rate | 0 | MASE |" in (tmp_path / "table.md").read_text(encoding="utf-8")
 
 
@@ -247,3 +258,50 @@ def test_what_cannot_be_measured_is_said_before_anything_is_trained(
 def test_an_unknown_set_is_named() -> None:
     with pytest.raises(InputError, match="m5"):
         choose(["m5"])
+
+
+# -- beside other libraries --------------------------------------------------------------------------------------------
+
+
+def test_what_a_peer_forecasts_is_scored_as_if_it_were_ours(tmp_path: Path) -> None:
+    """There and back through the other process, with the one peer that needs no library."""
+    small_exchange(tmp_path)
+    request = PeersRequest(str(tmp_path), choose(["exchange-rate"]), ["plain-naive"], sys.executable)
+    (row,) = run_peers(request)
+    expected = naive_scores(load(PROTOCOLS["exchange-rate"], tmp_path))
+
+    assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert min(row["fit_seconds"], row["predict_seconds"], row["update_seconds"]) > 0
+    assert best_wql([row, {**row, "peer": "worse", "wql": 1.0}]) == {"exchange-rate": ("plain-naive", row["wql"])}
+
+
+def test_a_library_that_fails_is_a_row_that_says_so(tmp_path: Path) -> None:
+    small_exchange(tmp_path)
+    request = PeersRequest(str(tmp_path), choose(["exchange-rate"]), ["gluonts-deepar"], sys.executable)
+    (row,) = run_peers(request)
+
+    assert "gluonts" in row["problem"]
+    _, (line,) = peers_table([row])
+    assert "gluonts" in line[3]
+
+
+def test_gaps_are_filled_without_a_look_at_the_test_part() -> None:
+    y = np.array([np.nan, 1.0, np.nan, 3.0, np.nan, np.nan, 9.0])
+
+    assert without_gaps(y, 5).tolist() == [1, 2, 3, 3, 3, 9]
+
+
+def test_origins_are_thinned_evenly() -> None:
+    assert list(thinned(TINY, None).origins) == list(TINY.origins)
+    assert list(thinned(TINY, 3).origins) == [20, 14, 8]
+
+
+def test_lines_of_earlier_comparisons_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_exchange(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["bench", "peers", "--data", ".", "--sets", "exchange-rate", "--peers", "plain-naive"]
+    for _ in range(2):
+        assert main([*arguments, "--python", sys.executable, "--lines", "peers.jsonl", "--out", "peers.md"]) == 0
+
+    assert len(read_lines("peers.jsonl")) == 2
+    assert "plain-naive" in (tmp_path / "peers.md").read_text(encoding="utf-8")
