@@ -2,9 +2,9 @@
 
 It knows the event loop and the engine's queue, not what items are for. Loop and engine share one interpreter lock and a
 micro-batch of thirty costs hardly more than one of three, so the loop hands over once it has read what is there to
-read. Invariants: while the engine is idle nothing waits but for the loop's own turns; else a list waits for those that
-were just answered, and may ask again, no longer than a fixed share of the time of the micro-batch before; order is
-kept. Everything here runs on the event loop.
+read. Under load, when some already wait, it lets those that were just answered come back before it does.
+Invariants: while the engine is idle nothing waits but for the loop's own turns; else the wait is shorter than the
+micro-batch before it took; order is kept. Everything here runs on the event loop.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from service.problems import overloaded, unavailable
 
 __all__ = ["Intake"]
 
-_GRACE_SHARE = 0.4
-_LONGEST_GRACE = 0.002  # seconds
+_GRACE_SHARE = 0.8
+_LONGEST_GRACE = 0.004  # seconds
 
 
 class Intake:
