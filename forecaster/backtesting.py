@@ -106,7 +106,7 @@ def backtest(forecaster: Forecaster, panel: Panel, *, horizon: int, n_windows: i
     PanelError
         A count is below 1, or every series is too short.
     """
-    forecaster.check_calendar(panel.calendar)
+    forecaster.check_panel(panel)
     horizon = forecaster.check_horizon(horizon)
     if n_windows < 1 or step_size < 1:
         raise PanelError(f"n_windows is {n_windows} and step_size {step_size}, expected at least 1 each")

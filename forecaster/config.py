@@ -20,7 +20,8 @@ __all__ = ["Config", "NetworkConfig", "TrainingConfig"]
 
 LARGEST_RING = 1024
 
-HEADS = ("quantile",)
+HEADS = ("quantile", "student_t", "negative_binomial", "zero_inflated")
+COUNT_HEADS = ("negative_binomial", "zero_inflated")
 
 T = typing.TypeVar("T")
 
@@ -181,7 +182,8 @@ class Config:
     network, training
         See `NetworkConfig`, `TrainingConfig`.
     head
-        What a forecast is made of. ``quantile``: quantiles at `quantile_levels`.
+        What a forecast is made of. ``quantile``: quantiles at `quantile_levels`. ``student_t``: a density with heavy
+        tails. ``negative_binomial``, ``zero_inflated``: probabilities of counts, without and with extra zeros.
 
     Examples
     --------
@@ -204,7 +206,7 @@ class Config:
     transform: Literal["auto", "log", "linear"] = "auto"
     network: NetworkConfig = field(default_factory=NetworkConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    head: Literal["quantile"] = "quantile"
+    head: Literal["quantile", "student_t", "negative_binomial", "zero_inflated"] = "quantile"
 
     def __post_init__(self) -> None:
         """Normalise the seasonality and check ranges."""
@@ -248,6 +250,11 @@ class Config:
     def max_horizon(self) -> int:
         """Longest horizon answered: four times the trained one."""
         return 4 * self.horizon
+
+    @property
+    def counts(self) -> bool:
+        """Whether y must be whole numbers of 0 or more."""
+        return self.head in COUNT_HEADS
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON; `from_dict` is its inverse."""

@@ -21,6 +21,7 @@ from forecaster import artifact
 from forecaster.calendar import Calendar
 from forecaster.config import Config
 from forecaster.errors import InputError
+from forecaster.heads import DistributionHead
 from forecaster.marginals import Block, Marginals
 from forecaster.network import Encoded, ForecastNetwork
 from forecaster.panel import Panel
@@ -174,6 +175,36 @@ class Forecaster:
         result: Float = quantiles.transpose(1, 2).numpy()
         return result
 
+    @torch.inference_mode()
+    def log_prob(self, state: StreamState, y: Tensor) -> Tensor:
+        """Log density (of counts: log probability) that each coming step had before it came; changes nothing.
+
+        Parameters
+        ----------
+        state
+            B rows.
+        y
+            Values of the steps that follow, shape [B, N], N at most the trained horizon; NaN gives NaN.
+
+        Returns
+        -------
+        Tensor
+            Float64, shape [B, N]: of each step by itself, per unit of y.
+
+        Raises
+        ------
+        InputError
+            The head has no density, or N is too large.
+        """
+        head = self._network.head
+        if not isinstance(head, DistributionHead):
+            raise InputError(f"a model with head {self.config.head!r} has quantiles, but no density")
+        if y.shape[1] > self.config.horizon:
+            raise InputError(f"y has {y.shape[1]} steps, expected at most {self.config.horizon}, the trained horizon")
+        block = self._block(self._network.encoded(state)).steps(slice(0, y.shape[1]))
+        found = head.log_prob(block.parameters, y.double(), block.frame)
+        return torch.where(torch.isnan(y) | torch.isnan(state.ring).all(1, keepdim=True), torch.nan, found)
+
     def forecast_frame(
         self, panel: Panel, horizon: int | None = None, quantile_levels: Sequence[float] | None = None
     ) -> pd.DataFrame:
@@ -187,9 +218,9 @@ class Forecaster:
         Raises
         ------
         InputError
-            The panel's calendar is not the forecaster's, or as in `forecast`.
+            The panel does not fit the forecaster (`check_panel`), or as in `forecast`.
         """
-        self.check_calendar(panel.calendar)
+        self.check_panel(panel)
         horizon = self.check_horizon(horizon)
         levels = self.check_levels(quantile_levels)
         quantiles = self.forecast(self.warm_up(panel.values, panel.first_steps.tolist()), horizon, levels)
@@ -272,11 +303,13 @@ class Forecaster:
                 )
         return levels
 
-    def check_calendar(self, calendar: Calendar) -> None:
-        """Raise InputError unless `calendar` is this forecaster's."""
-        if calendar != self.calendar:
-            found, expected = (f"freq {c.freq!r} in time zone {c.time_zone}" for c in (calendar, self.calendar))
+    def check_panel(self, panel: Panel) -> None:
+        """Raise InputError unless a panel is on this forecaster's calendar and holds what its head can forecast."""
+        if panel.calendar != self.calendar:
+            found, expected = (f"freq {c.freq!r} in time zone {c.time_zone}" for c in (panel.calendar, self.calendar))
             raise InputError(f"the series have {found}, but the model was trained for {expected}")
+        if self.config.counts:
+            panel.require_counts(f"this model's head {self.config.head!r}")
 
     # -- inner workings --------------------------------------------------------------------------------------------
 

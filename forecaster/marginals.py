@@ -68,12 +68,22 @@ class Marginals:
         as for independent errors.
         """
         parameters, frame = self.blocks[number].steps(steps)
-        quantiles = self.head.quantiles(parameters, frame, levels)
         if number == 0:
-            return quantiles
-        last = slice(self.head.sizes.horizon - 1, None)
-        center = self.head.quantiles(parameters, frame, (0.5,))
-        around = quantiles - center
-        before = self._quantiles(number - 1, last, levels)
-        spread = before - self._quantiles(number - 1, last, (0.5,))
-        return self.head.admit(center + torch.sign(around) * torch.hypot(around, spread), frame)
+            return self.head.quantiles(parameters, frame, levels)
+        before = self._around(number - 1, _and_median(levels))
+        quantiles = self.head.quantiles(parameters, frame, _and_median(levels))
+        center = quantiles[:, -1:]
+        around = quantiles[:, :-1] - center
+        return self.head.admit(center + torch.sign(around) * torch.hypot(around, before), frame)
+
+    def _around(self, number: int, levels: Levels) -> Tensor:
+        """Quantiles of a block's last step less their median, which is the last of `levels`."""
+        width = self.head.sizes.horizon
+        last = self._quantiles(number, slice(width - 1, width), levels)
+        return last[:, :-1] - last[:, -1:]
+
+
+def _and_median(levels: Levels) -> Levels:
+    if isinstance(levels, tuple):
+        return (*levels, 0.5)
+    return torch.cat([levels, torch.full_like(levels[:, :1], 0.5)], 1)

@@ -167,6 +167,24 @@ class Panel:
         except ValueError:
             raise PanelError(f"series {unique_id!r} is not in the panel of {len(self)} series") from None
 
+    def require_counts(self, reason: str) -> None:
+        """Refuse values that are no counts.
+
+        Raises
+        ------
+        PanelError
+            A value is negative or not whole; `reason` says why that matters.
+        """
+        for unique_id, first, values in self:
+            wrong = ~np.isnan(values) & ((values < 0) | (values != np.round(values)))
+            if wrong.any():
+                place = int(np.argmax(wrong))
+                ds = self.calendar.to_index([first + place])[0]
+                raise PanelError(
+                    f"series {unique_id!r} has y = {values[place]:g} at ds {ds}, but {reason} "
+                    "expects counts: whole numbers of 0 or more"
+                )
+
     def drop_last(self, steps: int) -> Panel:
         """Each series without its last `steps` steps; series that would be empty are left out."""
         return self._map(lambda first, y: (first, y[: max(len(y) - steps, 0)]))

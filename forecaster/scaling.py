@@ -27,6 +27,7 @@ __all__ = [
     "advance",
     "describe",
     "linear_scan",
+    "log_slope",
     "restore",
     "transform",
 ]
@@ -175,11 +176,21 @@ def restore(scaled: Tensor, frame: Frame, kind: Transform) -> Tensor:
     if kind == "log":
         log = relative.clamp(max=LARGEST_LOG)
         relative = torch.expm1(log)
-        if log.numel() and not float(log.amin()) > LOG_FLOOR:  # also where NaN
+        if log.numel() and not float(log.detach().amin()) > LOG_FLOOR:  # also where NaN
             relative = torch.where(log > LOG_FLOOR, relative, FLOOR * (1 + log - LOG_FLOOR) - 1)
     return torch.addcmul(
         frame.location.unsqueeze(-1), relative.double(), _breadth(frame.location, frame.scale, kind).unsqueeze(-1)
     )
+
+
+def log_slope(y: Tensor, frame: Frame, kind: Transform) -> Tensor:
+    """Logarithm of the derivative of `transform` at y [..., n], float64: carries log densities over to units of y."""
+    breadth = _breadth(frame.location, frame.scale, kind).unsqueeze(-1)
+    inverse = _inverse(breadth)
+    slope = (inverse / frame.unit.unsqueeze(-1)).expand(y.shape)
+    if kind == "log":
+        slope = slope / (1 + (y - frame.location.unsqueeze(-1)) * inverse).clamp(min=FLOOR)
+    return slope.log()
 
 
 def _breadth(location: Tensor, scale: Tensor, kind: Transform) -> Tensor:

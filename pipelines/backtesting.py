@@ -113,9 +113,9 @@ def run_backtest(model: Forecaster, panel: Panel, *, horizon: int, n_windows: in
     Raises
     ------
     InputError
-        The panel's frequency or time zone is not the model's, or the numbers do not fit the model or the panel.
+        The panel does not fit the model, or the numbers do not fit the model or the panel.
     """
-    model.check_calendar(panel.calendar)
+    model.check_panel(panel)
     for name, value in (("horizon", horizon), ("number of windows", n_windows), ("step size", step_size)):
         if value < 1:
             raise InputError(f"the {name} of a backtest must be at least 1, not {value}")

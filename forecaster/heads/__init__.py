@@ -6,10 +6,28 @@ counts. `HEADS` names them as the configuration does.
 
 from collections.abc import Callable
 
+from forecaster.heads.counts import NegativeBinomialHead, ZeroInflatedHead
+from forecaster.heads.distribution import DistributionHead
 from forecaster.heads.head import Head, HeadSizes, Levels
 from forecaster.heads.quantile import QuantileHead
+from forecaster.heads.student_t import StudentTHead
 
-__all__ = ["HEADS", "Head", "HeadSizes", "Levels", "QuantileHead"]
+__all__ = [
+    "HEADS",
+    "DistributionHead",
+    "Head",
+    "HeadSizes",
+    "Levels",
+    "NegativeBinomialHead",
+    "QuantileHead",
+    "StudentTHead",
+    "ZeroInflatedHead",
+]
 
-HEADS: dict[str, Callable[..., Head]] = {"quantile": QuantileHead}
+HEADS: dict[str, Callable[..., Head]] = {
+    "quantile": QuantileHead,
+    "student_t": StudentTHead,
+    "negative_binomial": NegativeBinomialHead,
+    "zero_inflated": ZeroInflatedHead,
+}
 """Heads by their name in the configuration; made from sizes, transform and levels."""

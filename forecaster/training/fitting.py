@@ -94,13 +94,15 @@ def fit(
     Raises
     ------
     PanelError
-        The panel's calendar is not the configuration's, no series is long enough to learn from, or nothing remains
-        beside `held_out` and `validation`.
+        The panel's calendar is not the configuration's, no series is long enough to learn from, the head is for counts
+        and a value is none, or nothing remains beside `held_out` and `validation`.
     """
     if panel.calendar != config.calendar:
         raise PanelError(f"the panel is on {panel.calendar}, but the configuration is for {config.calendar}")
     if panel.lengths.max(initial=0) < 3 or not any(np.isfinite(y).any() for y in panel.values):
         raise PanelError("no series has 3 steps or more with an observed value; there is nothing to learn from")
+    if config.counts:
+        panel.require_counts(f"head {config.head!r}")
     learnt = panel.drop_last(held_out) if held_out else panel
     if not learnt.lengths.max(initial=0) or not any(np.isfinite(y).any() for y in learnt.values):
         raise PanelError(f"no series has an observed value before the {held_out} steps held out; nothing to learn from")

@@ -1,0 +1,86 @@
+"""The Student-t head: a location, a scale and degrees of freedom per step, in scaled coordinates.
+
+Axes as in `forecaster.heads.head`; K is location, scale, degrees of freedom.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from forecaster.heads.distribution import DistributionHead, mean_known
+from forecaster.heads.head import HeadSizes, Levels, level_tensor
+from forecaster.heads.special import student_t_cdf, student_t_quantile
+from forecaster.scaling import Frame, Transform, log_slope, restore, transform
+
+__all__ = ["StudentTHead"]
+
+FEWEST_DF = 3.0
+"""Degrees of freedom beyond which the variance exists, and to which the formula of the quantiles holds."""
+
+SMALLEST_SCALE = 1e-3
+"""In units: keeps the likelihood of a series that repeats itself exactly within bounds."""
+
+LARGEST_TARGET = 1e15
+"""In scaled coordinates: further away, the square of an error would overflow."""
+
+FIRST_SCALE, FIRST_DF = 0.2, 5.0
+
+
+class StudentTHead(DistributionHead):
+    """Student's t in scaled coordinates: under the log transform, y plus its shift is log-Student-t.
+
+    Parameters
+    ----------
+    sizes, transform, levels
+        As in `Head`.
+    """
+
+    def __init__(self, sizes: HeadSizes, *, transform: Transform, levels: Sequence[float]) -> None:
+        first = [math.log(math.expm1(FIRST_SCALE)), math.log(math.expm1(FIRST_DF - FEWEST_DF))]  # through softplus
+        super().__init__(sizes, transform=transform, levels=levels, first_shape=first)
+
+    def assemble(self, baseline: Tensor, correction: Tensor, shape: Tensor) -> Tensor:
+        """Location, scale and degrees of freedom: K = 3."""
+        scale, df = functional.softplus(shape.float()).unbind(-2)
+        return torch.stack([baseline + correction, scale + SMALLEST_SCALE, df + FEWEST_DF], -2)
+
+    def loss(self, parameters: Tensor, target: Tensor, frame: Frame, weight: Tensor) -> Tensor:
+        """Negative log density in scaled coordinates; that in units of y differs by a term without parameters."""
+        del weight
+        known = ~torch.isnan(target)
+        scaled = transform(torch.where(known, target, frame.location.unsqueeze(-1)), frame, self.transform)
+        scaled = scaled.clamp(-LARGEST_TARGET, LARGEST_TARGET)
+        return -mean_known(_log_density(parameters.float(), scaled), known)
+
+    def quantiles(self, parameters: Tensor, frame: Frame, levels: Levels) -> Tensor:
+        """Quantiles of the scaled coordinate, carried to y: the way there rises, so they stay quantiles."""
+        location, scale, df = (part.unsqueeze(-2) for part in parameters.double().unbind(-2))
+        scaled = location + scale * student_t_quantile(level_tensor(levels), df)
+        return self.admit(restore(scaled.flatten(-2).float(), frame, self.transform).reshape(scaled.shape), frame)
+
+    def admit(self, y: Tensor, frame: Frame) -> Tensor:
+        """Everything."""
+        del frame
+        return y
+
+    def log_prob(self, parameters: Tensor, y: Tensor, frame: Frame) -> Tensor:
+        """Log density per unit of y."""
+        scaled = transform(y, frame, self.transform)
+        return _log_density(parameters.double(), scaled.double()) + log_slope(y, frame, self.transform)
+
+    def cdf(self, parameters: Tensor, y: Tensor, frame: Frame) -> Tensor:
+        """Probability of at most y."""
+        location, scale, df = parameters.double().unbind(-2)
+        return student_t_cdf((transform(y, frame, self.transform).double() - location) / scale, df)
+
+
+def _log_density(parameters: Tensor, scaled: Tensor) -> Tensor:
+    location, scale, df = parameters.unbind(-2)
+    square = ((scaled - location) / scale).square()
+    shape = torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - 0.5 * torch.log(df * math.pi)
+    return shape - scale.log() - (df + 1) / 2 * torch.log1p(square / df)
