@@ -10,6 +10,7 @@ size, F feature.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,6 +22,10 @@ from torch.nn import functional
 from forecaster.scaling import Frame, Transform
 
 __all__ = ["Head", "HeadSizes", "Levels", "level_tensor"]
+
+LARGEST_RANK = 48
+"""Beyond so many steps, a horizon is decoded as mixtures of that many learnt curves over it: weights of their own for
+every step of a long horizon are more than most data can fix."""
 
 Levels = tuple[float, ...] | Tensor
 """Quantile levels: the same for every step as a tuple, or float64, broadcastable to [B, L, H]."""
@@ -66,21 +71,27 @@ class Head(nn.Module, ABC):
         hidden, horizon = sizes.hidden_size, sizes.horizon
         self.dropout = nn.Dropout(sizes.dropout)
         self.context = nn.Linear(hidden, hidden)
-        self.weight = nn.Linear(hidden, horizon * sizes.num_anchors)
-        self.center = nn.Linear(hidden, horizon)
-        self.autoregression = nn.Linear(sizes.num_features, horizon, bias=False)
-        self.spread = nn.Linear(hidden, horizon * len(self.first_shape))
+        self.rank = min(horizon, LARGEST_RANK)
+        self.rows = [sizes.num_anchors, 1, len(self.first_shape)]
+        self.mixture = nn.Linear(hidden, sum(self.rows) * self.rank, bias=False)
+        self.autoregression = nn.Linear(sizes.num_features, self.rank, bias=False)
+        self.curves = nn.Parameter(torch.empty(self.rank, horizon)) if self.rank < horizon else None
+        self.bias = nn.Parameter(torch.empty(sum(self.rows), horizon))
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Start from the mean of the anchors, a zero correction and the first shape."""
-        for linear in (self.weight, self.center, self.autoregression):
-            linear.weight.zero_()
-        self.weight.bias.zero_()
-        self.center.bias.zero_()
-        nn.init.normal_(self.spread.weight, std=0.01)
-        self.spread.bias.copy_(torch.tensor(self.first_shape).repeat_interleave(self.sizes.horizon))
+        self.autoregression.weight.zero_()
+        self.mixture.weight.zero_()
+        nn.init.normal_(self.mixture.weight[-self.rows[2] * self.rank :], std=0.01)
+        self.bias.zero_()
+        self.bias[-self.rows[2] :] = torch.tensor(self.first_shape).unsqueeze(-1)
+        if self.curves is not None:
+            # The slowest cosines (type II of the discrete transform): a long horizon starts smooth.
+            place = (torch.arange(self.sizes.horizon) + 0.5) * math.pi / self.sizes.horizon
+            self.curves.copy_(torch.cos(torch.arange(self.rank).unsqueeze(-1) * place) * math.sqrt(2))
+            self.curves[0] = 1.0
 
     def forward(self, hidden: Tensor, features: Tensor, anchors: Tensor) -> Tensor:
         """Parameters of every step's distribution.
@@ -95,13 +106,17 @@ class Head(nn.Module, ABC):
         Tensor
             Shape [B, K, H].
         """
-        leading, horizon = hidden.shape[:-1], self.sizes.horizon
         context = functional.gelu(self.context(self.dropout(hidden))) + hidden
-        weights = self.weight(context).reshape(*leading, self.sizes.num_anchors, horizon).softmax(-2)
-        baseline = (weights * anchors).sum(-2)
-        correction = self.center(context) + self.autoregression(features)
-        shape = self.spread(context).reshape(*leading, len(self.first_shape), horizon)
+        mixture = self.mixture(context).unflatten(-1, (-1, self.rank))
+        decoded = self._along(mixture) + self.bias
+        weights, correction, shape = torch.split(decoded, self.rows, -2)
+        correction = correction.squeeze(-2) + self._along(self.autoregression(features))
+        baseline = (weights.softmax(-2) * anchors).sum(-2)
         return self.assemble(baseline, correction, shape)
+
+    def _along(self, mixture: Tensor) -> Tensor:
+        """Mixtures of the curves, [..., rank] to [..., H]."""
+        return mixture if self.curves is None else mixture @ self.curves
 
     @abstractmethod
     def assemble(self, baseline: Tensor, correction: Tensor, shape: Tensor) -> Tensor:

@@ -11,28 +11,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forecaster.heads import HeadSizes, QuantileHead
+from forecaster.heads.head import LARGEST_RANK
 
 P, F, H, A, Q = 5, 7, 4, 3, 7
 LEVELS = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95)
 
 
-def head_of(noise: float, dropout: float = 0.0) -> QuantileHead:
+def head_of(noise: float, dropout: float = 0.0, horizon: int = H) -> QuantileHead:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(1)
-        head = QuantileHead(HeadSizes(P, F, A, H, dropout), transform="log", levels=LEVELS)
+        head = QuantileHead(HeadSizes(P, F, A, horizon, dropout), transform="log", levels=LEVELS)
         for parameter in head.parameters():
             parameter.add_(noise * torch.randn(parameter.shape))
     return head.eval().requires_grad_(False)
 
 
-def inputs(rows: int = 3, size: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def inputs(rows: int = 3, size: float = 1.0, horizon: int = H) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(2)
-    return tuple(size * torch.randn(rows, *shape, generator=generator) for shape in ((P,), (F,), (A, H)))  # type: ignore[return-value]
+    return tuple(size * torch.randn(rows, *shape, generator=generator) for shape in ((P,), (F,), (A, horizon)))  # type: ignore[return-value]
 
 
-def test_quantiles_equal_a_plain_loop() -> None:
-    head = head_of(0.5)
-    hidden, features, anchors = inputs()
+@pytest.mark.parametrize("horizon", [H, LARGEST_RANK + 5])
+def test_quantiles_equal_a_plain_loop(horizon: int) -> None:
+    head = head_of(0.5, horizon=horizon)
+    rank = min(horizon, LARGEST_RANK)
+    hidden, features, anchors = inputs(horizon=horizon)
     w = {name: parameter.numpy().astype(np.float64) for name, parameter in head.named_parameters()}
 
     found = head(hidden, features, anchors).numpy()
@@ -41,10 +44,11 @@ def test_quantiles_equal_a_plain_loop() -> None:
         h, f, a = (part[row].numpy().astype(np.float64) for part in (hidden, features, anchors))
         z = w["context.weight"] @ h + w["context.bias"]
         context = np.array([v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in z]) + h
-        logits = (w["weight.weight"] @ context + w["weight.bias"]).reshape(A, H)
-        gaps = np.log1p(np.exp((w["spread.weight"] @ context + w["spread.bias"]).reshape(Q - 1, H)))
-        correction = w["center.weight"] @ context + w["center.bias"] + w["autoregression.weight"] @ f
-        for step in range(H):
+        curves = w.get("curves", np.eye(horizon))
+        decoded = (w["mixture.weight"] @ context).reshape(A + Q, rank) @ curves + w["bias"]
+        logits, gaps = decoded[:A], np.log1p(np.exp(decoded[A + 1 :]))
+        correction = decoded[A] + (w["autoregression.weight"] @ f) @ curves
+        for step in range(horizon):
             weights = np.exp(logits[:, step]) / np.exp(logits[:, step]).sum()
             middle = weights @ a[:, step] + correction[step]
             half = (Q - 1) // 2
@@ -69,6 +73,17 @@ def test_before_training_the_median_is_the_mean_of_the_anchors_within_a_narrow_b
 
     torch.testing.assert_close(quantiles[:, Q // 2], anchors.mean(-2))
     assert torch.diff(quantiles, dim=-2).mean() == pytest.approx(0.05, rel=0.2)
+
+
+def test_a_long_horizon_starts_the_same_and_has_no_weights_of_its_own_for_every_step() -> None:
+    horizon = 10 * LARGEST_RANK
+    head = head_of(0.0, horizon=horizon)
+    hidden, features, anchors = inputs(horizon=horizon)
+
+    quantiles = head(hidden, features, anchors)
+
+    torch.testing.assert_close(quantiles[:, Q // 2], anchors.mean(-2))
+    assert head.mixture.weight.shape == ((A + Q) * LARGEST_RANK, P)
 
 
 def test_any_leading_axes_are_allowed() -> None:
