@@ -8,27 +8,19 @@ Axes: B row, T step, W ring value (oldest first), F feature, A anchor, H horizon
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from forecaster.scaling import History
+from forecaster.kernels import FINE, SCALARS
+from forecaster.scaling import History, num_blocks
 
 __all__ = ["anchors", "feature_size", "features", "num_anchors", "pooled_size"]
-
-FINE = 96
-"""Rings longer than twice this are seen finely for this many recent values, and in block means before that."""
-
-SCALARS = 7
 
 
 def pooled_size(ring_length: int) -> int:
     """Number of ring features: all of a short ring; `FINE` values and at most `FINE` block means of a long one."""
-    if ring_length <= 2 * FINE:
-        return ring_length
-    block = math.ceil((ring_length - FINE) / FINE)
-    return FINE + (ring_length - FINE) // block
+    blocks = num_blocks(ring_length)
+    return FINE + blocks if blocks else ring_length
 
 
 def feature_size(ring_length: int) -> int:
@@ -37,32 +29,12 @@ def feature_size(ring_length: int) -> int:
 
 
 def features(history: History) -> Tensor:
-    """Network inputs, float32, shape [B, T, F]: the scaled ring, then logarithms of scales and clocks."""
-    frame = history.frame
-    relative_location = torch.where(frame.scale > 0, frame.location / frame.scale, 0.0).float()
-    scalars = [
-        torch.log(frame.unit).float() * 0.5,
-        torch.log(history.differences[..., 0] + 1e-4) * 0.5,
-        torch.log(history.differences[..., 1] + 1e-4) * 0.5,
-        relative_location,
-        torch.log1p(history.age.float()) * 0.125,
-        torch.log1p(history.silence.float()) * 0.5,
-        history.filled,
-    ]
-    return torch.cat([_pool(history.scaled), torch.stack(scalars, -1)], -1)
+    """Network inputs, float32, shape [B, T, F], a view: the recent ring, scalars, block means of the older ring.
 
-
-def _pool(scaled: Tensor) -> Tensor:
-    width = scaled.shape[-1]
-    if width <= 2 * FINE:
-        return scaled
-    block = math.ceil((width - FINE) / FINE)
-    coarse = (
-        scaled[..., (width - FINE) % block : width - FINE]
-        .reshape(*scaled.shape[:-1], (width - FINE) // block, block)
-        .mean(-1)
-    )
-    return torch.cat([coarse, scaled[..., width - FINE :]], -1)
+    The scalars are logarithms of unit, of mean absolute differences at lag 1 and at the shortest season and of age and
+    silence, the location relative to the scale, and the share of the ring that was ever observed.
+    """
+    return history.table[..., history.table.shape[-1] - feature_size(history.ring_length) :]
 
 
 def num_anchors(seasonality: tuple[int, ...], ring_length: int) -> int:

@@ -102,7 +102,7 @@ class Forecaster:
             for start, end in self._spans(rows, total):
                 encoded, state = self._network.encode(state, y[:, start:end])
             if total == 1:  # streaming: the forecast that usually follows needs just this
-                state = state.remember(encoded.at((slice(None), -1)))
+                state = state.remember(encoded)
             return state
         for start, end in self._spans(rows, total):
             left = (lengths - start).clamp(max=end - start)
@@ -117,6 +117,27 @@ class Forecaster:
     def observe(self, state: StreamState, y: Tensor) -> StreamState:
         """Fold one value per row; `y` has shape [B], NaN is a missing value."""
         return self.fold(state, y.unsqueeze(1))
+
+    @torch.inference_mode()
+    def change(self, state: StreamState, rows: Tensor, y: Tensor) -> StreamState:
+        """What observing one value each would change in some rows of a large state: `observe` without copying rings.
+
+        Parameters
+        ----------
+        state
+            Unchanged, until the result is written over the rows with `StreamState.assign`.
+        rows
+            Distinct rows, int64, shape [B].
+        y
+            One value per row, shape [B]; NaN is a missing value.
+
+        Returns
+        -------
+        StreamState
+            B rows whose ring holds only the latest value. It can be forecast from up to the trained horizon.
+        """
+        encoded, after = self._network.encode(state, y.to(torch.float64).unsqueeze(1), rows=rows)
+        return after.remember(encoded)
 
     def warm_up(self, histories: Sequence[Float], first_steps: Sequence[int]) -> StreamState:
         """Fold whole histories of any lengths; the same as `initial_state` and one `observe` per value.
@@ -169,9 +190,8 @@ class Forecaster:
         horizon = self.check_horizon(horizon)
         levels = self.check_levels(quantile_levels)
         quantiles = self._marginals(state, horizon).quantiles(levels)
-        blank = torch.isnan(state.ring).all(1)
-        if bool(blank.any()):
-            quantiles = torch.where(blank.view(-1, 1, 1), torch.nan, quantiles)
+        if bool(state.blank.any()):
+            quantiles = torch.where(state.blank.view(-1, 1, 1), torch.nan, quantiles)
         result: Float = quantiles.transpose(1, 2).numpy()
         return result
 
@@ -203,7 +223,7 @@ class Forecaster:
             raise InputError(f"y has {y.shape[1]} steps, expected at most {self.config.horizon}, the trained horizon")
         block = self._block(self._network.encoded(state)).steps(slice(0, y.shape[1]))
         found = head.log_prob(block.parameters, y.double(), block.frame)
-        return torch.where(torch.isnan(y) | torch.isnan(state.ring).all(1, keepdim=True), torch.nan, found)
+        return torch.where(torch.isnan(y) | state.blank.unsqueeze(1), torch.nan, found)
 
     def forecast_frame(
         self, panel: Panel, horizon: int | None = None, quantile_levels: Sequence[float] | None = None
@@ -323,7 +343,7 @@ class Forecaster:
     def _marginals(self, state: StreamState, horizon: int) -> Marginals:
         """Distributions of the coming steps: beyond the trained ones, a copy of the state observes its own medians."""
         head = self._network.head
-        at_hand = state.moment if isinstance(state.moment, Encoded) else None
+        at_hand = state.moment.at((slice(None), -1)) if isinstance(state.moment, Encoded) else None
         blocks = [self._block(at_hand or self._network.encoded(state))]
         for _ in range(self.config.horizon, horizon, self.config.horizon):
             state = self.fold(state, head.point(*blocks[-1]))

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from forecaster.config import Config
 from forecaster.features import anchors, feature_size, features, num_anchors
 from forecaster.heads import HEADS, Head, HeadSizes
+from forecaster.kernels import NUM_STATISTICS
 from forecaster.recurrent import RecurrentStack, RecurrentState
-from forecaster.scaling import NUM_STATISTICS, Frame, Transform, advance, describe
+from forecaster.scaling import Frame, Transform, advance, describe
 from forecaster.state import StateLayout, StreamState
 
 __all__ = ["Encoded", "ForecastNetwork"]
@@ -85,42 +86,48 @@ class ForecastNetwork(nn.Module):
             statistics=NUM_STATISTICS,
         )
 
-    def encode(self, state: StreamState, y: Tensor, lengths: Tensor | None = None) -> tuple[Encoded, StreamState]:
+    def encode(
+        self, state: StreamState, y: Tensor, lengths: Tensor | None = None, rows: Tensor | None = None
+    ) -> tuple[Encoded, StreamState]:
         """Fold a chunk.
 
         Parameters
         ----------
         state
-            Before the chunk, B rows.
+            Before the chunk.
         y
             Float64, shape [B, T]; NaN is missing.
         lengths
             Steps of each row, shape [B], each 1 to T; None: all rows have T.
+        rows
+            Rows of the state to fold, int64, shape [B]; None for all.
 
         Returns
         -------
         encoded, state
             One entry per step, leading axes [B, T], meaningless beyond a row's length; the state after each row's
-            last step.
+            last step. Of given `rows`, its ring holds the latest value only: see `StreamState.assign`.
         """
+        self._check(state)
         with torch.no_grad():
-            history, after = advance(state, y, lengths, lag=self.config.seasonality[0], kind=self.transform)
-            inputs = features(history)
-        before = RecurrentState(state.hidden.transpose(0, 1), state.cell.transpose(0, 1))
+            history, after = advance(state, y, lengths, lag=self.config.seasonality[0], kind=self.transform, rows=rows)
+        inputs = features(history)
+        before = RecurrentState(after.hidden.transpose(0, 1), after.cell.transpose(0, 1))
         output, recurrent = self.recurrent(inputs.transpose(0, 1), before, lengths)
         after = replace(after, hidden=recurrent.hidden.transpose(0, 1), cell=recurrent.cell.transpose(0, 1))
-        return Encoded(
-            output.transpose(0, 1), inputs, history.scaled, history.frame, history.differences[..., 1]
-        ), after
+        return Encoded(output.transpose(0, 1), inputs, history.scaled, history.frame, history.difference), after
 
     def encoded(self, state: StreamState) -> Encoded:
         """What the head needs of a state's latest step, leading axes [B]: the last entry of the `encode` behind it."""
+        self._check(state)
         history = describe(state, kind=self.transform)
         hidden = state.hidden.sum(1) if self.config.network.residual else state.hidden[:, -1]
-        encoded = Encoded(
-            hidden.unsqueeze(1), features(history), history.scaled, history.frame, history.differences[..., 1]
-        )
+        encoded = Encoded(hidden.unsqueeze(1), features(history), history.scaled, history.frame, history.difference)
         return encoded.at((slice(None), 0))
+
+    def _check(self, state: StreamState) -> None:
+        if state.ring.shape[1] != self.layout.ring:
+            raise ValueError("a change is not a state: assign it to the rows it belongs to first")
 
     def decode(self, encoded: Encoded) -> Tensor:
         """Parameters of the head for the horizon after each step, shape [..., K, H]."""

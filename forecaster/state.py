@@ -23,7 +23,7 @@ from forecaster.errors import ArtifactError
 
 __all__ = ["StateLayout", "StreamState"]
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 _HEAD = struct.Struct("<4sHH")  # magic, format version, reserved
 _CHECKSUM = struct.Struct("<I")  # CRC-32 of all but itself
 _HEADER_SIZE = _HEAD.size + _CHECKSUM.size
@@ -39,8 +39,10 @@ class StreamState:
     hidden, cell
         Recurrent state, float32, shapes [B, L, P] and [B, L, C].
     ring
-        The last W values, oldest first, float64, shape [B, W]. A missing one stands as the value W steps before it,
-        which is the latest observed one of its phase; NaN where that phase was never observed.
+        The last W values, float64, shape [B, W], step s in slot s mod W, so that a new one overwrites the oldest and
+        nothing moves. A missing one stands as the value W steps before it, which is the latest observed one of its
+        phase; NaN where that phase was never observed. A *change*, one more step of some rows of a state, to be
+        written over these rows by `assign`, holds the latest value only, shape [B, 1].
     statistics
         Decayed sums behind the scaling, float64, shape [B, K]; see `forecaster.scaling`.
     age
@@ -72,6 +74,11 @@ class StreamState:
         """Bytes of one row in memory."""
         return sum(tensor.element_size() * (tensor.numel() // max(len(self), 1)) for tensor in self._tensors())
 
+    @property
+    def blank(self) -> Tensor:
+        """Rows that never observed a value, bool, shape [B]."""
+        return self.age == self.silence
+
     def _tensors(self) -> list[Tensor]:
         return [getattr(self, spec.name) for spec in fields(self) if spec.init]
 
@@ -89,11 +96,14 @@ class StreamState:
         return StreamState(*(tensor.index_select(0, index) for tensor in self._tensors()))
 
     def assign(self, rows: Tensor | Sequence[int], other: StreamState) -> None:
-        """Write `other`'s rows over `rows`, in place; the only method that changes a state."""
+        """Write `other`, or a change of these rows, over `rows`, in place; the only method that changes a state."""
         object.__setattr__(self, "moment", None)
         index = _index(rows)
         for mine, theirs in zip(self._tensors(), other._tensors(), strict=True):
-            mine.index_copy_(0, index, theirs)
+            if mine is self.ring and theirs.shape[1:] != mine.shape[1:]:
+                mine[index, other.last_step % mine.shape[1]] = theirs[:, 0]
+            else:
+                mine.index_copy_(0, index, theirs)
 
     def replace_rows(self, rows: Tensor, other: StreamState) -> StreamState:
         """Copy of `self` with `rows` taken from `other`, row by row."""
@@ -195,9 +205,10 @@ def _check_record(record: bytes, size: int, index: int) -> None:
     if len(record) < _HEADER_SIZE or record[:4] != _MAGIC:
         raise ArtifactError(f"stored state {index} is not a state record")
     _, version, _ = _HEAD.unpack_from(record)
-    if version > STATE_FORMAT:
+    if version != STATE_FORMAT:
+        age = "newer" if version > STATE_FORMAT else "older"
         raise ArtifactError(
-            f"stored state {index} has format {version}, newer than {STATE_FORMAT}, the newest this code reads"
+            f"stored state {index} has format {version}, {age} than {STATE_FORMAT}, which this code reads"
         )
     if len(record) != _HEADER_SIZE + size:
         raise ArtifactError(

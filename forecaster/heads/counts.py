@@ -22,7 +22,8 @@ from forecaster.heads.special import (
     negative_binomial_log_prob,
     negative_binomial_quantile,
 )
-from forecaster.scaling import LARGEST_LOG, SHIFT, Frame, Transform, restore
+from forecaster.kernels import SHIFT
+from forecaster.scaling import LARGEST_LOG, Frame, Transform, restore
 
 __all__ = ["NegativeBinomialHead", "ZeroInflatedHead"]
 

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from forecaster.chunks import Chunk
 from forecaster.network import Encoded, ForecastNetwork
-from forecaster.scaling import advance
+from forecaster.scaling import settle
 from forecaster.state import StreamState
 
 __all__ = ["TrainingModule"]
@@ -68,7 +68,7 @@ class TrainingModule(LightningModule):
             return carry
         fresh = layout.initial(chunk.start - chunk.prefix.shape[1])
         if chunk.prefix.shape[1]:
-            _, fresh = advance(fresh, chunk.prefix, lag=self.network.config.seasonality[0], kind=self.network.transform)
+            fresh = settle(fresh, chunk.prefix, lag=self.network.config.seasonality[0], kind=self.network.transform)
         known = chunk.prefix.shape[1] - torch.isnan(chunk.prefix).long().cumprod(1).sum(1)
         fresh = replace(fresh, age=chunk.start, silence=torch.minimum(fresh.silence, known))
         return carry.replace_rows(chunk.reset, fresh)

@@ -1,6 +1,7 @@
 """Engine updates per second against a bare `nn.LSTM` step, both on one thread.
 
-Subject: gather rows from the slab, fold one observation (scaling, features, recurrent layers), scatter the rows back.
+Subject: what the engine does with a micro-batch between request and forecast. From rows of the slab and one observation
+each it makes new states (scaling, features, recurrent layers), and then writes them over the rows.
 Reference: one step of a bare `nn.LSTM` with the same input size, hidden size, layers and batch, given its input and
 state ready-made: no scaling, no features, no slab.
 """
@@ -33,12 +34,12 @@ def measure_steps(forecaster: Forecaster, seconds: float) -> Iterator[dict[str, 
             rows = torch.randperm(2 * batch)[:batch].tolist()
             history = torch.rand(batch, 2 * config.ring_length, dtype=torch.float64) + 10
             slab.scatter(rows, forecaster.fold(slab.gather(rows), history))
-            y = torch.rand(batch, 1, dtype=torch.float64) + 10
+            y = torch.rand(batch, dtype=torch.float64) + 10
             x = torch.randn(1, batch, inputs)
             state = (torch.zeros(config.network.num_layers, batch, config.network.hidden_size),) * 2
 
             def update(slab: Slab = slab, rows: list[int] = rows, y: torch.Tensor = y) -> None:
-                slab.scatter(rows, forecaster.fold(slab.gather(rows), y))
+                slab.scatter(rows, slab.change(rows, y))
 
             def bare(x: torch.Tensor = x, state: tuple[torch.Tensor, torch.Tensor] = state) -> None:
                 lstm(x, state)

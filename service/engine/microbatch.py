@@ -212,8 +212,10 @@ class MicroBatch:
             assert step.judgement is not None
             last = step.resident.record.last_step
             values.append(dense(step.judgement.inserted.items(), last, step.judgement.last_step))
-        states = self._residents.slab.gather([step.resident.row for step in steps])
-        return fold_ragged(self._model.forecaster, states, values)
+        slab, rows = self._residents.slab, [step.resident.row for step in steps]
+        if all(len(v) == 1 for v in values):
+            return slab.change(rows, torch.tensor(values, dtype=torch.float64).squeeze(1))
+        return fold_ragged(self._model.forecaster, slab.gather(rows), values)
 
     def _rewind(self, steps: list[_Step]) -> StreamState | None:
         if not steps:
@@ -246,7 +248,11 @@ class MicroBatch:
                 wants.setdefault(want, []).append((step, position))
         if not wants:
             return {}
-        read = self._residents.slab.gather([step.resident.row for step in reads]) if reads else None
+        slab = self._residents.slab
+        alone = rewound is None and not reads
+        if appended is not None and not (alone and self._suffices(appended, wants)):
+            appended = slab.whole([step.resident.row for step in plan.appends], appended)
+        read = slab.gather([step.resident.row for step in reads]) if reads else None
         parts = [part for part in (appended, rewound, read) if part is not None]
         states = parts[0] if len(parts) == 1 else StreamState.concat(parts)
         forecasts = {}
@@ -266,6 +272,12 @@ class MicroBatch:
                     detail = f"stream {step.item.unique_id!r} has no finite forecast: no value was observed yet"
                     self._results[step.item] = Problem(409, "no-forecast", detail)
         return forecasts
+
+    def _suffices(self, appended: StreamState, wants: dict[Want, list[tuple[_Step, int]]]) -> bool:
+        """Whether forecasts can be made of what was folded as it is, though it may be a mere change."""
+        (want, asked), *others = wants.items()
+        directly = want.horizon <= self._model.forecaster.config.horizon
+        return directly and not others and [position for _, position in asked] == list(range(len(appended)))
 
     def _conclude(self, plan: _Plan, forecasts: dict[Item, npt.NDArray[np.float64]]) -> None:
         """Outcomes of all but creations, for the case that the commit succeeds."""

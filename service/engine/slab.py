@@ -58,8 +58,18 @@ class Slab:
         """A copy of some rows."""
         return self._state.select(_index(rows))
 
+    def change(self, rows: Sequence[int], y: torch.Tensor) -> StreamState:
+        """What observing one value each, `y` [B], would change in some rows; `scatter` writes it."""
+        return self._forecaster.change(self._state, _index(rows), y)
+
+    def whole(self, rows: Sequence[int], change: StreamState) -> StreamState:
+        """A copy of some rows with a change of them."""
+        states = self.gather(rows)
+        states.assign(range(len(rows)), change)
+        return states
+
     def scatter(self, rows: Sequence[int], states: StreamState) -> None:
-        """Write some rows."""
+        """Write some rows, or a change of them."""
         self._state.assign(_index(rows), states)
 
 

@@ -59,7 +59,7 @@ def test_given_weights_and_a_given_series_have_the_forecast_they_always_had(name
     np.testing.assert_allclose(found, GOLDEN[name, transform], rtol=1e-4)
 
 
-def test_a_state_record_of_format_1_is_read_as_it_was_defined() -> None:
+def test_a_state_record_of_format_2_is_read_as_it_was_defined() -> None:
     values = {
         "hidden": [0.5, -0.25, 1.0, 2.0],
         "cell": [3.0, -4.0],
@@ -72,7 +72,7 @@ def test_a_state_record_of_format_1_is_read_as_it_was_defined() -> None:
     body = struct.pack(
         "<4f2f3d4d3q", *(v for part in values.values() for v in (part if isinstance(part, list) else [part]))
     )
-    head = struct.pack("<4sHH", b"FCST", 1, 0)
+    head = struct.pack("<4sHH", b"FCST", 2, 0)
     record = head + struct.pack("<I", zlib.crc32(head + body)) + body
 
     state = StateLayout(layers=2, hidden=2, cell=1, ring=3, statistics=4).from_bytes([record])

@@ -74,6 +74,19 @@ def test_every_cell_depth_and_option_equals_the_gate_equations(
 
 
 @pytest.mark.parametrize("config", EVERY_OPTION, ids=name)
+@pytest.mark.parametrize("size", [1.0, 30.0], ids=["moderate", "saturated"])
+def test_one_step_without_gradient_equals_the_gate_equations(config: NetworkConfig, size: float) -> None:
+    stack, x, start = stack_of(config), size * inputs()[:1], given_state(config)
+
+    with torch.inference_mode():
+        output, state = stack(x, start)
+
+    expected = run(config, stack.state_dict(), x, start.hidden, start.cell, [1] * B)
+    for found, wanted in zip((output, state.hidden, state.cell), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("config", EVERY_OPTION, ids=name)
 def test_shapes_are_those_of_the_pytorch_documentation(config: NetworkConfig) -> None:
     output, (h_n, c_n) = stack_of(config)(inputs())
 

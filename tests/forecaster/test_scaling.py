@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forecaster import StreamState
-from forecaster.scaling import LARGEST_SCALED, Frame, Transform, advance, describe, linear_scan, restore, transform
+from forecaster.kernels import LARGEST_SCALED
+from forecaster.scaling import Frame, Transform, advance, describe, restore, settle, transform
 from forecaster.state import StateLayout
-from tests.forecaster.kit import Float, series
+from tests.forecaster.kit import Float, batches, padded, series, values
 
 KINDS: tuple[Transform, ...] = ("log", "linear")
 
@@ -24,25 +25,6 @@ def empty_state(width: int, first: int = 1000) -> StreamState:
 
 def frame_at(location: float, scale: float, unit: float) -> Frame:
     return Frame(*(torch.tensor([value], dtype=torch.float64) for value in (location, scale, unit)))
-
-
-# -- the scan ------------------------------------------------------------------------------------------------------
-
-
-@given(length=st.integers(1, 70), seed=st.integers(0, 2**16))
-def test_the_scan_equals_a_loop(length: int, seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    decay, increment = generator.random((2, 3, length)), generator.normal(size=(2, 3, length))
-    decay[generator.random((2, 3, length)) < 0.2] = generator.choice([0.0, 1.0])
-    initial = generator.normal(size=(2, 3))
-
-    found = linear_scan(torch.from_numpy(decay), torch.from_numpy(increment), torch.from_numpy(initial))
-
-    expected, value = np.empty_like(decay), initial
-    for t in range(length):
-        value = decay[..., t] * value + increment[..., t]
-        expected[..., t] = value
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12, atol=1e-12)
 
 
 # -- the transform -------------------------------------------------------------------------------------------------
@@ -185,11 +167,19 @@ def test_every_step_is_described_as_a_plain_loop_describes_it(
             expected["location"], rel=1e-9, abs=1e-9 * magnitude
         )
         assert float(history.frame.scale[0, t]) == pytest.approx(expected["scale"], rel=1e-9)
-        assert float(history.filled[0, t]) == pytest.approx(expected["filled"])
-        assert int(history.age[0, t]) == expected["age"]
-        assert int(history.silence[0, t]) == expected["silence"]
-        np.testing.assert_allclose(history.differences[0, t].numpy(), expected["differences"], rtol=1e-5, atol=1e-7)
         unit = float(history.frame.unit[0, t])
+        near, seasonal = expected["differences"]  # type: ignore[misc]
+        scalars = [
+            math.log(unit) / 2,
+            math.log(near + 1e-4) / 2,
+            math.log(seasonal + 1e-4) / 2,
+            expected["location"] / magnitude if magnitude > 0 else 0.0,  # type: ignore[operator]
+            math.log1p(expected["age"]) / 8,  # type: ignore[arg-type]
+            math.log1p(expected["silence"]) / 2,  # type: ignore[arg-type]
+            expected["filled"],
+        ]
+        np.testing.assert_allclose(history.table[0, t, width:].numpy(), scalars, rtol=1e-5, atol=1e-5)
+        assert float(history.difference[0, t]) == pytest.approx(seasonal, rel=1e-5, abs=1e-7)
         wanted = np.clip(np.array(expected["raw"]) / unit, -LARGEST_SCALED, LARGEST_SCALED)
         assert unit <= math.sqrt(float(expected["square"])) * (1 + 1e-4)  # type: ignore[arg-type]
         np.testing.assert_allclose(history.scaled[0, t].numpy(), wanted, rtol=1e-4, atol=2e-5 / min(unit, 1.0))
@@ -209,23 +199,50 @@ def test_a_unit_of_moderate_size_is_the_root_mean_square_of_the_window(y: Float,
 def test_what_a_state_says_of_itself_is_the_last_entry_of_its_history(y: Float, width: int, kind: Transform) -> None:
     history, after = advance(empty_state(width), torch.from_numpy(y).unsqueeze(0), lag=4, kind=kind)
 
-    found, expected = describe(after, kind=kind), history.last()
+    found = describe(after, kind=kind)
 
-    for one, two in zip(found.frame, expected.frame, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-12)
-    for name in ("scaled", "filled", "differences", "age", "silence"):
-        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
+    for one, two in zip(found.frame, history.frame, strict=True):
+        assert torch.equal(one[:, 0], two[:, -1])
+    assert torch.equal(found.table[:, 0], history.table[:, -1])
+    assert torch.equal(found.difference[:, 0], history.difference[:, -1])
+
+
+@given(y=series(min_size=1, max_size=50), kind=st.sampled_from(KINDS))
+def test_a_state_settles_where_it_would_have_advanced_to(y: Float, kind: Transform) -> None:
+    _, after = advance(empty_state(6), torch.from_numpy(y).unsqueeze(0), lag=3, kind=kind)
+
+    settled = settle(empty_state(6), torch.from_numpy(y).unsqueeze(0), lag=3, kind=kind)
+
+    assert settled.to_bytes() == after.to_bytes()
+
+
+@given(histories=batches(min_rows=2), data=st.data(), kind=st.sampled_from(KINDS))
+def test_a_change_of_some_rows_written_over_them_is_what_advancing_a_copy_gives(
+    histories: list[Float], data: st.DataObject, kind: Transform
+) -> None:
+    table, lengths = padded(histories)
+    start = StateLayout(layers=1, hidden=1, cell=1, ring=6, statistics=4).initial(torch.arange(len(histories)))
+    _, state = advance(start, table, lengths, lag=3, kind=kind)
+    rows = torch.tensor(data.draw(st.lists(st.integers(0, len(histories) - 1), unique=True, min_size=1)))
+    y = torch.tensor([[data.draw(values())] for _ in rows], dtype=torch.float64)
+
+    expected, after = advance(state.select(rows), y, lag=3, kind=kind)
+    kept = state.to_bytes()
+    history, change = advance(state, y, lag=3, kind=kind, rows=rows)
+
+    assert state.to_bytes() == kept
+    assert torch.equal(history.table, expected.table)
+    state.assign(rows, change)
+    assert state.select(rows).to_bytes() == after.to_bytes()
 
 
 @given(y=series(min_size=1, max_size=50), first=st.integers(-50, 50))
-def test_the_ring_keeps_the_latest_observed_value_of_every_phase_oldest_first(y: Float, first: int) -> None:
+def test_the_ring_keeps_the_latest_observed_value_of_every_phase(y: Float, first: int) -> None:
     _, after = advance(empty_state(6, first), torch.from_numpy(y).unsqueeze(0), lag=3, kind="linear")
 
     latest = {(first + offset) % 6: value for offset, value in enumerate(y) if not np.isnan(value)}
-    last = first + len(y) - 1
-    expected = [latest.get(step % 6, np.nan) for step in range(last - 5, last + 1)]
-    np.testing.assert_array_equal(after.ring[0].numpy(), expected)
-    assert after.last_step.tolist() == [last]
+    np.testing.assert_array_equal(after.ring[0].numpy(), [latest.get(phase, np.nan) for phase in range(6)])
+    assert after.last_step.tolist() == [first + len(y) - 1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -247,7 +264,7 @@ def test_the_ring_keeps_the_latest_observed_value_of_every_phase_oldest_first(y:
 def test_extreme_series_are_described_in_finite_numbers(y: list[float], kind: Transform) -> None:
     history, after = advance(empty_state(6), torch.tensor([y], dtype=torch.float64), lag=3, kind=kind)
 
-    for part in (*history.frame, history.scaled, history.differences, after.statistics):
+    for part in (*history.frame, history.table, history.difference, after.statistics):
         assert torch.isfinite(part).all()
     assert (history.frame.unit > 0).all()
 

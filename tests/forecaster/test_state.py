@@ -184,6 +184,14 @@ def test_a_newer_format_is_refused_as_newer(tiny_forecaster: Forecaster, state: 
         tiny_forecaster.state_from_bytes([newer])
 
 
+def test_an_older_format_is_refused_as_older(tiny_forecaster: Forecaster, state: StreamState) -> None:
+    record = bytearray(state.to_bytes()[0])
+    record[4:6] = (1).to_bytes(2, "little")
+
+    with pytest.raises(ArtifactError, match="older"):
+        tiny_forecaster.state_from_bytes([bytes(record)])
+
+
 def test_a_state_of_another_layout_is_refused(tiny_forecaster: Forecaster, state: StreamState) -> None:
     with pytest.raises(ArtifactError, match="bytes, expected"):
         forecaster_of(config_of(hidden_size=9)).state_from_bytes(state.to_bytes())

@@ -40,6 +40,7 @@ print(json.dumps({key: [before[key], after[key]] for key in before if before[key
 """
 THIRD_PARTIES = [
     "torch",
+    "numba",
     "pandas",
     "pyarrow",
     "lightning.pytorch",

@@ -343,7 +343,7 @@ def test_an_unexpected_failure_is_a_500_without_its_cause(client, stream, monkey
         raise RuntimeError("secret detail")
 
     with monkeypatch.context() as patch:
-        patch.setattr(client.service.engine._residents.model.forecaster, "fold", fail)
+        patch.setattr(client.service.engine._residents.model.forecaster, "change", fail)
         reply = client.post(f"{stream}/observations", json=observations((40, 1.0)))
 
     assert_problem(reply, 500, "log")

@@ -6,6 +6,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -175,5 +177,37 @@ def test_looking_changes_nothing(tiny_forecaster, tmp_path):
 
     assert first.quantiles.tolist() == second.quantiles.tolist()
     assert first.record == second.record
+    machine.check()
+    machine.close()
+
+
+@pytest.mark.parametrize("company", [{"a"}, {"a", "b"}, {"a", "c"}, {"a", "d"}, {"a", "b", "c", "d", "e"}])
+@pytest.mark.parametrize("horizon", [3, 9])  # the second is beyond the trained one
+def test_forecasts_of_one_micro_batch_are_those_of_the_logs_whatever_its_items_do(
+    tiny_forecaster, tmp_path, company, horizon
+):
+    """One value appended, several appended, one late, one looked at, one appended without a forecast."""
+    machine = Machine(tiny_forecaster, tmp_path)
+    for place, name in enumerate("abcde"):
+        machine.create(name, [0, 1, 3, 4], [5.0 + place, None, 7.0, 6.0])
+    want = machine.model.want(horizon, [0.1, 0.5])
+    items = {
+        "a": Observe(Box(), "a", [5], [8.0], want=want),
+        "b": Observe(Box(), "b", [5, 6], [8.0, 9.0], want=want),
+        "c": Observe(Box(), "c", [2], [8.0], want=want),
+        "d": Look(Box(), "d", want),
+        "e": Observe(Box(), "e", [5], [3.0]),
+    }
+
+    results = machine.run(*(items[name] for name in sorted(company)))
+
+    for name, result in zip(sorted(company), results, strict=True):
+        item = items[name]
+        if isinstance(item, Observe):
+            machine.logs[name].update(zip(item.steps, item.values, strict=True))
+        if item.want is not None:
+            state = recompute(tiny_forecaster, [machine.logs[name]])
+            expected = tiny_forecaster.forecast(state, horizon, [0.1, 0.5])[0].T
+            np.testing.assert_allclose(result.quantiles, expected, rtol=1e-4, err_msg=name)
     machine.check()
     machine.close()

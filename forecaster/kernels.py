@@ -1,0 +1,424 @@
+"""Compiled loops: frames and features of every step of a chunk, and the gates of one LSTM step.
+
+What PyTorch would do in dozens of passes over a batch, each loop here does in one pass over a row while the row is in
+the first-level cache, without temporaries and without the interpreter lock. Plain numbers and NumPy arrays in, arrays
+written in place; compiled by Numba at the first call and cached on disk. Everything compiled stands in this one file,
+constants too, because a cached loop is made anew only when its own file changes.
+
+Axes: R row of a state, B row of the batch, T step of the chunk, W ring slot, K statistic, L layer, H hidden unit.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "FINE",
+    "FLOOR",
+    "LARGEST_SCALED",
+    "LARGEST_UNIT",
+    "NUM_STATISTICS",
+    "SCALARS",
+    "SHIFT",
+    "SMALLEST_SIZE",
+    "advance",
+    "describe",
+    "lstm_gates",
+]
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+NUM_STATISTICS = 4
+"""A decayed count at lag 1 and at the shortest season, and a decayed sum of absolute differences at both: K."""
+
+HALF_LIFE = 8
+"""Half-life of the statistics, in ring lengths."""
+
+SHIFT = 1 / 30
+"""The log transform adds this share of the mean magnitude to y, so that zeros and small negatives stay finite."""
+
+FLOOR = 0.05
+"""Below this multiple of the location the log transform continues as its tangent, so that it is defined everywhere."""
+
+PRIOR_UNIT = 0.3
+PRIOR_COUNT = 8
+"""A unit seen in fewer than `PRIOR_COUNT` values is mixed with the prior, in proportion."""
+
+LARGEST_UNIT = 3.0
+LARGEST_SCALED = 16.0
+"""One stray value far below zero must not blow up the unit of the log transform, nor reach the network unbounded."""
+
+SMALLEST_SIZE = 1e-290
+SMALLEST_UNIT = 1e-5
+"""Floor of the unit relative to the scale: a constant series has a tiny unit, not none."""
+
+SCALARS = 7
+"""Features of a step beside its ring."""
+
+FINE = 96
+"""Rings longer than twice this are seen finely for this many recent values, and in block means before that."""
+
+# No flag that lets the compiler assume away NaN: missing values are NaN.
+_EXACT = {"contract", "nsz"}
+_REORDERED = {"contract", "nsz", "reassoc"}  # sums in vector lanes
+
+
+def _part(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile as part of the loops below."""
+    return cast("Callable[P, R]", numba.njit(nogil=True, error_model="numpy", fastmath=_EXACT)(function))
+
+
+def _sum(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile as part of the loops below, free to add up in any order."""
+    return cast("Callable[P, R]", numba.njit(nogil=True, error_model="numpy", fastmath=_REORDERED)(function))
+
+
+def _loop(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile at the first call, as looking for a place to cache touches the disk; without cache if there is none."""
+
+    @functools.cache
+    def compiled() -> Any:
+        options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": _EXACT}
+        try:
+            return numba.njit(cache=True, **options)(function)
+        except RuntimeError:
+            return numba.njit(**options)(function)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return cast(R, compiled()(*args, **kwargs))
+
+    return call
+
+
+# -- frames and features -----------------------------------------------------------------------------------------------
+
+
+@_sum
+def _sums(window: Float64) -> tuple[float, float]:
+    """Sum and sum of magnitudes."""
+    total = magnitude = 0.0
+    for i in range(window.shape[0]):
+        total += window[i]
+        magnitude += abs(window[i])
+    return total, magnitude
+
+
+@_part
+def _known_sums(window: Float64) -> tuple[float, float]:
+    """The same over what is not NaN."""
+    total = magnitude = 0.0
+    for i in range(window.shape[0]):
+        if not math.isnan(window[i]):
+            total += window[i]
+            magnitude += abs(window[i])
+    return total, magnitude
+
+
+@_sum
+def _sum_of_squares(numbers: Float32) -> np.float32:
+    total = np.float32(0)
+    for i in range(numbers.shape[0]):
+        total += numbers[i] * numbers[i]
+    return total
+
+
+@_part
+def _logarithm(relative: Float32, ratio: Float32, bits: npt.NDArray[np.int32], exponent: Float32) -> None:
+    """log(1 + relative) in place, its tangent below FLOOR; to float32 rounding also near 0, where it matters most.
+
+    1 + relative = m 2^e with m near 1, and log m = 2 artanh(f / (2 + f)) for f = m - 1, which is `relative` itself
+    where e = 0. All steps are plain arithmetic, so that the compiler can do them in vectors. `ratio` and `exponent`
+    are scratch, `bits` is `ratio` seen as integers.
+    """
+    one, two, lowest = np.float32(1), np.float32(2), np.float32(FLOOR - 1)
+    size = relative.shape[0]
+    for i in range(size):
+        ratio[i] = one + max(relative[i], lowest)
+    for i in range(size):
+        e = (bits[i] - np.int32(0x3F3504F3)) >> np.int32(23)  # the bits of sqrt(1/2): m lies around 1
+        bits[i] -= e << np.int32(23)
+        exponent[i] = np.float32(e)
+    for i in range(size):
+        tangent = min(relative[i] - lowest, np.float32(0)) * np.float32(1 / FLOOR)
+        f = relative[i] if exponent[i] == 0 else ratio[i] - one
+        s = f / (two + f)
+        square = s * s
+        series = np.float32(1 / 9) * square + np.float32(1 / 7)
+        series = (series * square + np.float32(1 / 5)) * square + np.float32(1 / 3)
+        relative[i] = exponent[i] * np.float32(math.log(2)) + two * (s + s * series * square) + tangent
+
+
+@_part
+def _describe_step(
+    window: Float64,
+    missing: int,
+    statistics: Float64,
+    age: int,
+    silence: int,
+    log: bool,
+    scratch: tuple[Float32, Float32, npt.NDArray[np.int32], Float32],
+    line: Float32,
+) -> tuple[float, float, float, float]:
+    """Write one line of the table of `advance`; return location, scale, unit and seasonal difference."""
+    relative, ratio, bits, exponent = scratch
+    width = window.shape[0]
+    known = width - missing
+    divisor = max(known, 1)
+    total, magnitude = _sums(window) if missing == 0 else _known_sums(window)
+    location, scale = total / divisor, magnitude / divisor
+    breadth = scale
+    if log:
+        shift = SHIFT * scale
+        breadth = max(location + shift, shift)
+    inverse = 1 / breadth if breadth > SMALLEST_SIZE else 1.0
+    for i in range(width):
+        relative[i] = np.float32((window[i] - location) * inverse)
+    if log:
+        _logarithm(relative, ratio, bits, exponent)
+    if missing > 0:
+        for i in range(width):
+            if math.isnan(window[i]):
+                relative[i] = np.float32(0)
+    square = float(_sum_of_squares(relative)) / divisor
+    trust = min(known / PRIOR_COUNT, 1.0)
+    unit = math.sqrt(trust * square + (1 - trust) * PRIOR_UNIT**2 + SMALLEST_UNIT**2)
+    unit = min(unit, LARGEST_UNIT)
+    factor, bound = np.float32(1 / unit), np.float32(LARGEST_SCALED)
+    for i in range(width):
+        line[i] = min(max(relative[i] * factor, -bound), bound)
+    # Then the scalars.
+    inverse = 1 / scale if scale > SMALLEST_SIZE else 1.0
+    near = statistics[2] / max(statistics[0], 1e-9) * inverse
+    seasonal = statistics[3] / max(statistics[1], 1e-9) * inverse
+    line[width] = math.log(unit) * 0.5
+    line[width + 1] = math.log(near + 1e-4) * 0.5
+    line[width + 2] = math.log(seasonal + 1e-4) * 0.5
+    line[width + 3] = location / scale if scale > 0 else 0.0
+    line[width + 4] = math.log1p(float(age)) * 0.125
+    line[width + 5] = math.log1p(float(silence)) * 0.5
+    line[width + 6] = known / width
+    # Then the block means, oldest first; the oldest values that fill no block are left out.
+    blocks = line.shape[0] - width - SCALARS
+    if blocks > 0:
+        block = (width - FINE) // blocks
+        place = width - FINE - blocks * block
+        for k in range(blocks):
+            mean = np.float32(0)
+            for i in range(place, place + block):
+                mean += line[i]
+            line[width + SCALARS + k] = mean / np.float32(block)
+            place += block
+    return location, scale, unit, seasonal
+
+
+@_part
+def _copy(numbers: Float64, target: Float64) -> None:
+    for i in range(numbers.shape[0]):
+        target[i] = numbers[i]
+
+
+@_part
+def _unroll(ring: Float64, last_step: int, values: Float64) -> int:
+    """Write the ring, oldest first, to the start of `values`; return how many of its phases were never observed."""
+    width = ring.shape[0]
+    oldest = (last_step + 1) % width
+    _copy(ring[oldest:], values)
+    _copy(ring[:oldest], values[width - oldest :])
+    missing = 0
+    for i in range(width):
+        missing += values[i] != values[i]
+    return missing
+
+
+@_loop
+def advance(
+    rows: Int64,
+    ring: Float64,
+    statistics: Float64,
+    clocks: tuple[Int64, Int64, Int64],
+    y: Float64,
+    lengths: Int64,
+    lag: int,
+    log: bool,
+    new_ring: Float64,
+    new_statistics: Float64,
+    new_clocks: tuple[Int64, Int64, Int64],
+    table: Float32,
+    frames: Float64,
+    differences: Float32,
+) -> None:
+    """Fold a chunk into everything but the recurrent state, and describe every step on the way.
+
+    Parameters
+    ----------
+    rows
+        Rows of the state to fold, shape [B]; the state is not written to.
+    ring, statistics, clocks
+        Of `StreamState`: shapes [R, W] and [R, K], and age, silence and last step, shape [R] each.
+    y
+        Shape [B, T]; NaN is missing.
+    lengths
+        Steps of each row, shape [B], each 0 to T.
+    lag
+        The shortest season.
+    log
+        Whether the transform is the logarithm.
+    new_ring
+        Written: the ring after each row's last step, shape [B, W], or only its latest values, shape [B, 1].
+    new_statistics, new_clocks
+        Written: likewise, shape [B, K] and [B] each.
+    table
+        Written: the scaled ring, scalars and block means of every step, shape [T, B, W + SCALARS + blocks]; 0 beyond a
+        row's length. Without entries, nothing is described.
+    frames
+        Written: location, scale and unit, shape [3, B, T]; 1 beyond a row's length.
+    differences
+        Written: mean absolute seasonal difference in units of scale, shape [B, T]; 0 beyond a row's length.
+    """
+    width, keep, steps = ring.shape[1], new_ring.shape[1], y.shape[1]
+    decay = 0.5 ** (1 / (HALF_LIFE * width))
+    values = np.empty(width + steps)  # ring and chunk in one line, oldest first
+    ratio = np.empty(width, np.float32)
+    scratch = (np.empty(width, np.float32), ratio, ratio.view(np.int32), np.empty(width, np.float32))
+    for b in range(rows.shape[0]):
+        row = rows[b]
+        age, silence, last = clocks[0][row], clocks[1][row], clocks[2][row]
+        missing = _unroll(ring[row], last, values)
+        _copy(statistics[row], new_statistics[b])
+        if keep == width:
+            _copy(ring[row], new_ring[b])
+        now = new_statistics[b]
+        for t in range(lengths[b]):
+            value = y[b, t]
+            age += 1
+            last += 1
+            missing -= values[t] != values[t]
+            if math.isnan(value):
+                silence += 1
+                values[width + t] = values[t]
+            else:
+                silence = 0
+                values[width + t] = value
+                for k in range(2):
+                    change = abs(value - values[width + t - (lag if k else 1)])
+                    if not math.isnan(change):
+                        now[k] = decay * now[k] + 1
+                        now[2 + k] = decay * now[2 + k] + change
+            missing += values[width + t] != values[width + t]
+            new_ring[b, last % keep] = values[width + t]
+            if table.shape[0] > 0:
+                window = values[t + 1 : t + 1 + width]
+                frames[0, b, t], frames[1, b, t], frames[2, b, t], differences[b, t] = _describe_step(
+                    window, missing, now, age, silence, log, scratch, table[t, b]
+                )
+        new_clocks[0][b], new_clocks[1][b], new_clocks[2][b] = age, silence, last
+        if table.shape[0] > 0:
+            for t in range(lengths[b], steps):
+                for i in range(table.shape[2]):
+                    table[t, b, i] = 0
+                for i in range(3):
+                    frames[i, b, t] = 1
+                differences[b, t] = 0
+
+
+@_loop
+def describe(
+    ring: Float64,
+    statistics: Float64,
+    clocks: tuple[Int64, Int64, Int64],
+    log: bool,
+    table: Float32,
+    frames: Float64,
+    differences: Float32,
+) -> None:
+    """Describe the latest step of every row: the last entry that `advance` wrote on the way there; T = 1."""
+    width = ring.shape[1]
+    values = np.empty(width)
+    ratio = np.empty(width, np.float32)
+    scratch = (np.empty(width, np.float32), ratio, ratio.view(np.int32), np.empty(width, np.float32))
+    for b in range(ring.shape[0]):
+        missing = _unroll(ring[b], clocks[2][b], values)
+        frames[0, b, 0], frames[1, b, 0], frames[2, b, 0], differences[b, 0] = _describe_step(
+            values, missing, statistics[b], clocks[0][b], clocks[1][b], log, scratch, table[0, b]
+        )
+
+
+# -- the recurrent step ------------------------------------------------------------------------------------------------
+
+
+@_part
+def _logistic(numbers: Float32, power: Float32, bits: npt.NDArray[np.int32]) -> None:
+    """1 / (1 + exp(-numbers)), in place; `power` is scratch, `bits` is `power` seen as integers.
+
+    exp(x) = 2^n exp(r) with |r| <= log(2) / 2, where seven terms of the power series reach float32 rounding.
+    """
+    one, bound, half = np.float32(1), np.float32(87), np.float32(0.5)
+    for i in range(numbers.shape[0]):
+        x = -min(max(numbers[i], -bound), bound)
+        n = np.int32(x * np.float32(1 / math.log(2)) + (half if x > 0 else -half))
+        bits[i] = (n + np.int32(127)) << np.int32(23)
+        # log(2) in two parts, so that n times the first is exact.
+        r = (x - np.float32(n) * np.float32(0.693359375)) - np.float32(n) * np.float32(math.log(2) - 0.693359375)
+        series = np.float32(1 / 5040) * r + np.float32(1 / 720)
+        series = (series * r + np.float32(1 / 120)) * r + np.float32(1 / 24)
+        series = (series * r + np.float32(1 / 6)) * r + half
+        numbers[i] = (series * r + one) * r + one
+    for i in range(numbers.shape[0]):
+        numbers[i] = one / (one + numbers[i] * power[i])
+
+
+@_loop
+def lstm_gates(
+    sums: Float32, bias: Float32, cell: Float32, layer: int, new_hidden: Float32, new_cell: Float32, place: int
+) -> None:
+    """From the weighted sums of an LSTM step to its states; gates are ordered input, forget, cell, output.
+
+    Parameters
+    ----------
+    sums
+        Weighted inputs and hidden states, shape [B, 4H].
+    bias
+        Added to them, shape [4H].
+    cell
+        Cell state before the step, shape [B, L, H].
+    layer
+        Whose cell state to read and write.
+    new_hidden
+        Written at `place`, before any projection, shape [B, places, H].
+    new_cell
+        Written at `layer`, shape [B, L, H].
+    place
+        Where to write the hidden state.
+    """
+    size = cell.shape[2]
+    one, two = np.float32(1), np.float32(2)
+    gates, squashed = np.empty(4 * size, np.float32), np.empty(size, np.float32)
+    power, factor = np.empty(4 * size, np.float32), np.ones(4 * size, np.float32)
+    bits = power.view(np.int32)
+    factor[2 * size : 3 * size] = two  # tanh(x) = 2 logistic(2x) - 1
+    for b in range(sums.shape[0]):
+        given, before, hidden, after = sums[b], cell[b, layer], new_hidden[b, place], new_cell[b, layer]
+        for i in range(4 * size):
+            gates[i] = (given[i] + bias[i]) * factor[i]
+        _logistic(gates, power, bits)
+        for i in range(size):
+            candidate = two * gates[2 * size + i] - one
+            kept = gates[size + i] * before[i] + gates[i] * candidate
+            after[i] = kept
+            squashed[i] = two * kept
+        _logistic(squashed, power, bits)
+        for i in range(size):
+            hidden[i] = gates[3 * size + i] * (two * squashed[i] - one)
