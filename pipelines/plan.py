@@ -97,6 +97,8 @@ def prepare(request: TrainRequest, reporter: Reporter | None = None) -> Plan:
     if not any(len(y) >= SHORTEST_SERIES and np.isfinite(y).any() for y in windows.training.values):
         raise InputError(f"{request.data}: no series has {SHORTEST_SERIES} steps or more to learn from")
     say_split(windows, reporter)
+    chosen = "as asked" if request.seasonality else f"from the configuration, or usual for freq {config.freq}"
+    reporter.notice(f"seasonality {', '.join(map(str, config.seasonality))}: {chosen}")
     return Plan(config, panel, windows)
 
 

@@ -165,6 +165,9 @@ def fit_step(plan: Plan, request: TrainRequest, reporter: Reporter | None = None
             on_epoch=run.log_epoch,
         )
         seconds = time.monotonic() - started
+        for reason in fitted.reasons:
+            (reporter or Reporter(quiet=True)).notice(reason)
+        run.tag({f"choice.{reason.split(maxsplit=1)[0]}": reason for reason in fitted.reasons})
         if request.out is not None:
             fitted.forecaster.save(request.out)
         run.log_model(fitted.forecaster, plan.panel)

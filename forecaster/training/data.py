@@ -17,7 +17,7 @@ from forecaster.chunks import Chunk, Lanes, validation_chunks
 from forecaster.config import Config
 from forecaster.panel import Panel
 
-__all__ = ["ChunkDataModule"]
+__all__ = ["ChunkDataModule", "held_out_steps", "sample"]
 
 WARM_UP_CHUNKS = 4
 """Chunks folded before a series' first validation origin."""
@@ -75,7 +75,7 @@ class ChunkDataModule(LightningDataModule):
         self.validation = (
             list(
                 validation_chunks(
-                    _sample(panel, LARGEST_VALIDATION, settings.seed),
+                    sample(panel, LARGEST_VALIDATION, settings.seed),
                     held_out=self.held_out,
                     warm_up=WARM_UP_CHUNKS * settings.chunk_length,
                     horizon=config.horizon,
@@ -102,7 +102,7 @@ def held_out_steps(panel: Panel, config: Config) -> int:
     return steps if np.median(panel.lengths) >= 4 * steps + config.seasonality[0] else 0
 
 
-def _sample(panel: Panel, most: int, seed: int) -> Panel:
+def sample(panel: Panel, most: int, seed: int) -> Panel:
     """At most `most` series, drawn without replacement."""
     if len(panel) <= most:
         return panel

@@ -27,13 +27,18 @@ from forecaster.errors import PanelError
 from forecaster.forecaster import Forecaster
 from forecaster.network import ForecastNetwork
 from forecaster.panel import Panel
-from forecaster.training.data import ChunkDataModule
+from forecaster.training.choosing import choose, race_length
+from forecaster.training.data import ChunkDataModule, held_out_steps
 from forecaster.training.module import TrainingModule
 
-__all__ = ["Fitted", "fit", "resolve"]
+__all__ = ["Fitted", "fit"]
 
 FINISHING_RATE = 0.5
 """Peak of the learning rate while finishing, as a share of the run's."""
+
+
+RACE_BOX = 0.1
+"""Share of the time box that each candidate of a race may take at most."""
 
 
 class Fitted(NamedTuple):
@@ -50,11 +55,14 @@ class Fitted(NamedTuple):
         One row per epoch: `epoch`, `train_loss`, `val_loss` (absent without validation and while finishing),
         `learning_rate`, `gradient_norm` (mean over updates, before clipping), `clipped_share` (of updates),
         `updates_per_second`, `seconds` since the start, `progress` (share of the run that is done).
+    reasons
+        Why what the configuration left open was chosen as it was, one sentence each.
     """
 
     forecaster: Forecaster
     judged: Forecaster
     history: list[dict[str, float]]
+    reasons: tuple[str, ...]
 
 
 def fit(
@@ -78,7 +86,7 @@ def fit(
     panel
         On the configuration's calendar.
     config
-        ``transform="auto"`` is resolved by the panel.
+        What it leaves open is chosen by the data: see `forecaster.training.choosing`.
     held_out
         Steps at the end of each series kept from the judged weights, for a backtest of them.
     validation
@@ -110,10 +118,12 @@ def fit(
         raise PanelError(
             f"validation is {validation}, expected 0 to {learnt.lengths.max() - 3}: 3 steps have to remain"
         )
-    config = resolve(config, learnt)
     settings = config.training
     clock = _Clock(None if max_minutes is None else max_minutes * 60, on_epoch)
     with _quiet(), torch.random.fork_rng(devices=[]):
+        unseen = held_out_steps(learnt, config) if validation is None else validation
+        runner = _Runner(learnt.drop_last(unseen), clock)
+        config, reasons = choose(config, learnt, unseen, runner.train)
         torch.manual_seed(settings.seed)
         data = ChunkDataModule(learnt, config, validation)
         share = settings.finish if held_out or data.validation else 0.0
@@ -121,7 +131,7 @@ def fit(
         done = _train(network, data, data.epochs * data.epoch_updates, clock.until(1 - share), progress=progress)
         judged = Forecaster(network)
         if not share:
-            return Fitted(judged, judged, clock.history)
+            return Fitted(judged, judged, clock.history, reasons)
         whole = replace(config, training=replace(settings, validation_horizons=0, seed=(settings.seed + 1) % 2**32))
         _train(
             network,
@@ -131,15 +141,23 @@ def fit(
             peak=FINISHING_RATE,
             progress=progress,
         )
-        return Fitted(Forecaster(network), judged, clock.history)
+        return Fitted(Forecaster(network), judged, clock.history, reasons)
 
 
-def resolve(config: Config, panel: Panel) -> Config:
-    """Choose what the configuration leaves to the panel: the transform."""
-    if config.transform != "auto":
-        return config
-    lowest = min(float(np.nanmin(y)) for y in panel.values if np.isfinite(y).any())
-    return replace(config, transform="log" if lowest >= 0 else "linear")
+class _Runner:
+    """Trains candidates of a race, each for an equal share of the time that races may take of a time box."""
+
+    def __init__(self, panel: Panel, clock: _Clock) -> None:
+        self.panel, self.clock = panel, clock
+
+    def train(self, config: Config) -> Forecaster:
+        """Train one candidate from scratch."""
+        settings = replace(config.training, updates=race_length(config), validation_horizons=0)
+        torch.manual_seed(settings.seed)
+        network = ForecastNetwork(replace(config, training=settings))
+        seconds = None if self.clock.seconds is None else RACE_BOX * self.clock.seconds
+        _train(network, ChunkDataModule(self.panel, network.config), settings.updates, _Clock(seconds, None).until(1))
+        return Forecaster(network)
 
 
 def _train(
@@ -149,7 +167,7 @@ def _train(
     clock: _Clock,
     *,
     peak: float = 1.0,
-    progress: bool,
+    progress: bool = False,
 ) -> int:
     """Train in place, up to the best weights on the validation part if there is one; the updates behind them."""
     settings = network.config.training

@@ -30,6 +30,7 @@ from forecaster.losses import pinball_loss
 from forecaster.network import ForecastNetwork
 from forecaster.scaling import transform
 from forecaster.training import Fitted, fit
+from forecaster.training.choosing import choose
 from forecaster.training.data import ChunkDataModule
 from forecaster.training.module import TrainingModule
 from tests.forecaster.kit import Float, assert_identical_state, assert_same_state, network_of
@@ -427,7 +428,7 @@ def validation_loss(forecaster: Forecaster, config: Config) -> float:
 def test_the_weights_kept_are_those_of_the_best_validation(averaging: float) -> None:
     config = with_training(averaging=averaging, updates=5 * updates_of_an_epoch(), learning_rate=0.2)
 
-    forecaster, _, history = fitted(config)
+    forecaster, _, history, _ = fitted(config)
 
     losses = [row["val_loss"] for row in history]
     assert len(set(losses)) == 5
@@ -457,7 +458,7 @@ def test_training_stops_when_validation_no_longer_improves() -> None:
 
 
 def test_without_validation_the_last_weights_are_kept() -> None:
-    forecaster, _, history = fitted(with_training(validation_horizons=0))
+    forecaster, _, history, _ = fitted(with_training(validation_horizons=0))
 
     assert all("val_loss" not in row for row in history)
     assert forecaster.fingerprint() != Forecaster.create(with_training(validation_horizons=0)).fingerprint()
@@ -490,7 +491,7 @@ def test_finishing_goes_on_for_its_share_of_the_run_without_validation() -> None
 
 
 def test_without_held_out_steps_there_is_nothing_to_finish_with() -> None:
-    forecaster, judged, _ = fitted(with_training(**(FINISHING | {"validation_horizons": 0})))
+    forecaster, judged, *_ = fitted(with_training(**(FINISHING | {"validation_horizons": 0})))
 
     assert forecaster is judged
 
@@ -524,7 +525,9 @@ def test_the_learning_rate_rises_then_falls_to_a_fiftieth() -> None:
 
 
 def test_a_boxed_run_ends_with_its_box_and_a_usable_model() -> None:
-    forecaster, _, history = fitted(with_training(updates=10**6, epoch_updates=10, patience=10**6), max_minutes=2 / 60)
+    forecaster, _, history, _ = fitted(
+        with_training(updates=10**6, epoch_updates=10, patience=10**6), max_minutes=2 / 60
+    )
 
     assert history[-1]["seconds"] < 10
     assert np.isfinite(forecaster.forecast(forecaster.warm_up([histories(1)[0]], [0]))).all()
@@ -542,8 +545,42 @@ def test_the_transform_is_chosen_by_the_sign_of_the_panel() -> None:
     auto = dataclasses.replace(CONFIG, transform="auto", training=dataclasses.replace(CONFIG.training, updates=2))
     positive = [np.abs(y) + 1 for y in histories(2)]
 
-    assert fit(panel_of(positive), auto).forecaster.config.transform == "log"
-    assert fit(panel_of([y - 100 for y in positive]), auto).forecaster.config.transform == "linear"
+    short, negative = fit(panel_of(positive), auto), fit(panel_of([y - 100 for y in positive]), auto)
+
+    assert short.forecaster.config.transform == "log"
+    assert "too little data or time" in short.reasons[0]
+    assert negative.forecaster.config.transform == "linear"
+    assert "below 0" in negative.reasons[0]
+    assert "'" in negative.reasons[0], "the series is named"
+
+
+@pytest.mark.parametrize("better", ["log", "linear"])
+def test_a_race_decides_the_transform_where_no_value_is_negative(better: str) -> None:
+    auto = dataclasses.replace(with_training(updates=600, validation_horizons=2), transform="auto")
+    panel = panel_of([np.abs(y) + 1 for y in histories()])
+
+    def train(candidate: Config) -> Forecaster:
+        if candidate.transform != better:
+            return Forecaster.create(candidate)
+        return fit(panel, dataclasses.replace(candidate, training=CONFIG.training)).forecaster
+
+    choice = choose(auto, panel, 8, train)
+
+    assert choice.config == dataclasses.replace(auto, transform=better)
+    assert len(choice.reasons) == 1
+    assert choice.reasons[0].startswith(f"transform {better}: no value is below 0; after 90 updates")
+
+
+def test_a_race_is_run_inside_a_fit_and_repeats_itself() -> None:
+    auto = dataclasses.replace(with_training(updates=340, epoch_updates=170), transform="auto")
+    values = [np.abs(y) + 1 for y in histories()]
+
+    one, two = (fit(panel_of(values), auto) for _ in range(2))
+
+    assert one.forecaster.config.transform in ("log", "linear")
+    assert "after 51 updates" in one.reasons[0]
+    assert one.reasons == two.reasons
+    assert one.forecaster.fingerprint() == two.forecaster.fingerprint()
 
 
 @pytest.mark.parametrize("lengths", [[3], [5, 200], [7] * 30, [1, 1, 1, 30]])

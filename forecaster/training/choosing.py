@@ -1,0 +1,96 @@
+"""What the configuration leaves open, chosen by the data that may be learnt from, with the reasons.
+
+Rules where one look at the data tells; a race where it does not: every candidate is trained for a short while, and the
+served code's forecasts of the validation part decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from forecaster.backtesting import backtest
+from forecaster.config import Config
+from forecaster.forecaster import Forecaster
+from forecaster.panel import Panel
+from forecaster.training.data import sample
+
+__all__ = ["Choice", "choose", "race_length"]
+
+RACE_SHARE = 0.15
+"""Share of a run's updates that each candidate of a race is trained for."""
+
+SHORTEST_RACE = 50
+LONGEST_RACE = 200
+"""Updates. After fewer, the weights say nothing; after more, the order of the candidates no longer changes."""
+
+RUNNERS = 256
+"""Series that decide a race at most."""
+
+RING_LENGTHS = 4
+"""Rings of history that the judged forecasts start from: as much as a state remembers well."""
+
+JUDGED_BY = ("smape", "mase", "wql")
+
+Train = Callable[[Config], Forecaster]
+
+
+class Choice(NamedTuple):
+    """A configuration that leaves nothing open, and why: one sentence for each thing that was chosen."""
+
+    config: Config
+    reasons: tuple[str, ...]
+
+
+def race_length(config: Config) -> int:
+    """Updates of each candidate of a race; 0 where the run is too short for one."""
+    updates = min(LONGEST_RACE, int(RACE_SHARE * config.training.updates))
+    return updates if updates >= SHORTEST_RACE else 0
+
+
+def choose(config: Config, panel: Panel, held_out: int, train: Train) -> Choice:
+    """Choose the transform.
+
+    Parameters
+    ----------
+    config
+        What is left open is ``auto``.
+    panel
+        What may be learnt from, validation part included.
+    held_out
+        Steps of the validation part, at the end of each series; 0 if there is none.
+    train
+        Trains a candidate for a short while on a panel without its validation part.
+    """
+    if config.transform != "auto":
+        return Choice(config, ())
+    lowest = min((float(np.nanmin(y)), name) for name, _, y in panel if np.isfinite(y).any())
+    if lowest[0] < 0:
+        reason = f"transform linear: series {lowest[1]!r} has values below 0 (down to {lowest[0]:g})"
+        return Choice(replace(config, transform="linear"), (reason,))
+    if held_out < config.horizon or not race_length(config):
+        reason = "transform log: no value is below 0, and there is too little data or time to try both"
+        return Choice(replace(config, transform="log"), (reason,))
+    candidates = [replace(config, transform=kind) for kind in ("log", "linear")]
+    known = RING_LENGTHS * config.ring_length + held_out
+    judges = sample(panel, RUNNERS, config.training.seed).tail(known)
+    log, linear = (_errors(train(candidate), judges, held_out) for candidate in candidates)
+    comparable = np.isfinite(log) & np.isfinite(linear) & (log > 0) & (linear > 0)
+    # The mean of the logarithms: no metric outweighs another by its size.
+    ratio = float(np.exp(np.log(log[comparable] / linear[comparable]).mean())) if comparable.any() else 1.0
+    winner = candidates[0 if ratio <= 1 else 1]
+    reason = (
+        f"transform {winner.transform}: no value is below 0; after {race_length(config)} updates, errors on the "
+        f"validation part with log were {ratio:.3f} times those with linear"
+    )
+    return Choice(winner, (reason,))
+
+
+def _errors(forecaster: Forecaster, panel: Panel, held_out: int) -> npt.NDArray[np.float64]:
+    horizon = forecaster.config.horizon
+    result = backtest(forecaster, panel, horizon=horizon, n_windows=held_out // horizon, step_size=horizon)
+    return np.array([result.metrics[name] for name in JUDGED_BY])
