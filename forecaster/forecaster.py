@@ -25,6 +25,7 @@ from forecaster.heads import DistributionHead
 from forecaster.marginals import Block, Marginals
 from forecaster.network import Encoded, ForecastNetwork
 from forecaster.panel import Panel
+from forecaster.simulation import FEWEST_PATHS, check_samples, generators, seed_of, simulate
 from forecaster.state import StreamState
 
 __all__ = ["DEFAULT_LEVELS", "Forecaster"]
@@ -34,6 +35,9 @@ DEFAULT_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 FOLD_ELEMENTS = 2**22
 """Upper bound on rows x steps x ring length folded at once: bounds memory, changes no result."""
+
+PATHS_AT_ONCE = 2**13
+"""Sample paths drawn side by side, at least those of one row: bounds memory."""
 
 Float = npt.NDArray[np.float64]
 
@@ -196,6 +200,86 @@ class Forecaster:
         return result
 
     @torch.inference_mode()
+    def simulate(
+        self, state: StreamState, horizon: int | None = None, num_samples: int = 100, seed: int | Sequence[int] = 0
+    ) -> Float:
+        """Joint sample paths of the coming steps; changes nothing, and the global random state is left alone.
+
+        The history is not folded again: paths are copies of the state. At every step they follow the forecast's
+        distribution, with exponential tails beyond the outermost levels of a quantile head; how one step leans on the
+        one before is what the network makes of its own draws.
+
+        Parameters
+        ----------
+        state
+            B rows.
+        horizon
+            Number of steps, 1 to `config.max_horizon`; the trained horizon if None.
+        num_samples
+            Paths per row, 1 to 10,000.
+        seed
+            Of all rows: a row's paths then follow from it and from the row alone, so that different series draw
+            independently (rows that observed the very same draw the same). Or one per row.
+
+        Returns
+        -------
+        ndarray
+            Shape [B, num_samples, horizon], in units of y; NaN for rows that never observed a value.
+
+        Raises
+        ------
+        InputError
+            `horizon`, `num_samples` or `seed` cannot be answered.
+        """
+        horizon = self.check_horizon(horizon)
+        check_samples(num_samples, seed, len(state))
+        paths = max(num_samples, FEWEST_PATHS)
+        drawn = np.full((len(state), num_samples, horizon), np.nan)
+        observed = torch.nonzero(~state.blank).squeeze(1)
+        for rows in torch.split(observed, max(1, PATHS_AT_ONCE // paths)):
+            part = state.select(rows)
+            found = simulate(
+                self._marginals(part, horizon),
+                part,
+                generators(part, seed if isinstance(seed, int) else [seed[row] for row in rows.tolist()]),
+                paths=paths,
+                next_step=lambda copies: self._block(self._network.encoded(copies), 1),
+                observe=lambda copies, y: self._network.encode(copies, y.unsqueeze(1))[1],
+            )
+            drawn[rows.numpy()] = found[:, :num_samples].numpy()
+        return drawn
+
+    def simulate_frame(
+        self, panel: Panel, horizon: int | None = None, num_samples: int = 100, seed: int = 0
+    ) -> pd.DataFrame:
+        """Sample paths after the end of every series of a panel; a series' paths follow from `seed` and its name.
+
+        Returns
+        -------
+        DataFrame
+            Columns `unique_id`, `sample` (from 0), `ds` and `y`; series in the panel's order, path after path.
+
+        Raises
+        ------
+        InputError
+            The panel does not fit the forecaster (`check_panel`), or as in `simulate`.
+        """
+        self.check_panel(panel)
+        horizon = self.check_horizon(horizon)
+        check_samples(num_samples, seed, len(panel))
+        state = self.warm_up(panel.values, panel.first_steps.tolist())
+        paths = self.simulate(state, horizon, num_samples, [seed_of(name, seed) for name in panel.unique_ids])
+        steps = panel.last_steps[:, None] + np.arange(1, horizon + 1)
+        return pd.DataFrame(
+            {
+                "unique_id": np.repeat(np.array(panel.unique_ids, dtype=object), num_samples * horizon),
+                "sample": np.tile(np.repeat(np.arange(num_samples), horizon), len(panel)),
+                "ds": self.calendar.to_index(np.repeat(steps, num_samples, axis=0).ravel()),
+                "y": paths.ravel(),
+            }
+        )
+
+    @torch.inference_mode()
     def log_prob(self, state: StreamState, y: Tensor) -> Tensor:
         """Log density (of counts: log probability) that each coming step had before it came; changes nothing.
 
@@ -337,8 +421,8 @@ class Forecaster:
         span = max(1, min(FOLD_ELEMENTS // max(rows * self.config.ring_length, 1), 512))
         return [(start, min(start + span, total)) for start in range(0, total, span)]
 
-    def _block(self, encoded: Encoded) -> Block:
-        return Block(self._network.decode(encoded), encoded.frame)
+    def _block(self, encoded: Encoded, steps: int | None = None) -> Block:
+        return Block(self._network.decode(encoded, steps), encoded.frame)
 
     def _marginals(self, state: StreamState, horizon: int) -> Marginals:
         """Distributions of the coming steps: beyond the trained ones, a copy of the state observes its own medians."""

@@ -129,8 +129,8 @@ class ForecastNetwork(nn.Module):
         if state.ring.shape[1] != self.layout.ring:
             raise ValueError("a change is not a state: assign it to the rows it belongs to first")
 
-    def decode(self, encoded: Encoded) -> Tensor:
-        """Parameters of the head for the horizon after each step, shape [..., K, H]."""
-        choices = anchors(encoded.scaled, self.config.seasonality, self.config.horizon)
+    def decode(self, encoded: Encoded, steps: int | None = None) -> Tensor:
+        """Parameters of the head for the horizon after each step, or its first `steps`, shape [..., K, H]."""
+        choices = anchors(encoded.scaled, self.config.seasonality, steps or self.config.horizon)
         parameters: Tensor = self.head(encoded.hidden, encoded.features, choices)
         return parameters

@@ -94,7 +94,7 @@ class Head(nn.Module, ABC):
             self.curves[0] = 1.0
 
     def forward(self, hidden: Tensor, features: Tensor, anchors: Tensor) -> Tensor:
-        """Parameters of every step's distribution.
+        """Parameters of every step's distribution, or of the first steps': of as many as `anchors` has.
 
         Parameters
         ----------
@@ -106,17 +106,22 @@ class Head(nn.Module, ABC):
         Tensor
             Shape [B, K, H].
         """
+        steps = anchors.shape[-1]
         context = functional.gelu(self.context(self.dropout(hidden))) + hidden
-        mixture = self.mixture(context).unflatten(-1, (-1, self.rank))
-        decoded = self._along(mixture) + self.bias
+        decoded = self._along(self.mixture, context, steps) + self.bias[:, :steps]
         weights, correction, shape = torch.split(decoded, self.rows, -2)
-        correction = correction.squeeze(-2) + self._along(self.autoregression(features))
+        correction = (correction + self._along(self.autoregression, features, steps)).squeeze(-2)
         baseline = (weights.softmax(-2) * anchors).sum(-2)
         return self.assemble(baseline, correction, shape)
 
-    def _along(self, mixture: Tensor) -> Tensor:
-        """Mixtures of the curves, [..., rank] to [..., H]."""
-        return mixture if self.curves is None else mixture @ self.curves
+    def _along(self, linear: nn.Linear, inputs: Tensor, steps: int) -> Tensor:
+        """The first steps of a layer's rows, or of the mixtures of curves that its rows are, shape [B, rows, steps]."""
+        weight: Tensor = linear.weight
+        if self.curves is None and steps < self.rank:
+            weight = weight.view(-1, self.rank, weight.shape[-1])[:, :steps].flatten(0, 1)
+        width = steps if self.curves is None else self.rank
+        found = functional.linear(inputs, weight).reshape(*inputs.shape[:-1], -1, width)
+        return found if self.curves is None else found @ self.curves[:, :steps]
 
     @abstractmethod
     def assemble(self, baseline: Tensor, correction: Tensor, shape: Tensor) -> Tensor:

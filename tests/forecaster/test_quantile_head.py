@@ -86,6 +86,17 @@ def test_a_long_horizon_starts_the_same_and_has_no_weights_of_its_own_for_every_
     assert head.mixture.weight.shape == ((A + Q) * LARGEST_RANK, P)
 
 
+@pytest.mark.parametrize("horizon", [H, LARGEST_RANK + 5])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_first_steps_can_be_decoded_alone(horizon: int, steps: int) -> None:
+    head = head_of(0.5, horizon=horizon)
+    hidden, features, anchors = inputs(horizon=horizon)
+
+    found = head(hidden, features, anchors[..., :steps])
+
+    torch.testing.assert_close(found, head(hidden, features, anchors)[..., :steps])
+
+
 def test_any_leading_axes_are_allowed() -> None:
     hidden, features, anchors = inputs(6)
 
