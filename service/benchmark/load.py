@@ -16,7 +16,7 @@ from typing import cast
 
 import uvloop
 
-__all__ = ["Client", "observation_request"]
+__all__ = ["Client", "observation_request", "request_bytes"]
 
 _STREAMS_PER_CLIENT = 16
 

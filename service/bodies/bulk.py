@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 from pydantic import ValidationError
@@ -114,22 +115,20 @@ def read_arrow(body: bytes, dates: Dates) -> Rows:
         raise Problem(400, "malformed-arrow", f"the body is not an Arrow IPC stream: {first}") from error
     if set(table.column_names) != _COLUMNS or table.num_columns != 3:
         raise invalid(f"the columns are {', '.join(table.column_names) or 'none'}; expected unique_id, ds and y")
-    names = _text_column(table["unique_id"])
-    values = _value_column(table["y"])
-    rows = Rows(names, [None] * len(names), values)
-    good = set()
-    for name in set(names):
-        try:
-            good.add(name) if check_unique_id(name) else None
-        except ValueError:
-            continue
+    names, numbers = _text_column(table["unique_id"])
+    bad = {name for name in names if not _is_name(name)}
+    values, sound = _value_column(table["y"])
+    rows = Rows([names[k] for k in numbers], [None] * table.num_rows, values)
     ds = table["ds"]
     try:
         steps = _steps(ds, dates)
     except InputError:
-        steps = [_one_step(ds, i, dates, rows) for i in range(len(names))]
-    for i, (name, y) in enumerate(zip(names, values, strict=True)):
-        if name not in good:
+        steps = [_one_step(ds, i, dates, rows) for i in range(table.num_rows)]
+    if sound and not bad:
+        rows.steps = steps
+        return rows
+    for i, (name, y) in enumerate(zip(rows.unique_ids, values, strict=True)):
+        if name in bad:
             rows.reasons[i] = "unique_id: expected 1 to 255 printable characters"
         elif y is not None and not abs(y) <= MAX_ABSOLUTE_Y:
             rows.reasons[i] = f"y: {y} is not a finite number of at most {MAX_ABSOLUTE_Y:g}; a missing value is null"
@@ -138,19 +137,46 @@ def read_arrow(body: bytes, dates: Dates) -> Rows:
     return rows
 
 
-def _text_column(column: Any) -> list[str]:
+def _is_name(name: str) -> bool:
+    try:
+        check_unique_id(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _text_column(column: Any) -> tuple[list[str], list[int]]:
+    """Different texts, "" for null, and for each row the number of its text."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
         raise invalid(f"column unique_id has type {column.type}, expected text")
-    return ["" if value is None else value for value in column.to_pylist()]
+    if not pa.types.is_dictionary(column.type):
+        # One Python text per stream instead of one per row.
+        column = (column.cast(pa.string()) if pa.types.is_string_view(kind) else column).dictionary_encode()
+    texts: list[str] = []
+    numbers: list[int] = []
+    for chunk in column.chunks:
+        first, size = len(texts), len(chunk.dictionary)
+        texts.extend("" if text is None else text for text in chunk.dictionary.to_pylist())
+        indices = chunk.indices.cast(pa.int64())
+        if indices.null_count:
+            indices = indices.fill_null(size)
+            texts.append("")
+        numbers.extend((indices.to_numpy() + first).tolist())
+    return texts, numbers
 
 
-def _value_column(column: Any) -> list[float | None]:
+def _value_column(column: Any) -> tuple[list[float | None], bool]:
+    """Values, None for null, and whether all are finite and of bounded size."""
     kind = column.type
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise invalid(f"column y has type {kind}, expected numbers")
-    values: list[float | None] = column.cast(pa.float64(), safe=False).to_pylist()
-    return values
+    column = column.cast(pa.float64(), safe=False)
+    array = column.to_numpy()  # NaN for null
+    with np.errstate(invalid="ignore"):
+        good = np.count_nonzero(np.abs(array) <= MAX_ABSOLUTE_Y)
+    values: list[float | None] = column.to_pylist() if column.null_count else array.tolist()
+    return values, good + column.null_count == len(array)
 
 
 def _steps(ds: Any, dates: Dates) -> list[int | None]:
