@@ -1,16 +1,16 @@
 """One micro-batch: many items of different streams become one fold, one transaction and one decode.
 
 It knows residents and store, and no queue, thread or HTTP. The order is the guarantee: everything that can fail is
-computed first on copies, then the transaction commits, then memory follows; forecasts are decoded
-meanwhile. Invariant: if `run` raises, neither the
-store nor any state has changed.
+computed on copies before the transaction ends, then memory follows; forecasts are decoded meanwhile. Invariant: if
+`run` raises, no state has changed, and the store at most as if the process had died just after the commit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +65,7 @@ class MicroBatch:
     check_versions
         Whether other processes write to the same store.
     writer
-        Runs the commit beside the decode.
+        Runs the transaction beside fold and decode.
     """
 
     def __init__(
@@ -92,14 +92,20 @@ class MicroBatch:
         """
         self._residents.touch([item.unique_id for item in items], check_versions=self._check_versions)
         plan = self._plan(items)
-        appended = self._append(plan.appends)
         rewound = self._rewind(plan.rewinds)
         created_states = self._warm_up(plan.creates)
         changes = self._changes(plan)
-        # The disk works while the forecasts are decoded from the same copies, and written down.
-        committed = self._writer.submit(self._store.commit, changes) if changes else None
+        # The statements run beside the fold and wait for it; the disk works beside the decoding from the same copies.
+        folded: Future[None] = Future()
+        committed = self._writer.submit(self._store.commit, changes, folded) if changes else None
         try:
+            appended = self._append(plan.appends)
+            folded.set_result(None)
             self._conclude(plan, self._decode(plan, appended, rewound))
+        except BaseException as error:
+            if not folded.done():
+                folded.set_exception(error)
+            raise
         finally:
             created = committed.result() if committed else []
         self._remember(plan, appended, rewound, created, created_states)
@@ -142,7 +148,11 @@ class MicroBatch:
         return False
 
     def _judge(self, plan: _Plan, observed: list[tuple[Observe, Resident]]) -> None:
-        looked_up = {r.record.id: old for i, r in observed if (old := [s for s in i.steps if s <= r.record.last_step])}
+        looked_up = {
+            r.record.id: [s for s in i.steps if s <= r.record.last_step]
+            for i, r in observed
+            if min(i.steps) <= r.record.last_step
+        }
         known = self._store.known(looked_up) if looked_up else {}
         for item, resident in observed:
             record = resident.record
@@ -161,7 +171,7 @@ class MicroBatch:
             after = record
             if judgement.changes:
                 inserted, updated = judgement.inserted, judgement.updated
-                missing = record.missing + sum(y is None for y in inserted.values())
+                missing = record.missing + list(inserted.values()).count(None)
                 missing += sum((y is None) - (known[record.id][step] is None) for step, y in updated.items())
                 after = StreamRecord(
                     record.id,
@@ -299,9 +309,10 @@ class MicroBatch:
             assert judgement is not None
             before = step.resident.record
             changes.streams.append((record, before.version))
-            changes.inserted.extend((record.id, s, y) for s, y in judgement.inserted.items())
-            changes.updated.extend((record.id, s, y) for s, y in judgement.updated.items())
-            changed = min((*judgement.inserted, *judgement.updated))
+            inserted, updated = judgement.inserted, judgement.updated
+            changes.inserted.extend(zip(repeat(record.id), inserted, inserted.values(), strict=False))
+            changes.updated.extend(zip(repeat(record.id), updated, updated.values(), strict=False))
+            changed = min(chain(inserted, updated))
             if changed <= before.last_step:
                 changes.rewound.append((record.id, changed))
         for item, resident in plan.creates:

@@ -106,11 +106,15 @@ def judge(
     >>> [verdict.value for verdict in found.verdicts], found.filled, found.inserted
     (['duplicate', 'accepted', 'conflict'], 1, {6: 2.0})
     """
-    verdicts = [Verdict.INVALID] * len(steps)
+    count = len(steps)
+    if count and 0 <= (gap := steps[0] - last_step - 1) <= max_gap and steps[-1] == steps[0] + count - 1:
+        if count == 1 or list(steps) == list(range(steps[0], steps[0] + count)):  # the usual case: nothing to weigh
+            return Judgement([Verdict.ACCEPTED] * count, steps[-1], gap, dict(zip(steps, values, strict=True)))
+    verdicts = [Verdict.INVALID] * count
     out = Judgement(verdicts, last_step)
     inserted, updated = out.inserted, out.updated
     # In order of time, so that a shuffled request fills no gap that its own observations close.
-    for i in sorted(range(len(steps)), key=steps.__getitem__) if len(steps) > 1 else range(len(steps)):
+    for i in sorted(range(count), key=steps.__getitem__):
         step, y = steps[i], values[i]
         if step > last_step:
             gap = step - last_step - 1

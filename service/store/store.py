@@ -8,6 +8,7 @@ changes nothing; no snapshot outlives a change of the log before its step.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple, Self, TypeVar
@@ -297,8 +298,16 @@ class Store:
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
-    def commit(self, changes: Changes) -> list[StreamRecord]:
+    def commit(self, changes: Changes, proceed: Future[None] | None = None) -> list[StreamRecord]:
         """Make a micro-batch durable, in one transaction.
+
+        Parameters
+        ----------
+        changes
+            What to write.
+        proceed
+            The statements run at once, but the transaction ends only when this has a result, and is undone if it fails;
+            its exception is raised then. None: nothing to wait for.
 
         Returns
         -------
@@ -327,6 +336,8 @@ class Store:
                     )
                 if changes.rewound:
                     connection.execute(self._void, [{"b_id": i, "b_step": s} for i, s in changes.rewound])
+                if proceed is not None:
+                    proceed.result()
         except IntegrityError as error:
             # Only another writer can have put a row where this process saw none.
             names = [record.unique_id for record, _ in changes.streams] + [n.record.unique_id for n in changes.created]

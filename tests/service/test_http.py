@@ -355,7 +355,7 @@ def test_an_unexpected_failure_is_a_500_without_its_cause(client, stream, monkey
 def test_a_store_that_fails_is_a_503_and_nothing_changes(client, stream, monkeypatch):
     from sqlalchemy.exc import OperationalError
 
-    def fail(_changes):
+    def fail(*_args):
         raise OperationalError("insert", {}, Exception("disk full"))
 
     before = state_of(client)

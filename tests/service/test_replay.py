@@ -155,7 +155,7 @@ def test_a_failed_commit_changes_nothing_in_memory(tiny_forecaster, tmp_path, mo
     machine = Machine(tiny_forecaster, tmp_path)
     machine.create("a", [0, 1, 2], [1.0, 2.0, 3.0])
 
-    def fail(_changes):
+    def fail(*_args):
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:

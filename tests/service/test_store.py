@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -117,6 +118,24 @@ def test_two_snapshots_of_a_stream_are_kept_and_the_nearest_earlier_one_is_found
     assert store.snapshot_before(record.id, "key", 100) == b"at 5"
     assert store.snapshot_before(record.id, "key", 5) == b"at 4"
     assert store.snapshot_before(record.id, "key", 4) is None
+
+
+def test_a_transaction_waits_for_its_leave_and_is_undone_without(store):
+    record = created(store)
+    go, no = Future(), Future()
+    no.set_exception(ArithmeticError("the fold failed"))
+
+    with pytest.raises(ArithmeticError, match="fold"):
+        store.commit(advanced(record), no)
+    assert store.log(record.id)[-1] == (2, 2.0)
+
+    with ThreadPoolExecutor(1) as writer:
+        committed = writer.submit(store.commit, advanced(record), go)
+        seen_before = store.log(record.id)
+        go.set_result(None)
+        committed.result()
+    assert seen_before[-1] == (2, 2.0)
+    assert store.log(record.id)[-1][0] == 3
 
 
 def test_a_deleted_stream_leaves_nothing_and_its_id_is_not_reused(store):
