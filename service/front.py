@@ -79,6 +79,7 @@ class Front:
             try:
                 response = await endpoint(_Call(scope, receive, self._limit))
             except ClientDisconnect:
+                status = 499  # nobody is there to read it; the metrics tell it from our own failures
                 return
             except _TooLarge:
                 # Raised while the body was read, hence before any reply began.

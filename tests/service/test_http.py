@@ -332,6 +332,30 @@ def test_a_body_over_the_limit_is_refused_by_its_declared_and_by_its_real_size(c
     assert_problem(client.post(f"{stream}/observations", content=content), 413, "65536 bytes")
 
 
+def test_a_client_that_leaves_while_it_sends_gets_nothing_and_changes_nothing(client, stream, caplog):
+    parts = iter(
+        [
+            {"type": "http.request", "body": json.dumps(observations((40, 1.0))).encode()[:-1], "more_body": True},
+            {"type": "http.disconnect"},
+        ]
+    )
+    before, sent = client.get(stream).json(), []
+
+    async def receive():
+        return next(parts)
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": f"{stream}/observations", "query_string": b"", "headers": []}
+    client.call(client.app(scope, receive, send))
+
+    assert sent == []
+    assert client.get(stream).json() == before
+    assert not caplog.records
+    assert 'status="499"' in client.get("/metrics").text
+
+
 async def chunks(parts):
     """An async body of unknown length."""
     for part in parts:
