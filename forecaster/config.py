@@ -18,7 +18,7 @@ from forecaster.errors import ConfigError
 
 __all__ = ["Config", "NetworkConfig", "TrainingConfig"]
 
-LARGEST_RING = 1024
+LARGEST_RING = 2048
 
 HEADS = ("quantile", "student_t", "negative_binomial", "zero_inflated")
 COUNT_HEADS = ("negative_binomial", "zero_inflated")

@@ -25,6 +25,9 @@ WARM_UP_CHUNKS = 4
 LARGEST_VALIDATION = 512
 """Series validated at most: a sample of a larger panel tells as much, sooner."""
 
+MOST_PASSES = 100
+"""Passes over a panel without a validation part at most, since nothing else says when to stop."""
+
 LARGEST_RUN = 20
 """A panel whose one pass takes more updates than asked for gets up to this many times as many."""
 
@@ -70,6 +73,8 @@ class ChunkDataModule(LightningDataModule):
             generator=np.random.default_rng(settings.seed),
         )
         updates = max(settings.updates, min(self.lanes.chunks_per_pass, LARGEST_RUN * settings.updates))
+        if not self.held_out:
+            updates = min(updates, MOST_PASSES * self.lanes.chunks_per_pass)
         self.epochs = -(-updates // settings.epoch_updates)
         self.epoch_updates = -(-updates // self.epochs)
         self.validation = (
@@ -99,7 +104,7 @@ class ChunkDataModule(LightningDataModule):
 def held_out_steps(panel: Panel, config: Config) -> int:
     """Steps held out of every series for validation; 0 where most series are too short to spare them."""
     steps = config.horizon * config.training.validation_horizons
-    return steps if np.median(panel.lengths) >= 4 * steps + config.seasonality[0] else 0
+    return steps if np.median(panel.lengths) >= 2 * steps + config.seasonality[0] else 0
 
 
 def sample(panel: Panel, most: int, seed: int) -> Panel:

@@ -51,13 +51,13 @@ def test_seasonality_is_sorted_without_repeats_and_defaults_to_the_usual_one() -
     assert Config("1", 1).seasonality == (1,)
 
 
-@given(seasonality=st.lists(st.integers(1, 1024), min_size=1, max_size=3).map(tuple), context=st.integers(0, 1024))
+@given(seasonality=st.lists(st.integers(1, 2048), min_size=1, max_size=3).map(tuple), context=st.integers(0, 2048))
 def test_the_ring_holds_whole_cycles_of_the_longest_season(seasonality: tuple[int, ...], context: int) -> None:
     config = Config("1", 4, seasonality, context_length=context)
 
     assert config.ring_length % max(seasonality) == 0
-    assert max(seasonality) <= config.ring_length <= 1024
-    if context and -(-context // max(seasonality)) * max(seasonality) <= 1024:
+    assert max(seasonality) <= config.ring_length <= 2048
+    if context and -(-context // max(seasonality)) * max(seasonality) <= 2048:
         assert config.ring_length >= context
 
 

@@ -42,7 +42,7 @@ def test_anchors_repeat_the_last_cycle_and_the_mean_cycle(
     np.testing.assert_allclose(found, np.array(columns), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("width", [1, 24, 192, 193, 336, 672, 1024])
+@pytest.mark.parametrize("width", [1, 24, 192, 193, 336, 672, 1024, 2016])
 def test_there_are_as_many_features_as_announced(width: int) -> None:
     state = StateLayout(layers=1, hidden=1, cell=1, ring=width, statistics=4).initial(torch.tensor([0, 5]))
     history, _ = advance(state, torch.arange(6.0, dtype=torch.float64).reshape(2, 3), lag=1, kind="linear")
