@@ -184,6 +184,9 @@ class Config:
     head
         What a forecast is made of. ``quantile``: quantiles at `quantile_levels`. ``student_t``: a density with heavy
         tails. ``negative_binomial``, ``zero_inflated``: probabilities of counts, without and with extra zeros.
+    support
+        What y can be. ``nonnegative``: nothing below 0 is forecast of a series whose recent values are not. ``auto``:
+        training chooses by the panel.
 
     Examples
     --------
@@ -194,7 +197,7 @@ class Config:
     Traceback (most recent call last):
     ...
     forecaster.errors.ConfigError: config key 'widht' is unknown; expected one of freq, horizon, seasonality, time_zone,
-    quantile_levels, context_length, transform, network, training, head
+    quantile_levels, context_length, transform, network, training, head, support
     """
 
     freq: str
@@ -207,6 +210,7 @@ class Config:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     head: Literal["quantile", "student_t", "negative_binomial", "zero_inflated"] = "quantile"
+    support: Literal["auto", "real", "nonnegative"] = "auto"
 
     def __post_init__(self) -> None:
         """Normalise the seasonality and check ranges."""
@@ -222,6 +226,9 @@ class Config:
         )
         _require(
             0 <= self.context_length <= LARGEST_RING, "context_length", self.context_length, f"0 to {LARGEST_RING}"
+        )
+        _require(
+            self.support in ("auto", "real", "nonnegative"), "support", self.support, "one of auto, real, nonnegative"
         )
         _require(self.head in HEADS, "head", self.head, f"one of {', '.join(HEADS)}")
         _require(self.transform in ("auto", "log", "linear"), "transform", self.transform, "one of auto, log, linear")

@@ -77,7 +77,12 @@ class ForecastNetwork(nn.Module):
             horizon=config.horizon,
             dropout=config.network.dropout,
         )
-        self.head: Head = HEADS[config.head](sizes, transform=self.transform, levels=config.quantile_levels)
+        self.head: Head = HEADS[config.head](
+            sizes,
+            transform=self.transform,
+            levels=config.quantile_levels,
+            nonnegative=config.support == "nonnegative",
+        )
         self.layout = StateLayout(
             layers=config.network.num_layers,
             hidden=config.network.output_size,

@@ -30,4 +30,4 @@ HEADS: dict[str, Callable[..., Head]] = {
     "negative_binomial": NegativeBinomialHead,
     "zero_inflated": ZeroInflatedHead,
 }
-"""Heads by their name in the configuration; made from sizes, transform and levels."""
+"""Heads by their name in the configuration; made from sizes, transform, levels and whether y is never below 0."""

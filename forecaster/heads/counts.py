@@ -47,17 +47,25 @@ class NegativeBinomialHead(DistributionHead):
 
     Parameters
     ----------
-    sizes, transform, levels
+    sizes, transform, levels, nonnegative
         As in `Head`.
     """
 
     discrete = True
 
     def __init__(
-        self, sizes: HeadSizes, *, transform: Transform, levels: Sequence[float], more_shape: Sequence[float] = ()
+        self,
+        sizes: HeadSizes,
+        *,
+        transform: Transform,
+        levels: Sequence[float],
+        nonnegative: bool,
+        more_shape: Sequence[float] = (),
     ) -> None:
         first = math.log(math.expm1(FIRST_DISPERSION))  # through softplus
-        super().__init__(sizes, transform=transform, levels=levels, first_shape=[first, *more_shape])
+        super().__init__(
+            sizes, transform=transform, levels=levels, nonnegative=nonnegative, first_shape=[first, *more_shape]
+        )
 
     def assemble(self, baseline: Tensor, correction: Tensor, shape: Tensor) -> Tensor:
         """Baseline and correction in scaled coordinates, dispersion, and what a subclass adds: K = 2 + R."""
@@ -112,12 +120,14 @@ class ZeroInflatedHead(NegativeBinomialHead):
 
     Parameters
     ----------
-    sizes, transform, levels
+    sizes, transform, levels, nonnegative
         As in `Head`.
     """
 
-    def __init__(self, sizes: HeadSizes, *, transform: Transform, levels: Sequence[float]) -> None:
-        super().__init__(sizes, transform=transform, levels=levels, more_shape=[FIRST_ZERO_LOGIT])
+    def __init__(self, sizes: HeadSizes, *, transform: Transform, levels: Sequence[float], nonnegative: bool) -> None:
+        super().__init__(
+            sizes, transform=transform, levels=levels, nonnegative=nonnegative, more_shape=[FIRST_ZERO_LOGIT]
+        )
 
     def quantiles(self, parameters: Tensor, frame: Frame, levels: Levels) -> Tensor:
         """Whole numbers: 0 up to the probability of the zero, then quantiles of the rest."""

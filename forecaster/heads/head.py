@@ -54,6 +54,8 @@ class Head(nn.Module, ABC):
         Of the model: the way between scaled coordinates and y.
     levels
         Quantile levels the model is trained for, rising, 0.5 in the middle.
+    nonnegative
+        Whether y is known never to be below 0.
     first_shape
         Raw shape before training, one value per row.
     """
@@ -62,11 +64,18 @@ class Head(nn.Module, ABC):
     """Whether quantiles are whole numbers."""
 
     def __init__(
-        self, sizes: HeadSizes, *, transform: Transform, levels: Sequence[float], first_shape: Sequence[float]
+        self,
+        sizes: HeadSizes,
+        *,
+        transform: Transform,
+        levels: Sequence[float],
+        nonnegative: bool,
+        first_shape: Sequence[float],
     ) -> None:
         super().__init__()
         self.sizes, self.transform = sizes, transform
         self.levels = tuple(levels)
+        self.nonnegative = nonnegative
         self.first_shape = tuple(first_shape)
         hidden, horizon = sizes.hidden_size, sizes.horizon
         self.dropout = nn.Dropout(sizes.dropout)
@@ -157,9 +166,15 @@ class Head(nn.Module, ABC):
             Between 0 and 1, exclusive.
         """
 
-    @abstractmethod
     def admit(self, y: Tensor, frame: Frame) -> Tensor:
-        """The nearest values to y [B, L, H] that this head could forecast in this frame."""
+        """The nearest values to y [B, L, H] that this head may forecast in this frame.
+
+        Where y is known never to be below 0, that is none below 0, unless the recent values prove that wrong.
+        """
+        if not self.nonnegative:
+            return y
+        holds = frame.location >= frame.scale * (1 - 1e-12)  # mean and mean magnitude differ by negative values alone
+        return torch.maximum(y, torch.where(holds, 0.0, -torch.inf)[..., None, None])
 
     def point(self, parameters: Tensor, frame: Frame) -> Tensor:
         """What a rolled copy of the state observes in place of the truth, float64, shape [B, H]: the median."""

@@ -31,13 +31,15 @@ class QuantileHead(Head):
 
     Parameters
     ----------
-    sizes, transform, levels
+    sizes, transform, levels, nonnegative
         As in `Head`.
     """
 
-    def __init__(self, sizes: HeadSizes, *, transform: Transform, levels: Sequence[float]) -> None:
+    def __init__(self, sizes: HeadSizes, *, transform: Transform, levels: Sequence[float], nonnegative: bool) -> None:
         first = math.log(math.expm1(FIRST_SPREAD))  # inverse of softplus
-        super().__init__(sizes, transform=transform, levels=levels, first_shape=[first] * (len(levels) - 1))
+        super().__init__(
+            sizes, transform=transform, levels=levels, nonnegative=nonnegative, first_shape=[first] * (len(levels) - 1)
+        )
         # Row q sums the spreads between level q and the median, nearest first: rows share their leading terms, so that
         # rounding cannot make quantiles cross.
         number = len(self.levels)
@@ -73,11 +75,6 @@ class QuantileHead(Head):
             return self.admit(self._restored(parameters[..., places, :], frame), frame)
         mixing = np.array([np.interp(levels, trained, row) for row in np.eye(len(trained))])
         return self.admit(torch.from_numpy(mixing.T) @ self._restored(parameters, frame), frame)
-
-    def admit(self, y: Tensor, frame: Frame) -> Tensor:
-        """Everything."""
-        del frame
-        return y
 
     @property
     def answered(self) -> tuple[float, float]:

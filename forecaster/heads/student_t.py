@@ -36,13 +36,13 @@ class StudentTHead(DistributionHead):
 
     Parameters
     ----------
-    sizes, transform, levels
+    sizes, transform, levels, nonnegative
         As in `Head`.
     """
 
-    def __init__(self, sizes: HeadSizes, *, transform: Transform, levels: Sequence[float]) -> None:
+    def __init__(self, sizes: HeadSizes, *, transform: Transform, levels: Sequence[float], nonnegative: bool) -> None:
         first = [math.log(math.expm1(FIRST_SCALE)), math.log(math.expm1(FIRST_DF - FEWEST_DF))]  # through softplus
-        super().__init__(sizes, transform=transform, levels=levels, first_shape=first)
+        super().__init__(sizes, transform=transform, levels=levels, nonnegative=nonnegative, first_shape=first)
 
     def assemble(self, baseline: Tensor, correction: Tensor, shape: Tensor) -> Tensor:
         """Location, scale and degrees of freedom: K = 3."""
@@ -62,11 +62,6 @@ class StudentTHead(DistributionHead):
         location, scale, df = (part.unsqueeze(-2) for part in parameters.double().unbind(-2))
         scaled = location + scale * student_t_quantile(level_tensor(levels), df)
         return self.admit(restore(scaled.flatten(-2).float(), frame, self.transform).reshape(scaled.shape), frame)
-
-    def admit(self, y: Tensor, frame: Frame) -> Tensor:
-        """Everything."""
-        del frame
-        return y
 
     def log_prob(self, parameters: Tensor, y: Tensor, frame: Frame) -> Tensor:
         """Log density per unit of y."""

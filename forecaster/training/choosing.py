@@ -53,7 +53,7 @@ def race_length(config: Config) -> int:
 
 
 def choose(config: Config, panel: Panel, held_out: int, train: Train) -> Choice:
-    """Choose the transform.
+    """Choose support and transform.
 
     Parameters
     ----------
@@ -66,15 +66,20 @@ def choose(config: Config, panel: Panel, held_out: int, train: Train) -> Choice:
     train
         Trains a candidate for a short while on a panel without its validation part.
     """
+    lowest, name = min((float(np.nanmin(y)), name) for name, _, y in panel if np.isfinite(y).any())
+    below = f"series {name!r} has values below 0 (down to {lowest:g})"
+    said: tuple[str, ...] = ()
+    if config.support == "auto":
+        config = replace(config, support="real" if lowest < 0 else "nonnegative")
+        because = below if lowest < 0 else "no value is below 0, so none will be forecast"
+        said = (f"support {config.support}: {because}",)
     if config.transform != "auto":
-        return Choice(config, ())
-    lowest = min((float(np.nanmin(y)), name) for name, _, y in panel if np.isfinite(y).any())
-    if lowest[0] < 0:
-        reason = f"transform linear: series {lowest[1]!r} has values below 0 (down to {lowest[0]:g})"
-        return Choice(replace(config, transform="linear"), (reason,))
+        return Choice(config, said)
+    if lowest < 0:
+        return Choice(replace(config, transform="linear"), (*said, f"transform linear: {below}"))
     if held_out < config.horizon or not race_length(config):
         reason = "transform log: no value is below 0, and there is too little data or time to try both"
-        return Choice(replace(config, transform="log"), (reason,))
+        return Choice(replace(config, transform="log"), (*said, reason))
     candidates = [replace(config, transform=kind) for kind in ("log", "linear")]
     known = RING_LENGTHS * config.ring_length + held_out
     judges = sample(panel, RUNNERS, config.training.seed).tail(known)
@@ -87,7 +92,7 @@ def choose(config: Config, panel: Panel, held_out: int, train: Train) -> Choice:
         f"transform {winner.transform}: no value is below 0; after {race_length(config)} updates, errors on the "
         f"validation part with log were {ratio:.3f} times those with linear"
     )
-    return Choice(winner, (reason,))
+    return Choice(winner, (*said, reason))
 
 
 def _errors(forecaster: Forecaster, panel: Panel, held_out: int) -> npt.NDArray[np.float64]:

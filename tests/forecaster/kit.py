@@ -6,6 +6,7 @@ hidden state. Networks made here are disturbed by seeded noise.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -52,6 +53,8 @@ VARIANTS = (
     config_of("log", (24,), cell="rnn", num_layers=1, residual=False, proj_size=0),
     config_of("log", (4,), head="student_t"),
     config_of("linear", (3,), head="student_t", cell="gru"),
+    replace(config_of("log", (3,), head="student_t"), support="nonnegative"),
+    replace(config_of("linear", (4,), cell="rnn"), support="nonnegative"),
     config_of("log", (4,), head="negative_binomial", num_layers=1),
     config_of("linear", (5,), head="zero_inflated", cell="gru"),
 )

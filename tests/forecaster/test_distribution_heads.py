@@ -24,7 +24,7 @@ COUNTS = DISTRIBUTIONS[1:]
 def head_of(name: str, kind: Transform = "log", noise: float = 0.5) -> DistributionHead:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(1)
-        head = HEADS[name](HeadSizes(P, F, A, H, 0.0), transform=kind, levels=(0.1, 0.5, 0.9))
+        head = HEADS[name](HeadSizes(P, F, A, H, 0.0), transform=kind, levels=(0.1, 0.5, 0.9), nonnegative=False)
         for parameter in head.parameters():
             parameter.add_(noise * torch.randn(parameter.shape))
     assert isinstance(head, DistributionHead)

@@ -20,7 +20,7 @@ LEVELS = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95)
 def head_of(noise: float, dropout: float = 0.0, horizon: int = H) -> QuantileHead:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(1)
-        head = QuantileHead(HeadSizes(P, F, A, horizon, dropout), transform="log", levels=LEVELS)
+        head = QuantileHead(HeadSizes(P, F, A, horizon, dropout), transform="log", levels=LEVELS, nonnegative=False)
         for parameter in head.parameters():
             parameter.add_(noise * torch.randn(parameter.shape))
     return head.eval().requires_grad_(False)
