@@ -192,6 +192,51 @@ def predict(
 
 
 @app.command()
+def simulate(
+    data: Data,
+    model: Model,
+    out: Annotated[str, typer.Option(metavar="FILE", help="CSV or Parquet file to write.", show_default=False)],
+    samples: Annotated[int, typer.Option(help="Sample paths per series.")] = 100,
+    horizon: Annotated[int | None, typer.Option(help="Steps to draw.", show_default="the trained horizon")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed, the same paths.")] = 0,
+    tracking_uri: TrackingUri = None,
+    json: Json = False,
+) -> None:
+    """Draw sample paths of every series of DATA from its last row onwards.
+
+    Writes a long frame: unique_id, sample, ds, y. At every step the paths have the quantiles that predict writes; from
+    step to step they hang together, so that sums and peaks of a path mean something.
+    """
+    from pipelines.simulate import simulate as run
+
+    reporter = Reporter()
+    done = run(
+        data,
+        model,
+        out=out,
+        horizon=horizon,
+        num_samples=samples,
+        seed=seed,
+        tracking_uri=tracking_uri,
+        notice=reporter.notice,
+    )
+    reporter.notice(f"{samples:,} paths of each of {done.n_series:,} series are in {out}")
+    described = {"reference": done.model.reference, "name": done.model.name, "version": done.model.version}
+    emit(
+        json,
+        {
+            "command": "simulate",
+            "out": out,
+            "series": done.n_series,
+            "rows": len(done.frame),
+            "samples": samples,
+            "seed": seed,
+            "model": described,
+        },
+    )
+
+
+@app.command()
 def backtest(
     data: Data,
     model: Model,

@@ -93,6 +93,8 @@ def prepare(request: TrainRequest, reporter: Reporter | None = None) -> Plan:
         overrides=request.overrides,
     )
     check_request(request)
+    if config.counts:
+        panel.require_counts(f"head {config.head!r}")
     windows = hold_out(panel, config.horizon, n_windows=request.n_windows, step_size=request.step_size)
     if not any(len(y) >= SHORTEST_SERIES and np.isfinite(y).any() for y in windows.training.values):
         raise InputError(f"{request.data}: no series has {SHORTEST_SERIES} steps or more to learn from")

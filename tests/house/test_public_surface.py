@@ -49,5 +49,6 @@ def test_the_commands():
         "schedule",
         "score",
         "serve",
+        "simulate",
         "train",
     ]

@@ -342,3 +342,58 @@ def test_serve_becomes_the_service_with_its_settings(run: Runner, monkeypatch: p
         "FORECASTER_STORE": "s",
         "FORECASTER_PORT": "1",
     }
+
+
+def test_simulate_writes_paths_that_a_seed_repeats(folder: Path, run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    random_forecaster().save(folder / "model")
+    monkeypatch.chdir(folder)
+
+    ran = run(
+        "simulate", "data.csv", "--model", "model", "--samples", "3", "--seed", "7", "--out", "a.parquet", "--json"
+    )
+    again = run("simulate", "data.csv", "--model", "model", "--samples", "3", "--seed", "7", "--out", "b.csv")
+    refused = run("simulate", "data.csv", "--model", "model", "--samples", "0", "--out", "c.csv")
+
+    assert ran.status == again.status == 0, ran.err
+    paths = pd.read_parquet("a.parquet")
+    assert list(paths.columns) == ["unique_id", "sample", "ds", "y"]
+    assert len(paths) == ran.json["rows"] == 3 * 3 * HORIZON
+    np.testing.assert_allclose(pd.read_csv("b.csv")["y"], paths["y"], rtol=1e-9)
+    assert refused.status == 2
+    assert "num_samples is 0, expected 1 to 10000" in refused.err
+    assert not Path("c.csv").exists()
+
+
+def test_a_head_for_counts_refuses_other_data_before_anything_is_written(
+    folder: Path, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    before = files_below(folder)
+
+    ran = run(*TRAIN, *SMALL, "--set", "head=zero_inflated")
+
+    assert ran.status == 2
+    assert "series 's0' has y = " in ran.err
+    assert "head 'zero_inflated' expects counts: whole numbers of 0 or more" in ran.err
+    assert files_below(folder) == before
+
+
+@pytest.mark.parametrize("head", ["student_t", "negative_binomial", "zero_inflated"])
+def test_every_head_trains_is_logged_and_predicts(
+    head: str, folder: Path, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    frame = long_frame()
+    frame["y"] = np.round(frame["y"])
+    frame.to_csv(folder / "data.csv", index=False)
+    monkeypatch.chdir(folder)
+
+    trained = run(*TRAIN, *SMALL, "--set", f"head={head}", "--json")
+    champion = ("--model", "models:/forecaster@champion")
+    predicted = run("predict", "data.csv", *champion, "--out", "out.csv", "--quantile-level", "0.995")
+
+    assert trained.status == predicted.status == 0, trained.err + predicted.err
+    mlflow.set_tracking_uri("sqlite:///mlflow.db")
+    logged = mlflow.pyfunc.load_model("models:/forecaster/1").predict(frame, {"quantile_levels": [0.995]})
+    np.testing.assert_allclose(logged["0.995"], pd.read_csv("out.csv")["0.995"], rtol=1e-6)
