@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seconds", type=float, default=5.0, help="of each run")
     parser.add_argument("--rounds", type=int, default=3, help="of each HTTP measurement")
+    parser.add_argument("--clients", type=int, default=32, help="of single observations")
     parser.add_argument("--only", choices=("engine", "singles", "bulk"))
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="forecaster-bench-") as name:
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _print(result, json_lines=given.json_lines)
         if given.only in (None, "singles"):
             horizon = forecaster.config.horizon
-            for result in measure_singles(model, folder, horizon, given.seconds, given.rounds):
+            options = {"seconds": given.seconds, "rounds": given.rounds, "clients": given.clients}
+            for result in measure_singles(model, folder, horizon, **options):
                 _print(result, json_lines=given.json_lines)
         if given.only in (None, "bulk"):
             for result in measure_bulk(model, folder, 50_000, given.rounds):

@@ -1,6 +1,6 @@
 """HTTP measurements against real server processes: single observations, and durable bulk observations.
 
-Single observations: 32 keep-alive clients in a process of their own, one observation per request, each answered with
+Single observations: keep-alive clients in a process of their own, one observation per request, each answered with
 its durable acknowledgement and a full forecast; the reference is stock FastAPI with the same shapes, in its own
 process with the same uvicorn settings, and nothing behind it. The two take turns.
 """
@@ -30,24 +30,26 @@ from service.bodies.bulk import ARROW, JSON_LINES
 
 __all__ = ["measure_bulk", "measure_singles"]
 
-_CLIENTS = 32
+_CREATING = 32  # clients that create streams
 _STREAMS_PER_CLIENT = 16
 _START = datetime(2024, 1, 1)
 _BULK_STREAMS = 10_000
 _BULK_TARGETS = {"json_lines": 50_000, "arrow": 100_000}  # observations/s
 
 
-def measure_singles(model: Path, folder: Path, horizon: int, seconds: float, rounds: int) -> Iterator[dict[str, Any]]:
+def measure_singles(
+    model: Path, folder: Path, horizon: int, *, seconds: float, rounds: int, clients: int
+) -> Iterator[dict[str, Any]]:
     """Requests per second and latencies of single observations."""
-    names = [f"bench-{c}-{s}" for c in range(_CLIENTS) for s in range(_STREAMS_PER_CLIENT)]
+    names = [f"bench-{c}-{s}" for c in range(clients) for s in range(_STREAMS_PER_CLIENT)]
     with _service(model, folder) as port, _bare(horizon) as bare_port:
         _create(port, names, hours=200)
         hour = 200
         ours: list[dict[str, float]] = []
         reference: list[dict[str, float]] = []
         for _ in range(rounds):
-            reference.append(_load(bare_port, seconds, hour))
-            ours.append(_load(port, seconds, hour))
+            reference.append(_load(bare_port, clients, seconds, hour))
+            ours.append(_load(port, clients, seconds, hour))
             hour = int(ours[-1]["next_hour"])
         value, bare = (statistics.median(r["per_second"] for r in runs) for runs in (ours, reference))
         yield {
@@ -61,7 +63,7 @@ def measure_singles(model: Path, folder: Path, horizon: int, seconds: float, rou
             "p99_ms": round(statistics.median(r["p99_ms"] for r in ours), 2),
             "reference_p50_ms": round(statistics.median(r["p50_ms"] for r in reference), 2),
             "reference_p99_ms": round(statistics.median(r["p99_ms"] for r in reference), 2),
-            "clients": _CLIENTS,
+            "clients": clients,
             "failures": int(sum(r["failures"] for r in (*ours, *reference))),
         }
 
@@ -134,7 +136,7 @@ def _create(port: int, names: list[str], hours: int) -> None:
         client.close()
 
     async def create_all() -> None:
-        await asyncio.gather(*(create(names[k::_CLIENTS]) for k in range(_CLIENTS)))
+        await asyncio.gather(*(create(names[k::_CREATING]) for k in range(_CREATING)))
 
     asyncio.run(create_all())
 
@@ -145,8 +147,8 @@ def _post(url: str, body: bytes, kind: str) -> Any:
         return json.loads(reply.read())
 
 
-def _load(port: int, seconds: float, first_hour: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "service.benchmark.load", str(port), str(_CLIENTS), str(seconds), str(first_hour)]
+def _load(port: int, clients: int, seconds: float, first_hour: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "service.benchmark.load", str(port), str(clients), str(seconds), str(first_hour)]
     found: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return found
 
