@@ -95,9 +95,9 @@ class TrainingConfig:
         Steps between two cuts of the gradient (truncated back-propagation through time).
     updates
         Updates of the weights, the length of the learning-rate schedule; more on panels that one pass of so many
-        updates does not cover.
+        updates does not cover, fewer on small ones.
     epoch_updates
-        Updates in an epoch, which ends with a validation.
+        Updates in an epoch, which ends with a validation; fewer on small panels.
     learning_rate
         Peak of the schedule: linear rise over `lr_warmup_share` of the run, then cosine decay to 2 % of the peak.
     lr_warmup_share

@@ -89,8 +89,8 @@ def choose(config: Config, panel: Panel, held_out: int, train: Train) -> Choice:
     ratio = float(np.exp(np.log(log[comparable] / linear[comparable]).mean())) if comparable.any() else 1.0
     winner = candidates[0 if ratio <= 1 else 1]
     reason = (
-        f"transform {winner.transform}: no value is below 0; after {race_length(config)} updates, errors on the "
-        f"validation part with log were {ratio:.3f} times those with linear"
+        f"transform {winner.transform}: no value is below 0; after a short training of both, errors on the validation "
+        f"part with log were {ratio:.3f} times those with linear"
     )
     return Choice(winner, (*said, reason))
 

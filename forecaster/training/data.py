@@ -26,7 +26,11 @@ LARGEST_VALIDATION = 512
 """Series validated at most: a sample of a larger panel tells as much, sooner."""
 
 MOST_PASSES = 100
-"""Passes over a panel without a validation part at most, since nothing else says when to stop."""
+"""Passes over a panel at most: what a small one can teach, it has taught by then."""
+
+EPOCH_PASSES = 5
+SHORTEST_EPOCH = 10
+"""Small panels are validated after so many passes, but not before so many updates: they are learnt by heart soon."""
 
 LARGEST_RUN = 20
 """A panel whose one pass takes more updates than asked for gets up to this many times as many."""
@@ -72,11 +76,14 @@ class ChunkDataModule(LightningDataModule):
             prefix_length=2 * config.ring_length,
             generator=np.random.default_rng(settings.seed),
         )
-        updates = max(settings.updates, min(self.lanes.chunks_per_pass, LARGEST_RUN * settings.updates))
-        if not self.held_out:
-            updates = min(updates, MOST_PASSES * self.lanes.chunks_per_pass)
-        self.epochs = -(-updates // settings.epoch_updates)
+        a_pass = self.lanes.chunks_per_pass
+        updates = max(min(settings.updates, MOST_PASSES * a_pass), min(a_pass, LARGEST_RUN * settings.updates))
+        epoch = min(settings.epoch_updates, max(SHORTEST_EPOCH, EPOCH_PASSES * a_pass))
+        self.epochs = -(-updates // epoch)
         self.epoch_updates = -(-updates // self.epochs)
+        self.updates = self.epochs * self.epoch_updates
+        # Patience is told in epochs of the usual length.
+        self.patience = -(-settings.patience * settings.epoch_updates // self.epoch_updates)
         self.validation = (
             list(
                 validation_chunks(

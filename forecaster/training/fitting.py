@@ -128,7 +128,7 @@ def fit(
         data = ChunkDataModule(learnt, config, validation)
         share = settings.finish if held_out or data.validation else 0.0
         network = ForecastNetwork(config)
-        done = _train(network, data, data.epochs * data.epoch_updates, clock.until(1 - share), progress=progress)
+        done = _train(network, data, data.updates, clock.until(1 - share), progress=progress)
         judged = Forecaster(network)
         if not share:
             return Fitted(judged, judged, clock.history, reasons)
@@ -156,7 +156,8 @@ class _Runner:
         torch.manual_seed(settings.seed)
         network = ForecastNetwork(replace(config, training=settings))
         seconds = None if self.clock.seconds is None else RACE_BOX * self.clock.seconds
-        _train(network, ChunkDataModule(self.panel, network.config), settings.updates, _Clock(seconds, None).until(1))
+        data = ChunkDataModule(self.panel, network.config)
+        _train(network, data, min(settings.updates, data.updates), _Clock(seconds, None).until(1))
         return Forecaster(network)
 
 
@@ -178,7 +179,7 @@ def _train(
             callbacks.append(_Averaging(settings.averaging))
         best: ModelCheckpoint | None = None
         if data.validation:
-            callbacks.append(EarlyStopping("val_loss", patience=settings.patience, check_finite=True))
+            callbacks.append(EarlyStopping("val_loss", patience=data.patience, check_finite=True))
             # Whole checkpoints: only those pass through the averaging, so that the weights kept are those judged.
             best = ModelCheckpoint(folder, monitor="val_loss")
             callbacks.append(best)

@@ -31,7 +31,7 @@ from forecaster.network import ForecastNetwork
 from forecaster.scaling import transform
 from forecaster.training import Fitted, fit
 from forecaster.training.choosing import choose
-from forecaster.training.data import ChunkDataModule
+from forecaster.training.data import MOST_PASSES, SHORTEST_EPOCH, ChunkDataModule
 from forecaster.training.module import TrainingModule
 from tests.forecaster.kit import Float, assert_identical_state, assert_same_state, network_of
 
@@ -447,6 +447,14 @@ def test_every_update_is_validated_however_many_there_are(updates: int) -> None:
     assert history[-1]["progress"] == 1
 
 
+def test_a_small_panel_is_passed_so_often_and_validated_the_more_often_with_the_same_patience() -> None:
+    small = ChunkDataModule(panel_of(histories(2, 30)), with_training(updates=1200, epoch_updates=75, patience=6))
+
+    assert small.updates <= MOST_PASSES * small.lanes.chunks_per_pass + small.epoch_updates
+    assert SHORTEST_EPOCH <= small.epoch_updates < 75
+    assert small.patience * small.epoch_updates == pytest.approx(6 * 75, abs=small.epoch_updates)
+
+
 def test_training_stops_when_validation_no_longer_improves() -> None:
     config = with_training(updates=400, patience=2, learning_rate=0.5)
 
@@ -568,7 +576,7 @@ def test_a_race_decides_the_transform_where_no_value_is_negative(better: str) ->
 
     assert choice.config == dataclasses.replace(auto, transform=better, support="nonnegative")
     assert len(choice.reasons) == 2
-    assert choice.reasons[-1].startswith(f"transform {better}: no value is below 0; after 90 updates")
+    assert choice.reasons[-1].startswith(f"transform {better}: no value is below 0; after a short training")
 
 
 def test_a_race_is_run_inside_a_fit_and_repeats_itself() -> None:
@@ -578,7 +586,7 @@ def test_a_race_is_run_inside_a_fit_and_repeats_itself() -> None:
     one, two = (fit(panel_of(values), auto) for _ in range(2))
 
     assert one.forecaster.config.transform in ("log", "linear")
-    assert "after 51 updates" in one.reasons[-1]
+    assert "after a short training" in one.reasons[-1]
     assert one.reasons == two.reasons
     assert one.forecaster.fingerprint() == two.forecaster.fingerprint()
 
