@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 PEERS_INSTALLED := .venv-peers/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check bench accuracy bench-peers stack-test format clean
+.PHONY: help install demo test test-slow check bench accuracy ablation bench-peers stack-test format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,11 @@ accuracy: $(INSTALLED) ## ten minutes of training on each public data set: make 
 	@test -n "$(DATA)" || { echo "make accuracy DATA=FOLDER: the folder with the data sets' parquet files" >&2; exit 2; }
 	mkdir -p build
 	$(BIN)/forecaster bench accuracy --data "$(DATA)" --sets "$(SETS)" --tracking-uri sqlite:///build/mlflow.db --out build/accuracy.md
+
+ablation: $(INSTALLED) ## variants of the method, three minutes each: make ablation DATA=FOLDER SETS=m4-hourly,... [VARIANTS=...]
+	@test -n "$(DATA)" || { echo "make ablation DATA=FOLDER: the folder with the data sets' parquet files" >&2; exit 2; }
+	mkdir -p build
+	$(BIN)/forecaster bench ablation --data "$(DATA)" --sets "$(SETS)" --variants "$(VARIANTS)" --tracking-uri sqlite:///build/mlflow.db --out build/ablation.md
 
 bench-peers: $(INSTALLED) $(PEERS_INSTALLED) ## other libraries on the same data: make bench-peers DATA=FOLDER [SETS=...] [PEERS=...]
 	@test -n "$(DATA)" || { echo "make bench-peers DATA=FOLDER: the folder with the data sets' parquet files" >&2; exit 2; }

@@ -111,6 +111,8 @@ class Lanes:
         Values P handed over before a segment.
     generator
         The only source of randomness.
+    carry
+        Whether lanes reset only where a segment begins; if not, they reset at every chunk, and every step counts.
     """
 
     def __init__(
@@ -122,9 +124,10 @@ class Lanes:
         horizon: int,
         prefix_length: int,
         generator: np.random.Generator,
+        carry: bool = True,
     ) -> None:
         self.values, self.chunk_length, self.horizon = panel.values, chunk_length, horizon
-        self.prefix_length, self.generator = prefix_length, generator
+        self.prefix_length, self.generator, self.carry = prefix_length, generator, carry
         self.segments = cut_segments(panel.lengths.tolist(), lanes=lanes, chunk_length=chunk_length)
         self.lanes = min(lanes, len(self.segments))
         chunks = sum(math.ceil((segment.end - segment.start) / chunk_length) for segment in self.segments)
@@ -144,6 +147,8 @@ class Lanes:
                     room = min(self.chunk_length, (segment.end - segment.start) // 4 + 1)
                     playing[lane] = (segment, segment.start + int(self.generator.integers(room)))
                     resets.append(lane)
+            if not self.carry:
+                resets = list(range(self.lanes))
             yield self._chunk([place for place in playing if place is not None], resets)
             playing = [(place[0], place[1] + self.chunk_length) for place in playing if place is not None]
 
@@ -151,7 +156,7 @@ class Lanes:
         ends = np.array([segment.end - at for segment, at in places])
         scored = np.arange(self.chunk_length) < ends[:, None]
         for lane in resets:
-            if places[lane][0].start > 0:
+            if self.carry and places[lane][0].start > 0:
                 scored[lane] = False  # this chunk only warms the recurrent state up
         length, ahead = self.chunk_length, self.chunk_length - 1 + self.horizon
         # A segment's values end where it does, but its targets reach as far as the series may be learnt from.

@@ -49,6 +49,9 @@ class NetworkConfig:
         Add a layer's input to its output wherever the widths agree.
     layer_norm
         Normalise the input of every layer but the first.
+    anchored
+        Whether forecasts start from seasonal anchors and are corrected by the network; if not, the network starts from
+        the level alone (for comparison).
     forget_bias
         Initial bias of the LSTM forget gate; 1 lets gradients pass early in training (Jozefowicz et al., 2015).
     """
@@ -61,6 +64,7 @@ class NetworkConfig:
     proj_size: int = 0
     residual: bool = True
     layer_norm: bool = False
+    anchored: bool = True
     forget_bias: float = 1.0
 
     def __post_init__(self) -> None:
@@ -93,6 +97,11 @@ class TrainingConfig:
         Series followed side by side; the batch size of one update. Fewer are used when the panel is small.
     chunk_length
         Steps between two cuts of the gradient (truncated back-propagation through time).
+    carry
+        Whether the recurrent state is carried from chunk to chunk, as in serving; if not, every chunk starts from a
+        fresh one, as if windows had been drawn (for comparison).
+    origins
+        Steps of a chunk that count in the loss: ``all``, or only the ``last``, as with windows (for comparison).
     updates
         Updates of the weights, the length of the learning-rate schedule; more on panels that one pass of so many
         updates does not cover, fewer on small ones.
@@ -125,6 +134,8 @@ class TrainingConfig:
 
     lanes: int = 128
     chunk_length: int = 56
+    carry: bool = True
+    origins: Literal["all", "last"] = "all"
     updates: int = 1200
     epoch_updates: int = 75
     learning_rate: float = 5e-3
@@ -143,6 +154,7 @@ class TrainingConfig:
         _check_types(self)
         for name in ("lanes", "chunk_length", "updates", "epoch_updates", "patience"):
             _require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
+        _require(self.origins in ("all", "last"), "training.origins", self.origins, "all or last")
         _require(0 < self.learning_rate < 1, "training.learning_rate", self.learning_rate, "between 0 and 1")
         _require(
             0 <= self.lr_warmup_share < 1, "training.lr_warmup_share", self.lr_warmup_share, "at least 0 and below 1"

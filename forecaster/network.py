@@ -137,5 +137,7 @@ class ForecastNetwork(nn.Module):
     def decode(self, encoded: Encoded, steps: int | None = None) -> Tensor:
         """Parameters of the head for the horizon after each step, or its first `steps`, shape [..., K, H]."""
         choices = anchors(encoded.scaled, self.config.seasonality, steps or self.config.horizon)
+        if not self.config.network.anchored:
+            choices = torch.zeros_like(choices)
         parameters: Tensor = self.head(encoded.hidden, encoded.features, choices)
         return parameters

@@ -247,6 +247,7 @@ def train_model(
     max_minutes: float | None = None,
     reporter: Reporter | None = None,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
+    on_weights: Callable[[float, Forecaster], None] | None = None,
 ) -> Fitted:
     """Fit a model, reporting each epoch.
 
@@ -266,6 +267,8 @@ def train_model(
         Gets a bar or a line per epoch; silent by default.
     on_epoch
         Also told about each epoch.
+    on_weights
+        Handed the weights of each epoch, with the seconds since the start.
     """
     from forecaster.training import fit
 
@@ -278,7 +281,13 @@ def train_model(
 
         try:
             return fit(
-                panel, config, held_out=held_out, validation=validation, max_minutes=max_minutes, on_epoch=report
+                panel,
+                config,
+                held_out=held_out,
+                validation=validation,
+                max_minutes=max_minutes,
+                on_epoch=report,
+                on_weights=on_weights,
             )
         except SystemExit as end:
             if isinstance(end.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit of its own

@@ -129,7 +129,7 @@ class Head(nn.Module, ABC):
         if self.curves is None and steps < self.rank:
             weight = weight.view(-1, self.rank, weight.shape[-1])[:, :steps].flatten(0, 1)
         width = steps if self.curves is None else self.rank
-        found = functional.linear(inputs, weight).reshape(*inputs.shape[:-1], -1, width)
+        found = functional.linear(inputs, weight).reshape(*inputs.shape[:-1], len(weight) // width, width)
         return found if self.curves is None else found @ self.curves[:, :steps]
 
     @abstractmethod

@@ -75,6 +75,7 @@ class ChunkDataModule(LightningDataModule):
             horizon=config.horizon,
             prefix_length=2 * config.ring_length,
             generator=np.random.default_rng(settings.seed),
+            carry=settings.carry,
         )
         a_pass = self.lanes.chunks_per_pass
         updates = max(min(settings.updates, MOST_PASSES * a_pass), min(a_pass, LARGEST_RUN * settings.updates))

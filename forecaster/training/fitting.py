@@ -74,6 +74,7 @@ def fit(
     max_minutes: float | None = None,
     progress: bool = False,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
+    on_weights: Callable[[float, Forecaster], None] | None = None,
 ) -> Fitted:
     """Train a forecaster: once to be judged, then on to the end of the data.
 
@@ -98,6 +99,9 @@ def fit(
         Whether to show a progress bar.
     on_epoch
         Called with each row of the history as it is made.
+    on_weights
+        Called after each epoch with the seconds since the start and a forecaster of the weights at that time, as they
+        would be served.
 
     Raises
     ------
@@ -119,7 +123,7 @@ def fit(
             f"validation is {validation}, expected 0 to {learnt.lengths.max() - 3}: 3 steps have to remain"
         )
     settings = config.training
-    clock = _Clock(None if max_minutes is None else max_minutes * 60, on_epoch)
+    clock = _Clock(None if max_minutes is None else max_minutes * 60, on_epoch, on_weights)
     with _quiet(), torch.random.fork_rng(devices=[]):
         unseen = held_out_steps(learnt, config) if validation is None else validation
         runner = _Runner(learnt.drop_last(unseen), clock)
@@ -174,9 +178,8 @@ def _train(
     settings = network.config.training
     with tempfile.TemporaryDirectory() as folder:
         module = TrainingModule(network, updates=updates, max_seconds=clock.seconds_left, peak=peak)
-        callbacks: list[Callback] = [_Rows(module, clock)]
-        if settings.averaging:
-            callbacks.append(_Averaging(settings.averaging))
+        averaging = _Averaging(settings.averaging) if settings.averaging else None
+        callbacks: list[Callback] = [_Rows(module, clock, averaging), *([averaging] if averaging else [])]
         best: ModelCheckpoint | None = None
         if data.validation:
             callbacks.append(EarlyStopping("val_loss", patience=data.patience, check_finite=True))
@@ -224,13 +227,25 @@ class _Averaging(WeightAveraging):
 
         super().__init__(multi_avg_fn=average)
 
+    @property
+    def network(self) -> ForecastNetwork:
+        """With the averaged weights, while training."""
+        module: Any = self._average_model
+        network: ForecastNetwork = module.module.network
+        return network
+
 
 class _Clock:
     """Time and history of a run of several stages."""
 
-    def __init__(self, seconds: float | None, on_epoch: Callable[[dict[str, float]], None] | None) -> None:
+    def __init__(
+        self,
+        seconds: float | None,
+        on_epoch: Callable[[dict[str, float]], None] | None,
+        on_weights: Callable[[float, Forecaster], None] | None = None,
+    ) -> None:
         self.started = time.monotonic()
-        self.seconds, self.on_epoch = seconds, on_epoch
+        self.seconds, self.on_epoch, self.on_weights = seconds, on_epoch, on_weights
         self.history: list[dict[str, float]] = []
         self.share_before, self.share = 0.0, 0.0
 
@@ -249,20 +264,22 @@ class _Clock:
         """Seconds of this stage; None without a time box."""
         return None if self.seconds is None else max(self.seconds * self.share - self.elapsed, 0.0)
 
-    def add(self, row: dict[str, float]) -> None:
-        """Keep a row, with its place in the whole run, and tell."""
+    def add(self, row: dict[str, float], network: ForecastNetwork) -> None:
+        """Keep a row, with its place in the whole run, and tell; also of the weights, if they are asked for."""
         row["epoch"], row["seconds"] = float(len(self.history)), self.elapsed
         row["progress"] = self.share_before + (self.share - self.share_before) * row["progress"]
         self.history.append(row)
         if self.on_epoch is not None:
             self.on_epoch(row)
+        if self.on_weights is not None:
+            self.on_weights(row["seconds"], Forecaster(network))
 
 
 class _Rows(Callback):
     """Collects one row of metrics per epoch."""
 
-    def __init__(self, module: TrainingModule, clock: _Clock) -> None:
-        self.module, self.clock = module, clock
+    def __init__(self, module: TrainingModule, clock: _Clock, averaging: _Averaging | None) -> None:
+        self.module, self.clock, self.averaging = module, clock, averaging
         self.epoch_started = 0.0
         self.updates = 0
 
@@ -275,7 +292,7 @@ class _Rows(Callback):
         seconds = max(time.monotonic() - self.epoch_started, 1e-9)
         row["updates_per_second"] = (trainer.global_step - self.updates) / seconds
         row["progress"] = self.module.progress(trainer.global_step)
-        self.clock.add(row)
+        self.clock.add(row, self.module.network if self.averaging is None else self.averaging.network)
 
 
 def _checkpoint(path: Path) -> tuple[dict[str, Any], int]:

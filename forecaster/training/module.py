@@ -99,6 +99,8 @@ class TrainingModule(LightningModule):
 
     def _origins(self, rows: int, steps: int) -> slice:
         config = self.network.config
+        if self.training and self.settings.origins == "last":
+            return slice(steps - 1, None)
         size = rows * steps * config.horizon * len(config.quantile_levels)
         stride = min(math.ceil(size / LARGEST_DECODE), steps)
         first = int(torch.randint(stride, ())) if self.training and stride > 1 else stride - 1

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from forecaster import Config, InputError
+from forecaster import Config, Forecaster, InputError
 from pipelines.benchmarks.evaluation import costs, evaluate
 from pipelines.benchmarks.protocols import Protocol, Task, check_files, load
 from pipelines.benchmarks.scores import naive_scores
@@ -23,6 +23,9 @@ from pipelines.train import train_model
 __all__ = ["AccuracyRequest", "measure", "run_accuracy"]
 
 EXPERIMENT = "bench-accuracy"
+
+Snapshot = tuple[float, Forecaster]
+"""Seconds since training began, and the weights at that time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,11 @@ class AccuracyRequest:
         Name of the variant that the overrides make.
     experiment
         In MLflow.
+    milestones
+        Whether to score the weights of every epoch, for the time that training took to reach the seasonal naive's WQL
+        and that of a rival.
+    rivals
+        Name and WQL of the best other method, by set.
     """
 
     folder: str
@@ -57,6 +65,8 @@ class AccuracyRequest:
     tracking_uri: str | None = None
     label: str = "default"
     experiment: str = EXPERIMENT
+    milestones: bool = False
+    rivals: Mapping[str, tuple[str, float]] = field(default_factory=dict)
 
     def check(self) -> None:
         """Refuse before the work starts.
@@ -106,7 +116,17 @@ def run_accuracy(request: AccuracyRequest, reporter: Reporter | None = None) -> 
                 run.log_config(config)
                 run.log_panel(task.learnable, source=", ".join(protocol.files), context="training")
                 run.log_environment()
-                row = measure(task, config, minutes=request.minutes, reporter=reporter, on_epoch=run.log_epoch)
+                snapshots: list[Snapshot] = []
+                row = measure(
+                    task,
+                    config,
+                    minutes=request.minutes,
+                    reporter=reporter,
+                    on_epoch=run.log_epoch,
+                    snapshots=snapshots if request.milestones else None,
+                )
+                if request.milestones:
+                    row |= milestones(task, snapshots, naive["wql"], request.rivals.get(protocol.name))
                 row |= {"label": request.label, "seed": seed, "run_id": run.run_id}
                 row |= {f"seasonal_naive_{name}": value for name, value in naive.items()}
                 run.log_metrics({name: value for name, value in row.items() if isinstance(value, float)}, "test/")
@@ -121,8 +141,20 @@ def measure(
     minutes: float,
     reporter: Reporter | None = None,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
+    snapshots: list[Snapshot] | None = None,
 ) -> dict[str, Any]:
     """Train on what a task allows, then score.
+
+    Parameters
+    ----------
+    task, config
+        What to learn, and with which model.
+    minutes
+        Time box of the training.
+    reporter, on_epoch
+        Told how it goes.
+    snapshots
+        Gets the weights of every epoch.
 
     Returns
     -------
@@ -141,6 +173,7 @@ def measure(
         validation=protocol.validation or None,
         reporter=reporter,
         on_epoch=on_epoch,
+        on_weights=None if snapshots is None else lambda *snapshot: snapshots.append(snapshot),
     )
     trained = time.monotonic()
     metrics = evaluate(fitted.forecaster, task)
@@ -154,3 +187,27 @@ def measure(
         "origins": len(protocol.origins),
         "seconds_to_score": scored - trained,
     }
+
+
+def milestones(
+    task: Task, snapshots: Sequence[Snapshot], naive: float, rival: tuple[str, float] | None
+) -> dict[str, Any]:
+    """Seconds of training until the test part's WQL was as low as others'.
+
+    Scored after the training, so that its clock holds nothing but training. To be seen, not to choose weights by.
+
+    Returns
+    -------
+    dict
+        `seconds_to_naive_wql`; `rival`, `rival_wql` and `seconds_to_rival_wql` if there is one. None: never.
+    """
+    targets = {"seconds_to_naive_wql": naive} | ({"seconds_to_rival_wql": rival[1]} if rival else {})
+    reached: dict[str, Any] = dict.fromkeys(targets)
+    for seconds, forecaster in snapshots:
+        if None not in reached.values():
+            break
+        score = evaluate(forecaster, task)["wql"]
+        for name, target in targets.items():
+            if reached[name] is None and score <= target:
+                reached[name] = seconds
+    return reached | ({"rival": rival[0], "rival_wql": rival[1]} if rival else {})

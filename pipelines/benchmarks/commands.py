@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipelines.console import Reporter, emit, result_reporter
+
+if TYPE_CHECKING:
+    from pipelines.benchmarks.accuracy import AccuracyRequest
 
 __all__ = ["bench"]
 
@@ -55,6 +59,15 @@ def accuracy(
     minutes: Minutes = 10.0,
     seeds: Seeds = "0",
     overrides: Overrides = None,
+    milestones: Annotated[
+        bool, typer.Option("--milestones", help="Also score every epoch: how soon is the seasonal naive's WQL reached?")
+    ] = False,
+    rivals: Annotated[
+        str | None,
+        typer.Option(
+            "--rivals", metavar="FILE", help="JSON lines of bench peers: milestones against the best of them."
+        ),
+    ] = None,
     out: Out = None,
     tracking_uri: TrackingUri = None,
     json: Json = False,
@@ -63,30 +76,87 @@ def accuracy(
 
     One MLflow run per set and seed, and one table. The data sets are not shipped: FOLDER holds their parquet files.
     """
-    from pipelines.benchmarks.accuracy import AccuracyRequest, run_accuracy
-    from pipelines.benchmarks.protocols import choose
-    from pipelines.benchmarks.report import accuracy_table, check_report, write
+    from pipelines.benchmarks.accuracy import run_accuracy
+    from pipelines.benchmarks.peers import best_wql, read_lines
+    from pipelines.benchmarks.report import accuracy_table, check_report, markdown, milestones_table, write
     from pipelines.benchmarks.setting import notes
-    from pipelines.configuration import parse_overrides
 
     check_report(out)
     reporter = Reporter()
-    request = AccuracyRequest(
-        folder=data,
-        protocols=choose(split(sets)),
-        seeds=[whole(text) for text in split(seeds)],
-        minutes=minutes,
-        overrides=parse_overrides(overrides or []),
-        tracking_uri=tracking_uri,
+    lines = [] if rivals is None else read_lines(rivals)
+    request = replace(
+        requested(data, sets, seeds, minutes, overrides, tracking_uri),
+        milestones=milestones or rivals is not None,
+        rivals=best_wql(lines),
     )
     rows: list[dict[str, Any]] = []
     for row in run_accuracy(request, reporter):
         rows.append(row)
         table = accuracy_table(rows)
+        reached = milestones_table(rows, lines)
         if out is not None:  # after every set, so that an hour's work survives what ends the run
-            write(out, "Accuracy", table, rows, notes(request))
+            more = [markdown(reached), ""] if request.milestones else []
+            write(out, "Accuracy", table, rows, [*more, *notes(request)])
     result_reporter(json=json).table("Accuracy", *table)
+    if request.milestones:
+        result_reporter(json=json).table("Time to accuracy", *reached)
     emit(json, {"command": "bench accuracy", "rows": rows})
+
+
+@bench.command()
+def ablation(
+    data: DataFolder,
+    sets: Sets = "",
+    variants: Annotated[str, typer.Option(metavar="NAME,…", help="Which variants.", show_default="all")] = "",
+    minutes: Minutes = 3.0,
+    seeds: Seeds = "0",
+    overrides: Overrides = None,
+    out: Out = None,
+    tracking_uri: TrackingUri = None,
+    json: Json = False,
+) -> None:
+    """Train variants of the default configuration, which shows what each part of the method is worth."""
+    from pipelines.benchmarks.ablation import choose_variants, run_ablation
+    from pipelines.benchmarks.report import ablation_table, check_report, write
+    from pipelines.benchmarks.setting import notes
+
+    check_report(out)
+    request = requested(data, sets, seeds, minutes, overrides, tracking_uri)
+    rows: list[dict[str, Any]] = []
+    for row in run_ablation(request, choose_variants(split(variants)), Reporter()):
+        rows.append(row)
+        table = ablation_table(rows)
+        if out is not None:
+            write(out, "Ablation", table, rows, notes(request))
+    result_reporter(json=json).table("Ablation", *table)
+    emit(json, {"command": "bench ablation", "rows": rows})
+
+
+@bench.command()
+def streams(
+    data: DataFolder,
+    sets: Annotated[str, typer.Option(metavar="NAME,…", help="Which data sets.")] = "europe-load",
+    minutes: Minutes = 3.0,
+    overrides: Overrides = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Measure forecasts against the age of the stream, 1 to 25 times the training length, and after cold starts.
+
+    Two trainings per set: on the first twenty-fifth of it, and on all before its test part.
+    """
+    from pipelines.benchmarks.report import check_report, write
+    from pipelines.benchmarks.setting import notes
+    from pipelines.benchmarks.streams import run_streams, streams_table
+
+    check_report(out)
+    request = requested(data, sets, "0", minutes, overrides, None)
+    rows = list(run_streams(request, Reporter()))
+    table = streams_table(rows)
+    if out is not None:
+        write(out, "Age of the stream and cold starts", table, rows, notes(request))
+    result_reporter(json=json).table("Age of the stream and cold starts", *table)
+    emit(json, {"command": "bench streams", "rows": rows})
 
 
 @bench.command()
@@ -135,6 +205,24 @@ def peers(
     result_reporter(json=json).table("Beside other libraries", *table)
     require_some(new)
     emit(json, {"command": "bench peers", "rows": new})
+
+
+def requested(
+    data: str, sets: str, seeds: str, minutes: float, overrides: list[str] | None, tracking_uri: str | None
+) -> AccuracyRequest:
+    """The request that these options make."""
+    from pipelines.benchmarks.accuracy import AccuracyRequest
+    from pipelines.benchmarks.protocols import choose
+    from pipelines.configuration import parse_overrides
+
+    return AccuracyRequest(
+        folder=data,
+        protocols=choose(split(sets)),
+        seeds=[whole(text) for text in split(seeds)],
+        minutes=minutes,
+        overrides=parse_overrides(overrides or []),
+        tracking_uri=tracking_uri,
+    )
 
 
 def split(text: str) -> list[str]:

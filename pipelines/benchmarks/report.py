@@ -16,11 +16,13 @@ from pipelines.benchmarks.protocols import PROTOCOLS
 from pipelines.console import plain_json
 
 __all__ = [
+    "ablation_table",
     "accuracy_table",
     "append_line",
     "check_report",
     "group",
     "markdown",
+    "milestones_table",
     "number",
     "read_rows",
     "spread",
@@ -103,6 +105,87 @@ def accuracy_table(rows: Iterable[Row]) -> Table:
             ]
         )
     return columns, lines
+
+
+def ablation_table(rows: Iterable[Row]) -> Table:
+    """One line per set and variant, with the change of WQL against the default on the same seeds."""
+    rows = list(rows)
+    columns = ["set", "variant", "seeds", "metric", "result", "WQL", "change of WQL", "80 % coverage", "seconds"]
+    columns += ["epochs", "parameters", "bytes per series", "µs per update"]
+    lines = []
+    for name, found in group(sorted_by_set(rows), "set", "label").items():
+        targets = PROTOCOLS[name[0]].targets
+        metrics = [target.metric for target in targets] or ["mase"]
+        lines.append(
+            [
+                str(name[0]),
+                str(name[1]),
+                ", ".join(str(row["seed"]) for row in found),
+                ", ".join(WORDS[metric] for metric in metrics),
+                ", ".join(spread(found, metric) for metric in metrics),
+                spread(found, "wql"),
+                change(found, [row for row in rows if row["set"] == name[0] and row["label"] == "default"]),
+                spread(found, "coverage_80"),
+                spread(found, "seconds"),
+                spread(found, "epochs"),
+                spread(found[:1], "parameters"),
+                spread(found[:1], "state_bytes"),
+                spread(found, "update_us", 2),
+            ]
+        )
+    return columns, lines
+
+
+def sorted_by_set(rows: Sequence[Row]) -> list[Row]:
+    """Rows of one set together, sets in order of first appearance."""
+    order = list(dict.fromkeys(row["set"] for row in rows))
+    return sorted(rows, key=lambda row: order.index(row["set"]))
+
+
+def change(found: Sequence[Row], default: Sequence[Row]) -> str:
+    """Change of the mean WQL over the seeds that both have, in percent; a dash if there are none.
+
+    Examples
+    --------
+    >>> change([{"seed": 0, "wql": 0.11}], [{"seed": 0, "wql": 0.1}, {"seed": 1, "wql": 0.2}])
+    '+10.0 %'
+    """
+    before = {row["seed"]: row["wql"] for row in default}
+    pairs = [(row["wql"], before[row["seed"]]) for row in found if row["seed"] in before]
+    if not pairs:
+        return "-"
+    mine, theirs = (sum(column) for column in zip(*pairs, strict=True))
+    return f"{100 * (mine / theirs - 1):+.1f} %"
+
+
+def milestones_table(rows: Iterable[Row], peers: Iterable[Row] = ()) -> Table:
+    """One line per set: seconds of training to the WQL of the seasonal naive and of the best other library."""
+    fits = {(row["set"], row["peer"]): row.get("fit_seconds") for row in peers}
+    columns = ["set", "seasonal naive's WQL", "reached after", "best other library", "its WQL", "its fit"]
+    columns += ["reached after", "its fit / ours"]
+    lines = []
+    for (name,), found in group(rows, "set").items():
+        fit, ours = fits.get((name, found[0].get("rival"))), found[0].get("seconds_to_rival_wql")
+        lines.append(
+            [
+                str(name),
+                spread(found[:1], "seasonal_naive_wql"),
+                seconds(found, "seconds_to_naive_wql"),
+                str(found[0].get("rival", "-")),
+                spread(found[:1], "rival_wql"),
+                "-" if fit is None else f"{number(fit, 3)} s",
+                seconds(found, "seconds_to_rival_wql"),
+                "-" if fit is None or not ours else number(fit / ours, 3),
+            ]
+        )
+    return columns, lines
+
+
+def seconds(rows: Sequence[Row], key: str) -> str:
+    """Seconds by seed, or that it never happened."""
+    if all(key not in row for row in rows):
+        return "-"
+    return ", ".join("never" if row.get(key) is None else f"{number(row[key], 3)} s" for row in rows)
 
 
 def markdown(table: Table, notes: Sequence[str] = ()) -> str:

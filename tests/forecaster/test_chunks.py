@@ -35,6 +35,20 @@ def lanes_of(lengths: list[int], lanes: int = 4, chunk_length: int = 5, seed: in
     )
 
 
+def test_without_a_carry_every_lane_resets_at_every_chunk_and_every_step_counts() -> None:
+    with_carry, without = lanes_of([400, 300]), lanes_of([400, 300])
+    without.carry = False
+
+    for one, other in islice(zip(with_carry, without, strict=True), 50):
+        torch.testing.assert_close(other.y, one.y, equal_nan=True)
+        assert other.reset.tolist() == list(range(4))
+        torch.testing.assert_close(other.scored, ~torch.isnan(other.y))
+        for row, start in enumerate(other.start.tolist()):
+            past = other.prefix[row, ~torch.isnan(other.prefix[row])]
+            assert len(past) == min(start, PREFIX)
+            assert not len(past) or past[-1] == other.y[row, 0] - 1  # the values just before the chunk
+
+
 LENGTHS = st.lists(st.integers(1, 120), min_size=1, max_size=8)
 SIZES = {"lengths": LENGTHS, "lanes": st.integers(1, 6), "chunk_length": st.integers(1, 9), "seed": st.integers(0, 99)}
 

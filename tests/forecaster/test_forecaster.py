@@ -252,3 +252,15 @@ def test_series_of_another_calendar_are_refused(tiny_forecaster: Forecaster, cal
 
     with pytest.raises(InputError, match="but the model was trained for freq 'h'"):
         tiny_forecaster.forecast_frame(panel)
+
+
+def test_a_model_without_anchors_starts_from_the_level_and_one_with_them_from_the_season() -> None:
+    """Fresh weights: the correction is zero, so that the median is what the forecast starts from."""
+    raw = dataclasses.replace(TINY, network=dataclasses.replace(TINY.network, anchored=False))
+    medians = []
+    for config in (TINY, raw):
+        forecaster = Forecaster.create(config)
+        medians.append(forecaster.forecast(forecaster.warm_up([HISTORY], [0]), 6, [0.5])[0, :, 0])
+
+    assert np.ptp(medians[0]) > 1
+    assert np.ptp(medians[1]) == pytest.approx(0, abs=1e-6)

@@ -203,6 +203,21 @@ def test_steps_without_any_known_target_and_unscored_steps_count_nothing() -> No
     nothing.backward()
 
 
+def test_where_only_last_origins_count_targets_of_others_do_not() -> None:
+    module = module_of(with_training(origins="last")).train()
+    module.network.eval()  # no dropout
+    chunk = first_chunk()
+    before, last = chunk.future.clone(), chunk.future.clone()
+    before[:, :11] += 1  # step 11 is the last; its targets begin with future[11]
+    last[:, 11:] += 1
+    with torch.no_grad():
+        losses = [
+            float(module.score(None, chunk._replace(future=future))[0]) for future in (chunk.future, before, last)
+        ]
+
+    assert losses[0] == losses[1] != losses[2]
+
+
 def test_the_loss_is_the_pinball_loss_of_every_origin_in_its_own_coordinates() -> None:
     module, chunk = module_of(), first_chunk(2)
     network = module.network
@@ -403,6 +418,24 @@ def test_the_history_has_a_row_per_epoch_as_it_was_told() -> None:
         assert 0 <= row["clipped_share"] <= 1
         assert row["gradient_norm"] > 0
     assert [row["progress"] for row in history] == pytest.approx([1 / 3, 2 / 3, 1])
+
+
+@pytest.mark.parametrize("averaging", [0.0, 0.5])
+def test_the_weights_of_every_epoch_are_handed_out_as_they_would_be_served(averaging: float) -> None:
+    config = with_training(averaging=averaging, updates=3 * updates_of_an_epoch())
+    seen: list[tuple[float, Forecaster]] = []
+
+    found = fitted(config, on_weights=lambda *one: seen.append(one))
+
+    assert [seconds for seconds, _ in seen] == [row["seconds"] for row in found.history]
+    losses = [row["val_loss"] for row in found.history]
+    assert [validation_loss(weights, config) for _, weights in seen] == pytest.approx(losses, rel=1e-4)
+    assert seen[int(np.argmin(losses))][1].fingerprint() == found.forecaster.fingerprint()
+
+
+@pytest.mark.parametrize("changes", [{"carry": False}, {"carry": False, "origins": "last"}])
+def test_training_from_windows_makes_other_weights(changes: dict[str, Any]) -> None:
+    assert fitted(with_training(**changes)).forecaster.fingerprint() != fitted().forecaster.fingerprint()
 
 
 def test_the_share_of_clipped_updates_is_told() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from forecaster import Forecaster, InputError, backtest
+from forecaster import Config, Forecaster, InputError, backtest
 from forecaster.baselines import seasonal_naive
-from pipelines.benchmarks.accuracy import AccuracyRequest, run_accuracy
+from pipelines.benchmarks.ablation import VARIANTS, choose_variants, run_ablation
+from pipelines.benchmarks.accuracy import AccuracyRequest, milestones, run_accuracy
 from pipelines.benchmarks.evaluation import evaluate, forecast_batches, warm_state
 from pipelines.benchmarks.peers import (
     PeersRequest,
@@ -27,8 +29,17 @@ from pipelines.benchmarks.peers import (
     without_gaps,
 )
 from pipelines.benchmarks.protocols import PROTOCOLS, Protocol, Target, Task, choose, load, task_of
-from pipelines.benchmarks.report import accuracy_table
+from pipelines.benchmarks.report import ablation_table, accuracy_table, milestones_table
 from pipelines.benchmarks.scores import LEVELS, Scores, naive_scores
+from pipelines.benchmarks.streams import (
+    age_rows,
+    cold_rows,
+    follower,
+    sample,
+    short_memory,
+    streams_table,
+    young,
+)
 from pipelines.cli import main
 from tests.pipelines.kit import HORIZON, QUICK, SEASON, long_frame, tiny_config
 
@@ -305,3 +316,83 @@ def test_lines_of_earlier_comparisons_are_kept(tmp_path: Path, monkeypatch: pyte
 
     assert len(read_lines("peers.jsonl")) == 2
     assert "plain-naive" in (tmp_path / "peers.md").read_text(encoding="utf-8")
+
+
+# -- milestones, variants, streams -------------------------------------------------------------------------------------
+
+
+def test_milestones_are_the_first_times_that_a_score_was_reached(tiny: Task) -> None:
+    good, bad = Forecaster.create(tiny_config(), seed=1), Forecaster.create(tiny_config(), seed=1)
+    bad.forecast = lambda *_: np.zeros((len(tiny.panel) * len(TINY.origins), HORIZON, 9))  # type: ignore[method-assign]
+    score = evaluate(good, tiny)["wql"]
+    snapshots = [(1.0, bad), (2.0, good), (3.0, good)]
+
+    assert milestones(tiny, snapshots, score, None) == {"seconds_to_naive_wql": 2.0}
+    found = milestones(tiny, snapshots, score, ("other", score / 2))
+    assert found == {
+        "seconds_to_naive_wql": 2.0,
+        "seconds_to_rival_wql": None,
+        "rival": "other",
+        "rival_wql": score / 2,
+    }
+    row = {"set": "exchange-rate", "seed": 0, "seasonal_naive_wql": score, **found, "seconds_to_rival_wql": 4.0}
+    _, (line,) = milestones_table([row], [{"set": "exchange-rate", "peer": "other", "fit_seconds": 20.0}])
+    assert (line[2], line[3], line[-1]) == ("2 s", "other", "5")
+
+
+def test_every_variant_is_a_configuration_other_than_the_default() -> None:
+    base = PROTOCOLS["m4-hourly"].config
+    configs = [resolve(base.with_overrides(variant.overrides), "log") for variant in VARIANTS.values()]
+
+    assert configs[0] == resolve(base, "log")
+    assert len(set(map(repr, configs))) == len(configs) - 1  # log is what the default becomes on positive data
+    assert [variant.name for variant in choose_variants(["gru"])] == ["default", "gru"]
+    with pytest.raises(InputError, match="xlstm"):
+        choose_variants(["xlstm"])
+
+
+def resolve(config: Config, transform: str) -> Config:
+    return config.with_overrides({"transform": transform}) if config.transform == "auto" else config
+
+
+def test_variants_stand_beside_the_default(tmp_path: Path, tracking_uri: str) -> None:
+    small_exchange(tmp_path)
+    request = AccuracyRequest(
+        str(tmp_path), choose(["exchange-rate"]), minutes=1, overrides=QUICK, tracking_uri=tracking_uri
+    )
+    rows = list(run_ablation(request, choose_variants(["raw", "forked-short"])))
+
+    assert [row["label"] for row in rows] == ["default", "raw", "forked-short"]
+    columns, lines = ablation_table(rows)
+    place = columns.index("change of WQL")
+    assert lines[0][place] == "+0.0 %"
+    assert lines[1][place] not in ("+0.0 %", "-")
+
+
+def test_old_and_new_states_are_compared_at_the_same_origins() -> None:
+    """A carried state is the one that the whole past makes, at whatever age; a cold one has seen what it says."""
+    hours = long_frame(steps=400)
+    task = task_of(replace(TINY, name="europe-load", test=40, step=1), hours)
+    forecaster = Forecaster.create(tiny_config(), seed=1)
+    part = young(task)
+
+    assert len(part.histories[0]) == 400 // 25
+    ages = list(age_rows(forecaster, part))
+    assert [row["group"] for row in ages[::3]] == [f"age {a} to {b} x" for a, b in pairwise((1, 2, 5, 10, 15, 20, 25))]
+    cold = list(cold_rows(forecaster, task))
+    by_group = {(row["group"], row["method"]): row["wql"] for row in cold}
+    whole = Task(replace(task.protocol, step=34), task.panel)  # the first and the last origin of the sample
+    assert sample(task.protocol.origins, 2) == list(whole.protocol.origins)
+    assert by_group["all steps seen", "carried"] != by_group["1 steps seen", "carried"]
+    columns, lines = streams_table([*ages, *cold])
+    assert len(lines) == 6 + 5
+    assert all(len(line) == len(columns) for line in lines)
+
+
+def test_a_carried_state_forecasts_what_a_fresh_one_of_the_whole_past_does() -> None:
+    task = task_of(replace(TINY, test=40, step=1), long_frame())
+    forecaster = Forecaster.create(tiny_config(), seed=1)
+    follow = follower(forecaster, task)
+
+    for left in (40, 33, 12):
+        np.testing.assert_allclose(follow(left), short_memory(forecaster, task, left, 10_000), rtol=1e-5)
