@@ -108,6 +108,7 @@ class Intake:
             self._loop.call_soon(self._turn, found)
         else:
             self._gathering = False
+            self._expected = 0
             self._hand_over()
 
     def _hand_over(self) -> None:

@@ -84,6 +84,24 @@ def test_while_the_engine_works_the_rest_gathers_and_goes_when_it_is_done():
     run(story())
 
 
+def test_once_handed_over_nobody_is_waited_for_any_more():
+    async def story() -> None:
+        queue: Queue = SimpleQueue()
+        intake = _intake(queue)
+        for number in range(2):
+            intake.submit([_item(number)])
+            await _until(lambda: bool(intake._at_work))
+            intake.submit([_item(10 + number)])
+            intake.settled(1, 1)
+            await _until(lambda: queue.qsize() == 2)
+            intake._grace_ends = float("inf")
+            queue.get_nowait()
+            queue.get_nowait()
+            intake.settled(1, 1)
+
+    run(story())
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 4), st.booleans(), st.integers(0, 3)), max_size=30), st.integers(1, 5))
 def test_every_item_is_handed_over_once_and_in_order(steps: list[tuple[int, bool, int]], full: int):
