@@ -24,7 +24,7 @@ from forecaster.errors import ArtifactError, ConfigError
 
 __all__ = ["FORMAT_VERSION", "fill", "fingerprint", "read", "write"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 CONFIG, WEIGHTS, MANIFEST = "config.json", "weights.safetensors", "manifest.json"
 
@@ -57,7 +57,7 @@ def read(folder: Path) -> tuple[Config, dict[str, Tensor]]:
     Raises
     ------
     ArtifactError
-        It is missing, damaged, or newer than this code.
+        It is missing, damaged, or of another format.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
@@ -66,8 +66,8 @@ def read(folder: Path) -> tuple[Config, dict[str, Tensor]]:
         raise ArtifactError(f"{folder} is not a model artifact: it has no {MANIFEST}") from None
     except (OSError, ValueError, KeyError, TypeError):
         raise ArtifactError(f"artifact {folder} is damaged: {MANIFEST} cannot be read") from None
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ArtifactError(f"artifact {folder} has format version {version!r}; this code reads up to {FORMAT_VERSION}")
+    if version != FORMAT_VERSION:
+        raise ArtifactError(f"artifact {folder} has format version {version!r}; this code reads {FORMAT_VERSION}")
     data = {name: _verified(folder, name, digests) for name in (CONFIG, WEIGHTS)}
     try:
         return Config.from_dict(json.loads(data[CONFIG])), safetensors.torch.load(data[WEIGHTS])

@@ -113,6 +113,8 @@ class Lanes:
         The only source of randomness.
     carry
         Whether lanes reset only where a segment begins; if not, they reset at every chunk, and every step counts.
+    targets
+        What may be learnt from, where that is not all of the panel's values: one array per series.
     """
 
     def __init__(
@@ -125,8 +127,10 @@ class Lanes:
         prefix_length: int,
         generator: np.random.Generator,
         carry: bool = True,
+        targets: Sequence[Float] | None = None,
     ) -> None:
         self.values, self.chunk_length, self.horizon = panel.values, chunk_length, horizon
+        self.targets = panel.values if targets is None else targets
         self.prefix_length, self.generator, self.carry = prefix_length, generator, carry
         self.segments = cut_segments(panel.lengths.tolist(), lanes=lanes, chunk_length=chunk_length)
         self.lanes = min(lanes, len(self.segments))
@@ -162,7 +166,7 @@ class Lanes:
         # A segment's values end where it does, but its targets reach as far as the series may be learnt from.
         return Chunk(
             y=_stack([_window(self.values[s.series][: s.end], at + length, length) for s, at in places]),
-            future=_stack([_window(self.values[s.series], at + length + self.horizon, ahead) for s, at in places]),
+            future=_stack([_window(self.targets[s.series], at + length + self.horizon, ahead) for s, at in places]),
             scored=torch.from_numpy(scored),
             reset=torch.tensor(resets, dtype=torch.int64),
             prefix=_stack([_window(self.values[places[i][0].series], places[i][1], self.prefix_length) for i in resets])

@@ -199,6 +199,9 @@ class Config:
     support
         What y can be. ``nonnegative``: nothing below 0 is forecast of a series whose recent values are not. ``auto``:
         training chooses by the panel.
+    calibration
+        How far intervals are stretched to cover what they say: ``static``, by factors found on held-out blocks after
+        training; ``adaptive``, by those and a correction that follows each stream; ``off``, not at all.
 
     Examples
     --------
@@ -209,7 +212,7 @@ class Config:
     Traceback (most recent call last):
     ...
     forecaster.errors.ConfigError: config key 'widht' is unknown; expected one of freq, horizon, seasonality, time_zone,
-    quantile_levels, context_length, transform, network, training, head, support
+    quantile_levels, context_length, transform, network, training, head, support, calibration
     """
 
     freq: str
@@ -223,6 +226,7 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     head: Literal["quantile", "student_t", "negative_binomial", "zero_inflated"] = "quantile"
     support: Literal["auto", "real", "nonnegative"] = "auto"
+    calibration: Literal["adaptive", "static", "off"] = "adaptive"
 
     def __post_init__(self) -> None:
         """Normalise the seasonality and check ranges."""
@@ -241,6 +245,12 @@ class Config:
         )
         _require(
             self.support in ("auto", "real", "nonnegative"), "support", self.support, "one of auto, real, nonnegative"
+        )
+        _require(
+            self.calibration in ("adaptive", "static", "off"),
+            "calibration",
+            self.calibration,
+            "one of adaptive, static, off",
         )
         _require(self.head in HEADS, "head", self.head, f"one of {', '.join(HEADS)}")
         _require(self.transform in ("auto", "log", "linear"), "transform", self.transform, "one of auto, log, linear")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,12 @@ PATHS_AT_ONCE = 2**13
 """Sample paths drawn side by side, at least those of one row: bounds memory."""
 
 Float = npt.NDArray[np.float64]
+
+
+class _Step(Protocol):
+    """`encode` or `observe` of a network."""
+
+    def __call__(self, state: StreamState, y: Tensor, lengths: Tensor | None = None) -> tuple[Encoded, StreamState]: ...
 
 
 class Forecaster:
@@ -100,23 +107,7 @@ class Forecaster:
         StreamState
             The next state; `state` is unchanged.
         """
-        rows, total = y.shape
-        y = y.to(torch.float64)
-        if lengths is None:
-            for start, end in self._spans(rows, total):
-                encoded, state = self._network.encode(state, y[:, start:end])
-            if total == 1:  # streaming: the forecast that usually follows needs just this
-                state = state.remember(encoded)
-            return state
-        for start, end in self._spans(rows, total):
-            left = (lengths - start).clamp(max=end - start)
-            active = torch.nonzero(left > 0).squeeze(1)
-            if len(active) == rows and bool((left == end - start).all()):
-                _, state = self._network.encode(state, y[:, start:end])
-            elif len(active):
-                _, part = self._network.encode(state.select(active), y[active, start:end], left[active])
-                state = state.replace_rows(active, part)
-        return state
+        return self._fold(state, y, lengths, self._network.observe)
 
     def observe(self, state: StreamState, y: Tensor) -> StreamState:
         """Fold one value per row; `y` has shape [B], NaN is a missing value."""
@@ -140,7 +131,7 @@ class Forecaster:
         StreamState
             B rows whose ring holds only the latest value. It can be forecast from up to the trained horizon.
         """
-        encoded, after = self._network.encode(state, y.to(torch.float64).unsqueeze(1), rows=rows)
+        encoded, after = self._network.observe(state, y.to(torch.float64).unsqueeze(1), rows=rows)
         return after.remember(encoded)
 
     def warm_up(self, histories: Sequence[Float], first_steps: Sequence[int]) -> StreamState:
@@ -243,7 +234,7 @@ class Forecaster:
                 part,
                 generators(part, seed if isinstance(seed, int) else [seed[row] for row in rows.tolist()]),
                 paths=paths,
-                next_step=lambda copies: self._block(self._network.encoded(copies), 1),
+                next_step=lambda copies: self._block(self._network.encoded(copies), copies, 1),
                 observe=lambda copies, y: self._network.encode(copies, y.unsqueeze(1))[1],
             )
             drawn[rows.numpy()] = found[:, :num_samples].numpy()
@@ -305,7 +296,7 @@ class Forecaster:
             raise InputError(f"a model with head {self.config.head!r} has quantiles, but no density")
         if y.shape[1] > self.config.horizon:
             raise InputError(f"y has {y.shape[1]} steps, expected at most {self.config.horizon}, the trained horizon")
-        block = self._block(self._network.encoded(state)).steps(slice(0, y.shape[1]))
+        block = self._block(self._network.encoded(state), state).steps(slice(0, y.shape[1]))
         found = head.log_prob(block.parameters, y.double(), block.frame)
         return torch.where(torch.isnan(y) | state.blank.unsqueeze(1), torch.nan, found)
 
@@ -421,15 +412,35 @@ class Forecaster:
         span = max(1, min(FOLD_ELEMENTS // max(rows * self.config.ring_length, 1), 512))
         return [(start, min(start + span, total)) for start in range(0, total, span)]
 
-    def _block(self, encoded: Encoded, steps: int | None = None) -> Block:
-        return Block(self._network.decode(encoded, steps), encoded.frame)
+    def _fold(self, state: StreamState, y: Tensor, lengths: Tensor | None, step: _Step) -> StreamState:
+        rows, total = y.shape
+        y = y.to(torch.float64)
+        if lengths is None:
+            for start, end in self._spans(rows, total):
+                encoded, state = step(state, y[:, start:end])
+            if total == 1:  # streaming: the forecast that usually follows needs just this
+                state = state.remember(encoded)
+            return state
+        for start, end in self._spans(rows, total):
+            left = (lengths - start).clamp(max=end - start)
+            active = torch.nonzero(left > 0).squeeze(1)
+            if len(active) == rows and bool((left == end - start).all()):
+                _, state = step(state, y[:, start:end])
+            elif len(active):
+                _, part = step(state.select(active), y[active, start:end], left[active])
+                state = state.replace_rows(active, part)
+        return state
+
+    def _block(self, encoded: Encoded, state: StreamState, steps: int | None = None) -> Block:
+        return Block(self._network.calibrated(encoded, state.correction, steps), encoded.frame)
 
     def _marginals(self, state: StreamState, horizon: int) -> Marginals:
         """Distributions of the coming steps: beyond the trained ones, a copy of the state observes its own medians."""
         head = self._network.head
         at_hand = state.moment.at((slice(None), -1)) if isinstance(state.moment, Encoded) else None
-        blocks = [self._block(at_hand or self._network.encoded(state))]
+        blocks = [self._block(at_hand or self._network.encoded(state), state)]
         for _ in range(self.config.horizon, horizon, self.config.horizon):
-            state = self.fold(state, head.point(*blocks[-1]))
-            blocks.append(self._block(self._network.encoded(state)))
+            # Not observed, so nothing to calibrate by.
+            state = self._fold(state, head.point(*blocks[-1]), None, self._network.encode)
+            blocks.append(self._block(self._network.encoded(state), state))
         return Marginals(head, blocks, horizon)

@@ -1,4 +1,4 @@
-"""Compiled loops: frames and features of every step of a chunk, and the gates of one LSTM step.
+"""Compiled loops: frames and features of every step of a chunk, the gates of one LSTM step, and scores of intervals.
 
 What PyTorch would do in dozens of passes over a batch, each loop here does in one pass over a row while the row is in
 the first-level cache, without temporaries and without the interpreter lock. Plain numbers and NumPy arrays in, arrays
@@ -20,8 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "BLUR",
+    "FADING",
     "FINE",
     "FLOOR",
+    "LARGEST_CORRECTION",
     "LARGEST_SCALED",
     "LARGEST_UNIT",
     "NUM_STATISTICS",
@@ -30,6 +33,8 @@ __all__ = [
     "SMALLEST_SIZE",
     "advance",
     "describe",
+    "fly",
+    "land",
     "lstm_gates",
 ]
 
@@ -69,6 +74,15 @@ SCALARS = 7
 
 FINE = 96
 """Rings longer than twice this are seen finely for this many recent values, and in block means before that."""
+
+BLUR = 0.2
+"""A miss counts from 0 to 1 over this share of the distance to the bound, so that rounding cannot turn a state over."""
+
+FADING = 0.002
+"""Share of a correction that is forgotten from flight to flight."""
+
+LARGEST_CORRECTION = 2.0
+"""A correction multiplies or divides by exp of this at most."""
 
 # No flag that lets the compiler assume away NaN: missing values are NaN.
 _EXACT = {"contract", "nsz"}
@@ -422,3 +436,122 @@ def lstm_gates(
         _logistic(squashed, power, bits)
         for i in range(size):
             hidden[i] = gates[3 * size + i] * (two * squashed[i] - one)
+
+
+# -- scores of intervals -----------------------------------------------------------------------------------------------
+
+
+@_part
+def _score(
+    value: float,
+    flight: Float32,
+    step: int,
+    ruler: Float64,
+    log: bool,
+    gain: Float32,
+    wanted: Float32,
+    correction: Float32,
+) -> None:
+    """Hold a value against the bounds of one scored step, and correct; a missing one corrects nothing."""
+    place = (value - ruler[0]) * ruler[1]
+    if log:
+        tangent = min(place - (FLOOR - 1), 0.0) / FLOOR
+        place = math.log1p(max(place, FLOOR - 1)) + tangent
+    signed = np.float32(place) - flight[0, step]
+    for side in range(2):
+        ratio = (signed if side == 1 else -signed) * flight[1 + side, step]
+        if not math.isnan(ratio):
+            missed = min(
+                max((ratio - np.float32(1)) * np.float32(1 / BLUR) + np.float32(0.5), np.float32(0)), np.float32(1)
+            )
+            for i in range(correction.shape[0]):
+                correction[i] += (missed - wanted[side]) * gain[side, i]
+
+
+@_loop
+def land(
+    y: Float64,
+    lengths: Int64,
+    last_steps: Int64,
+    flight: Float32,
+    ruler: Float64,
+    slot: Int64,
+    gain: Float32,
+    wanted: Float32,
+    log: bool,
+    correction: Float32,
+) -> int:
+    """Score what a chunk holds of the flight that every row was on; return how many rows begin another one in it.
+
+    Parameters
+    ----------
+    y, lengths
+        As in `advance`.
+    last_steps
+        After the chunk, shape [B].
+    flight, ruler
+        Of `StreamState`, shapes [B, 3, S] and [B, 2].
+    slot
+        Which scored step each step of a period is, S for none, shape [period].
+    gain
+        What a miss below and above adds to each correction, shape [S + 1, 2, C].
+    wanted
+        Share of misses wanted below and above, shape [2].
+    log
+        Whether the transform is the logarithm.
+    correction
+        Changed: shape [B, C].
+    """
+    period, due = slot.shape[0], 0
+    for b in range(y.shape[0]):
+        phase = (last_steps[b] - lengths[b]) % period
+        for t in range(min(lengths[b], period - phase)):
+            step = slot[phase + t]
+            if step < flight.shape[2]:
+                _score(y[b, t], flight[b], step, ruler[b], log, gain[step], wanted, correction[b])
+        due += period - 1 - phase < lengths[b]
+    return due
+
+
+@_loop
+def fly(
+    rows: Int64,
+    begins: Int64,
+    y: Float64,
+    lengths: Int64,
+    flight: Float32,
+    ruler: Float64,
+    group: Int64,
+    slot: Int64,
+    gain: Float32,
+    wanted: Float32,
+    log: bool,
+    correction: Float32,
+) -> None:
+    """Begin flights and score what the chunk holds of each; those of one row stand in the order of their time.
+
+    Parameters
+    ----------
+    rows, begins
+        Row, and place in the chunk, of the step after which each flight begins, shape [N].
+    flight, ruler
+        As in `land`, of each flight and without correction, shapes [N, 3, S] and [N, 2]; changed: `flight` gets it.
+    group
+        Of each scored step, shape [S].
+    y, lengths, slot, gain, wanted, log, correction
+        As in `land`; two times as many corrections as groups.
+    """
+    bound, kept = np.float32(LARGEST_CORRECTION), np.float32(1 - FADING)
+    groups = correction.shape[1] // 2
+    for i in range(rows.shape[0]):
+        b = rows[i]
+        logs = correction[b]
+        for k in range(2 * groups):
+            logs[k] = min(max(logs[k], -bound), bound) * kept
+        for step in range(group.shape[0]):
+            for side in range(2):
+                flight[i, 1 + side, step] *= np.float32(math.exp(-logs[side * groups + group[step]]))
+        for k in range(min(slot.shape[0], lengths[b] - begins[i] - 1)):
+            step = slot[k]
+            if step < flight.shape[2]:
+                _score(y[b, begins[i] + 1 + k], flight[i], step, ruler[i], log, gain[step], wanted, logs)

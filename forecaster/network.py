@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from forecaster.calibration import Calibration
 from forecaster.config import Config
 from forecaster.features import anchors, feature_size, features, num_anchors
 from forecaster.heads import HEADS, Head, HeadSizes
@@ -83,12 +84,16 @@ class ForecastNetwork(nn.Module):
             levels=config.quantile_levels,
             nonnegative=config.support == "nonnegative",
         )
+        self.calibration = Calibration(self.head, adaptive=config.calibration == "adaptive")
+        groups, scored = self.calibration.sizes
         self.layout = StateLayout(
             layers=config.network.num_layers,
             hidden=config.network.output_size,
             cell=self.recurrent.cell_size,
             ring=config.ring_length,
             statistics=NUM_STATISTICS,
+            groups=groups,
+            scored=scored,
         )
 
     def encode(
@@ -122,6 +127,18 @@ class ForecastNetwork(nn.Module):
         after = replace(after, hidden=recurrent.hidden.transpose(0, 1), cell=recurrent.cell.transpose(0, 1))
         return Encoded(output.transpose(0, 1), inputs, history.scaled, history.frame, history.difference), after
 
+    def observe(
+        self, state: StreamState, y: Tensor, lengths: Tensor | None = None, rows: Tensor | None = None
+    ) -> tuple[Encoded, StreamState]:
+        """As `encode`, and the calibration follows: what serving folds with."""
+        encoded, after = self.encode(state, y, lengths, rows)
+
+        def decode(rows: Tensor, steps: Tensor) -> tuple[Tensor, Frame]:
+            chosen = encoded.at((rows, steps))
+            return self.decode(chosen), chosen.frame
+
+        return encoded, self.calibration.follow(after, y, lengths, self.head, decode)
+
     def encoded(self, state: StreamState) -> Encoded:
         """What the head needs of a state's latest step, leading axes [B]: the last entry of the `encode` behind it."""
         self._check(state)
@@ -141,3 +158,7 @@ class ForecastNetwork(nn.Module):
             choices = torch.zeros_like(choices)
         parameters: Tensor = self.head(encoded.hidden, encoded.features, choices)
         return parameters
+
+    def calibrated(self, encoded: Encoded, correction: Tensor, steps: int | None = None) -> Tensor:
+        """As `decode`, for states with these corrections; leading axis [B]."""
+        return self.calibration.stretch(self.head, self.decode(encoded, steps), correction)

@@ -29,7 +29,9 @@ __all__ = [
     "Transform",
     "advance",
     "describe",
+    "inverse_breadth",
     "log_slope",
+    "measure",
     "num_blocks",
     "restore",
     "settle",
@@ -138,6 +140,20 @@ def log_slope(y: Tensor, frame: Frame, kind: Transform) -> Tensor:
     return slope.log()
 
 
+def inverse_breadth(frame: Frame, kind: Transform) -> Tensor:
+    """Relative change per unit of y in a frame, float64, shape [...]; NaN where everything seen was 0."""
+    breadth = _breadth(frame.location, frame.scale, kind)
+    return torch.where(breadth > SMALLEST_SIZE, 1 / breadth, torch.nan)
+
+
+def measure(y: Tensor, ruler: Tensor, kind: Transform) -> Tensor:
+    """The transform without a unit, float32, shape [..., n]; `ruler` is location and `inverse_breadth`, [..., 2]."""
+    relative = (y - ruler[..., :1]) * ruler[..., 1:]
+    if kind == "log":
+        relative = torch.log1p(relative.clamp(min=FLOOR - 1)) + (relative + (1 - FLOOR)).clamp(max=0) / FLOOR
+    return relative.float()
+
+
 def _breadth(location: Tensor, scale: Tensor, kind: Transform) -> Tensor:
     """What one unit of relative change means in y, shape [...]; 0 only where everything seen was 0."""
     if kind == "linear":
@@ -192,7 +208,7 @@ def advance(
     -------
     history, state
         The description of every step (meaningless beyond a row's length), and the state after each row's last step,
-        with hidden and cell state as they were. Of given `rows`, its ring holds the latest value only: see
+        with recurrent state and calibration as they were. Of given `rows`, its ring holds the latest value only: see
         `StreamState.assign`.
     """
     parts = _blank(len(y), y.shape[1], state.ring.shape[1])
@@ -229,14 +245,19 @@ def _fold(
     parts: tuple[Tensor, Tensor, Tensor],
 ) -> StreamState:
     batch, length = y.shape
+    kept = (state.hidden, state.cell, state.correction, state.flight, state.ruler)
+    hidden, cell, correction, flight, ruler = (part if rows is None else part.index_select(0, rows) for part in kept)
     after = StreamState(
-        hidden=state.hidden if rows is None else state.hidden.index_select(0, rows),
-        cell=state.cell if rows is None else state.cell.index_select(0, rows),
+        hidden=hidden,
+        cell=cell,
         ring=torch.empty(batch, state.ring.shape[1] if rows is None else 1, dtype=torch.float64),
         statistics=torch.empty(batch, kernels.NUM_STATISTICS, dtype=torch.float64),
         age=torch.empty(batch, dtype=torch.int64),
         silence=torch.empty(batch, dtype=torch.int64),
         last_step=torch.empty(batch, dtype=torch.int64),
+        correction=correction,
+        flight=flight,
+        ruler=ruler,
     )
     kernels.advance(
         np.arange(batch) if rows is None else _array(rows),

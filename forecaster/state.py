@@ -4,7 +4,8 @@ A batch holds one row per series in a struct of tensors, rows first, so that pic
 value is immutable by convention: `assign` alone writes in place, for the one slab a serving engine keeps. Bytes are
 written per row, little-endian, with a format version and a checksum; no pickle.
 
-Axes: B row (series), L layer, P hidden size, C cell size (0 unless LSTM), W ring length, K statistics.
+Axes: B row (series), L layer, P hidden size, C cell size (0 unless LSTM), W ring length, K statistics, G
+group of horizon steps, S scored step of a flight.
 """
 
 from __future__ import annotations
@@ -51,6 +52,14 @@ class StreamState:
         Missing steps since the latest observed one, int64, shape [B].
     last_step
         Step number of the latest folded step, int64, shape [B].
+    correction
+        Logarithms of the factors by which this stream's intervals are stretched, below and above the median, float32,
+        shape [B, 2, G]; see `forecaster.calibration`.
+    flight
+        What coming observations are held against: median, and inverse distances of the bounds below and above it,
+        float32, shape [B, 3, S]; NaN before the first.
+    ruler
+        What the numbers in `flight` are measured with, location and inverse breadth, float64, shape [B, 2].
     moment
         What a forecast would derive from the fields above, if whoever made this state had it at hand; else None. Only
         saves work: never stored, never copied to another state.
@@ -63,6 +72,9 @@ class StreamState:
     age: Tensor
     silence: Tensor
     last_step: Tensor
+    correction: Tensor
+    flight: Tensor
+    ruler: Tensor
     moment: object | None = field(default=None, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -148,8 +160,8 @@ class StateLayout:
 
     Parameters
     ----------
-    layers, hidden, cell, ring, statistics
-        The sizes L, P, C, W and K of `StreamState`.
+    layers, hidden, cell, ring, statistics, groups, scored
+        The sizes L, P, C, W, K, G and S of `StreamState`; the last two are 0 where streams are not calibrated.
     """
 
     layers: int
@@ -157,6 +169,8 @@ class StateLayout:
     cell: int
     ring: int
     statistics: int
+    groups: int = 0
+    scored: int = 0
 
     def initial(self, first_steps: Tensor) -> StreamState:
         """Rows that have observed nothing; the first step they will fold is `first_steps` [B], int64."""
@@ -169,6 +183,9 @@ class StateLayout:
             age=torch.zeros(rows, dtype=torch.int64),
             silence=torch.zeros(rows, dtype=torch.int64),
             last_step=first_steps.to(torch.int64) - 1,
+            correction=torch.zeros(rows, 2, self.groups),
+            flight=torch.full((rows, 3, self.scored), torch.nan),
+            ruler=torch.full((rows, 2 if self.scored else 0), torch.nan, dtype=torch.float64),
         )
 
     def from_bytes(self, records: Sequence[bytes]) -> StreamState:

@@ -257,7 +257,7 @@ def backtest(
     from pipelines.backtesting import run_backtest
     from pipelines.data import check_output, read_panel, write_frame
     from pipelines.loading import load_model
-    from pipelines.tables import metrics_table, window_table
+    from pipelines.tables import metrics_table, step_table, window_table
 
     reporter, results = Reporter(), result_reporter(json=json)
     if out is not None:
@@ -269,6 +269,7 @@ def backtest(
         write_frame(result.forecasts, out)
         reporter.notice(f"{len(result.forecasts):,} forecasts are in {out}")
     results.table(*window_table(result.by_window))
+    results.table(*step_table(result.by_step))
     results.table(*metrics_table(dict(result.metrics)))
     by_window = [{str(key): value for key, value in row.items()} for row in result.by_window.to_dict("records")]
     emit(

@@ -16,7 +16,7 @@ from plotly.subplots import make_subplots
 
 from forecaster import Backtest, Config, Panel
 
-__all__ = ["backtest_page", "error_by_step", "example_forecasts", "learning_curve", "page"]
+__all__ = ["backtest_page", "coverage_by_step", "error_by_step", "example_forecasts", "learning_curve", "page"]
 
 MODEL, BASELINE, TRUTH, BAND = "#1f6feb", "#d97706", "#111827", "rgba(31, 111, 235, 0.18)"
 LAYOUT: dict[str, Any] = {
@@ -90,6 +90,25 @@ def error_by_step(result: Backtest) -> go.Figure:
     return figure
 
 
+def coverage_by_step(result: Backtest) -> go.Figure:
+    """Share of truths inside the 80 % interval at each step."""
+    figure = go.Figure()
+    figure.add_hrect(y0=0.76, y1=0.84, fillcolor=BAND, line_width=0)
+    figure.add_trace(
+        go.Scatter(
+            x=result.by_step["step"],
+            y=result.by_step["coverage_80"],
+            name="80 % interval",
+            mode="lines+markers",
+            line={"color": MODEL},
+        )
+    )
+    figure.update_layout(title="Backtest coverage by step", height=320, **LAYOUT)
+    figure.update_xaxes(title_text="step")
+    figure.update_yaxes(title_text="share of truths inside", range=[0, 1], tickformat=".0%")
+    return figure
+
+
 def example_forecasts(result: Backtest, panel: Panel, config: Config) -> go.Figure:
     """The last backtest window of a handful of series: truth, median, 80 % band, seasonal naive."""
     last = result.forecasts[
@@ -136,8 +155,8 @@ def example_forecasts(result: Backtest, panel: Panel, config: Config) -> go.Figu
 
 
 def backtest_page(result: Backtest, panel: Panel, config: Config) -> str:
-    """Error by step and example forecasts on one page."""
-    return page("Backtest", [error_by_step(result), example_forecasts(result, panel, config)])
+    """Error and coverage by step, and example forecasts, on one page."""
+    return page("Backtest", [error_by_step(result), coverage_by_step(result), example_forecasts(result, panel, config)])
 
 
 def page(title: str, figures: Sequence[go.Figure]) -> str:

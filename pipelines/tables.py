@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from pipelines.registry import CHALLENGER, CHAMPION, REASON, STATUS
@@ -12,7 +13,9 @@ from pipelines.registry import CHALLENGER, CHAMPION, REASON, STATUS
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-__all__ = ["metrics_table", "models_table", "version_row", "window_table"]
+__all__ = ["metrics_table", "models_table", "step_table", "version_row", "window_table"]
+
+MOST_STEPS = 12
 
 Table = tuple[str, list[str], list[list[object]]]
 BASELINE = "seasonal_naive_"
@@ -50,6 +53,13 @@ def window_table(by_window: pd.DataFrame) -> Table:
     ]
     rows = [list(row) for row in by_window[names].itertuples(index=False)]
     return "Backtest windows, earliest first", [name.replace("_", " ") for name in names], rows
+
+
+def step_table(by_step: pd.DataFrame) -> Table:
+    """Lay out a dozen horizon steps at most, the first and the last among them."""
+    shown = by_step.iloc[np.unique(np.linspace(0, len(by_step) - 1, MOST_STEPS).round().astype(int))]
+    rows = [list(row) for row in shown[["step", "mae", BASELINE + "mae", "coverage_80"]].itertuples(index=False)]
+    return "Backtest by horizon step", ["step", "mae", "seasonal naive mae", "coverage 80"], rows
 
 
 def version_row(version: ModelVersion) -> dict[str, Any]:

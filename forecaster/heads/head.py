@@ -63,6 +63,9 @@ class Head(nn.Module, ABC):
     discrete = False
     """Whether quantiles are whole numbers."""
 
+    stretchable = False
+    """Whether `stretch` does anything."""
+
     def __init__(
         self,
         sizes: HeadSizes,
@@ -175,6 +178,27 @@ class Head(nn.Module, ABC):
             return y
         holds = frame.location >= frame.scale * (1 - 1e-12)  # mean and mean magnitude differ by negative values alone
         return torch.maximum(y, torch.where(holds, 0.0, -torch.inf)[..., None, None])
+
+    def stretch(self, parameters: Tensor, factors: Tensor) -> Tensor:
+        """Parameters [B, K, H] with distances to the median multiplied by `factors` [B, 2, H], below and above it."""
+        del factors
+        return parameters
+
+    def reset_calibration(self) -> None:
+        """Take back what `calibrate` did."""
+
+    def calibrate(self, parameters: Tensor, target: Tensor, frame: Frame) -> None:
+        """Adapt what is decoded from now on so that it covers what it says on windows that were not learnt from.
+
+        Parameters
+        ----------
+        parameters
+            Decoded for these windows, shape [N, K, H].
+        target
+            In units of y, float64, shape [N, H]; NaN is unknown.
+        frame
+            Coordinates, fields of shape [N].
+        """
 
     def point(self, parameters: Tensor, frame: Frame) -> Tensor:
         """What a rolled copy of the state observes in place of the truth, float64, shape [B, H]: the median."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from forecaster.heads.head import Head, HeadSizes, Levels
+from forecaster.heads.widening import widening
 from forecaster.losses import pinball_loss
 from forecaster.scaling import Frame, Transform, restore, transform
 
@@ -35,6 +36,8 @@ class QuantileHead(Head):
         As in `Head`.
     """
 
+    stretchable = True
+
     def __init__(self, sizes: HeadSizes, *, transform: Transform, levels: Sequence[float], nonnegative: bool) -> None:
         first = math.log(math.expm1(FIRST_SPREAD))  # inverse of softplus
         super().__init__(
@@ -49,18 +52,47 @@ class QuantileHead(Head):
         outward[:half, :half], outward[half + 1 :, half:] = -lower.flip(0), lower
         self.outward: Tensor
         self.register_buffer("outward", outward, persistent=False)
+        # Factor of each step between neighbouring levels: 1 until calibrated, and left out in training.
+        self.widening: Tensor
+        self.register_buffer("widening", torch.ones(number - 1, sizes.horizon))
         self.trained: Tensor
         self.register_buffer("trained", torch.tensor(self.levels), persistent=False)
 
     def assemble(self, baseline: Tensor, correction: Tensor, shape: Tensor) -> Tensor:
         """Quantiles in scaled coordinates: K = Q, rising."""
-        quantiles: Tensor = self.outward @ functional.softplus(shape) + (baseline + correction).unsqueeze(-2)
+        spread = functional.softplus(shape)
+        if not self.training:
+            spread *= self.widening[:, : spread.shape[-1]]
+        quantiles: Tensor = self.outward @ spread + (baseline + correction).unsqueeze(-2)
         return quantiles
 
     def loss(self, parameters: Tensor, target: Tensor, frame: Frame, weight: Tensor) -> Tensor:
         """Weighted pinball loss in scaled coordinates."""
         scaled = transform(target, frame, self.transform)
         return pinball_loss(parameters, scaled, self.trained, weight.unsqueeze(-1))
+
+    def reset_calibration(self) -> None:
+        """Steps as decoded."""
+        self.widening.fill_(1.0)
+
+    def calibrate(self, parameters: Tensor, target: Tensor, frame: Frame) -> None:
+        """Widen or narrow the steps between neighbouring quantiles."""
+        middle = len(self.levels) // 2
+        signed = transform(target, frame, self.transform) - parameters[:, middle]
+        gaps = parameters.diff(dim=1)
+        below, above = gaps[:, :middle].flip(1), gaps[:, middle:]
+        steps = torch.where((signed < 0).unsqueeze(1), below, above)
+        factors = widening(signed.abs(), steps, [2 * level for level in reversed(self.levels[:middle])])
+        self.widening *= factors.repeat(2, 1)
+
+    def stretch(self, parameters: Tensor, factors: Tensor) -> Tensor:
+        """Median and signed distances; products and sums keep the order of what they are applied to."""
+        middle = len(self.levels) // 2
+        median = parameters[..., middle : middle + 1, :]
+        distance = parameters - median
+        distance[..., :middle, :] *= factors[..., :1, :]
+        distance[..., middle + 1 :, :] *= factors[..., 1:, :]
+        return distance.add_(median)
 
     def quantiles(self, parameters: Tensor, frame: Frame, levels: Levels) -> Tensor:
         """Trained quantiles, or those between and beyond them."""

@@ -40,6 +40,8 @@ class StudentTHead(DistributionHead):
         As in `Head`.
     """
 
+    stretchable = True
+
     def __init__(self, sizes: HeadSizes, *, transform: Transform, levels: Sequence[float], nonnegative: bool) -> None:
         first = [math.log(math.expm1(FIRST_SCALE)), math.log(math.expm1(FIRST_DF - FEWEST_DF))]  # through softplus
         super().__init__(sizes, transform=transform, levels=levels, nonnegative=nonnegative, first_shape=first)
@@ -56,6 +58,11 @@ class StudentTHead(DistributionHead):
         scaled = transform(torch.where(known, target, frame.location.unsqueeze(-1)), frame, self.transform)
         scaled = scaled.clamp(-LARGEST_TARGET, LARGEST_TARGET)
         return -mean_known(_log_density(parameters.float(), scaled), known)
+
+    def stretch(self, parameters: Tensor, factors: Tensor) -> Tensor:
+        """One scale serves both sides: it takes the geometric mean of their factors."""
+        location, scale, df = parameters.unbind(-2)
+        return torch.stack([location, scale * factors.prod(-2).sqrt(), df], -2)
 
     def quantiles(self, parameters: Tensor, frame: Frame, levels: Levels) -> Tensor:
         """Quantiles of the scaled coordinate, carried to y: the way there rises, so they stay quantiles."""

@@ -6,7 +6,7 @@ network. One process owns all lanes: workers would repeat them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from forecaster.chunks import Chunk, Lanes, validation_chunks
 from forecaster.config import Config
+from forecaster.holdout import Block, scatter_blocks, without_blocks
 from forecaster.panel import Panel
 
 __all__ = ["ChunkDataModule", "held_out_steps", "sample"]
@@ -60,22 +61,34 @@ class ChunkDataModule(LightningDataModule):
         Sizes.
     held_out
         Steps at the end of every series for validation; None: as many as the configuration says, if there is room.
+    blocks
+        Parts of the panel that must not be learnt from; None: drawn here, for the calibration.
+
+    Attributes
+    ----------
+    blocks
+        The parts of the panel that are not learnt from, beside the validation part.
     """
 
-    def __init__(self, panel: Panel, config: Config, held_out: int | None = None) -> None:
+    def __init__(
+        self, panel: Panel, config: Config, held_out: int | None = None, blocks: Sequence[Block] | None = None
+    ) -> None:
         super().__init__()
         settings = config.training
         self.config = config
         self.held_out = held_out_steps(panel, config) if held_out is None else held_out
         learnt = panel.drop_last(self.held_out) if self.held_out else panel
+        generator = np.random.default_rng(settings.seed)
+        self.blocks = _blocks(learnt, config, generator) if blocks is None else list(blocks)
         self.lanes = Lanes(
             learnt,
             lanes=settings.lanes,
             chunk_length=settings.chunk_length,
             horizon=config.horizon,
             prefix_length=2 * config.ring_length,
-            generator=np.random.default_rng(settings.seed),
+            generator=generator,
             carry=settings.carry,
+            targets=without_blocks(learnt, self.blocks),
         )
         a_pass = self.lanes.chunks_per_pass
         updates = max(min(settings.updates, MOST_PASSES * a_pass), min(a_pass, LARGEST_RUN * settings.updates))
@@ -107,6 +120,13 @@ class ChunkDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Chunk] | list[DataLoader[Chunk]]:
         """Pairs of chunks: warm up, score."""
         return DataLoader(self.validation, batch_size=None) if self.validation else []  # type: ignore[arg-type]
+
+
+def _blocks(learnt: Panel, config: Config, generator: np.random.Generator) -> list[Block]:
+    if config.calibration == "off":
+        return []
+    earliest = config.horizon + config.seasonality[0]
+    return scatter_blocks(learnt, length=config.horizon, earliest=earliest, generator=generator)
 
 
 def held_out_steps(panel: Panel, config: Config) -> int:

@@ -27,6 +27,7 @@ from forecaster.errors import PanelError
 from forecaster.forecaster import Forecaster
 from forecaster.network import ForecastNetwork
 from forecaster.panel import Panel
+from forecaster.training.calibrating import calibrate
 from forecaster.training.choosing import choose, race_length
 from forecaster.training.data import ChunkDataModule, held_out_steps
 from forecaster.training.module import TrainingModule
@@ -80,7 +81,7 @@ def fit(
 
     The weights are found on all but the held-out end of every series, whose validation part says when to stop. Then
     training goes on for a while on the whole panel (`TrainingConfig.finish`), because the latest steps, which judge a
-    model best, also teach it most.
+    model best, also teach it most. Both are calibrated on blocks that neither has learnt from.
 
     Parameters
     ----------
@@ -133,18 +134,20 @@ def fit(
         share = settings.finish if held_out or data.validation else 0.0
         network = ForecastNetwork(config)
         done = _train(network, data, data.updates, clock.until(1 - share), progress=progress)
+        calibrate(network, learnt, data.blocks, settings.seed)
         judged = Forecaster(network)
         if not share:
             return Fitted(judged, judged, clock.history, reasons)
         whole = replace(config, training=replace(settings, validation_horizons=0, seed=(settings.seed + 1) % 2**32))
         _train(
             network,
-            ChunkDataModule(panel, whole),
+            ChunkDataModule(panel, whole, blocks=data.blocks),
             math.ceil(done * share / (1 - share)),
             clock.until(1),
             peak=FINISHING_RATE,
             progress=progress,
         )
+        calibrate(network, panel, data.blocks, settings.seed)
         return Fitted(Forecaster(network), judged, clock.history, reasons)
 
 
@@ -225,7 +228,7 @@ class _Averaging(WeightAveraging):
             count = int(num_averaged)
             torch._foreach_lerp_(averaged, current, 1 - min(decay, (count + 1) / (count + 10)))
 
-        super().__init__(multi_avg_fn=average)
+        super().__init__(use_buffers=False, multi_avg_fn=average)  # buffers are no weights
 
     @property
     def network(self) -> ForecastNetwork:

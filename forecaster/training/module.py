@@ -158,7 +158,7 @@ class TrainingModule(LightningModule):
         """Share of the run that is done: of its updates or of its time box, whichever is more."""
         done = update / self.updates
         if self.max_seconds is not None and self.started is not None:
-            done = max(done, (time.monotonic() - self.started) / self.max_seconds)
+            done = max(done, (time.monotonic() - self.started) / max(self.max_seconds, 1e-9))  # a box may be spent
         return min(done, 1.0)
 
     def _factor(self, update: int) -> float:

@@ -24,7 +24,11 @@ NOISE = 0.15
 
 
 def config_of(
-    transform: str = "log", seasonality: tuple[int, ...] = (4,), head: str = "quantile", **network: Any
+    transform: str = "log",
+    seasonality: tuple[int, ...] = (4,),
+    head: str = "quantile",
+    calibration: str = "adaptive",
+    **network: Any,
 ) -> Config:
     """Hourly, horizon 6, hidden size 8 unless stated."""
     options: dict[str, Any] = {"hidden_size": 8, "dropout": 0.0} | network
@@ -33,6 +37,7 @@ def config_of(
         horizon=6,
         seasonality=seasonality,
         transform=transform,  # type: ignore[arg-type]
+        calibration=calibration,  # type: ignore[arg-type]
         network=NetworkConfig(**options),
         head=head,  # type: ignore[arg-type]
     )
@@ -57,6 +62,8 @@ VARIANTS = (
     replace(config_of("linear", (4,), cell="rnn"), support="nonnegative"),
     config_of("log", (4,), head="negative_binomial", num_layers=1),
     config_of("linear", (5,), head="zero_inflated", cell="gru"),
+    config_of("linear", (4,), calibration="static"),
+    config_of("log", (4,), calibration="off"),
 )
 """Every cell, head and option at least once, with both transforms and rings of several lengths."""
 
@@ -123,7 +130,7 @@ def cuts_of(length: int) -> st.SearchStrategy[list[int]]:
 
 
 def assert_same_state(found: StreamState, expected: StreamState) -> None:
-    """Equal clocks and values, bit for bit; recurrent state and statistics to rounding."""
+    """Equal clocks and values, bit for bit; recurrent state, statistics and calibration to rounding."""
     for name in ("ring", "age", "silence", "last_step"):
         torch.testing.assert_close(
             getattr(found, name),
@@ -133,9 +140,21 @@ def assert_same_state(found: StreamState, expected: StreamState) -> None:
             equal_nan=True,
             msg=lambda m, n=name: f"{n}: {m}",
         )
-    for name, rtol, atol in (("hidden", 1e-5, 1e-5), ("cell", 1e-5, 1e-5), ("statistics", 1e-9, 1e-12)):
+    for name, rtol, atol in (
+        ("hidden", 1e-5, 1e-5),
+        ("cell", 1e-5, 1e-5),
+        ("statistics", 1e-9, 1e-12),
+        ("correction", 1e-5, 1e-5),
+        ("flight", 1e-4, 1e-4),
+        ("ruler", 1e-9, 0.0),
+    ):
         torch.testing.assert_close(
-            getattr(found, name), getattr(expected, name), rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
+            getattr(found, name),
+            getattr(expected, name),
+            rtol=rtol,
+            atol=atol,
+            equal_nan=True,
+            msg=lambda m, n=name: f"{n}: {m}",
         )
 
 

@@ -67,12 +67,11 @@ def test_metrics_equal_a_loop_over_the_rows(outcome: Backtest, tiny_forecaster: 
     mases: dict[str, list[float]] = {"model": [], "naive": [], "naive2": []}
     msis, inside, total = [], [], 0.0
     losses = {"model": dict.fromkeys(LEVELS, 0.0), "naive": dict.fromkeys(LEVELS, 0.0)}
-    for y in histories():
+    for i, y in enumerate(histories()):
         for cut in cutoffs(len(y)):
-            quantiles = tiny_forecaster.forecast(
-                tiny_forecaster.warm_up([y[:cut]], [0]), HORIZON, [float(v) for v in LEVELS]
-            )[0]
-            outer = tiny_forecaster.forecast(tiny_forecaster.warm_up([y[:cut]], [0]), HORIZON, [0.025, 0.975])[0]
+            state = tiny_forecaster.warm_up([y[:cut]], [100 * i])
+            quantiles = tiny_forecaster.forecast(state, HORIZON, [float(v) for v in LEVELS])[0]
+            outer = tiny_forecaster.forecast(state, HORIZON, [0.025, 0.975])[0]
             points = {
                 "model": quantiles[:, 4],
                 "naive": seasonal_naive(y[:cut], HORIZON, SEASON),

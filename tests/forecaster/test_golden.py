@@ -51,7 +51,7 @@ GOLDEN = {
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
 @pytest.mark.parametrize("transform", ["log", "linear"])
 def test_given_weights_and_a_given_series_have_the_forecast_they_always_had(name: str, transform: str) -> None:
-    forecaster = forecaster_by_formula(config_of(transform, (4,), cell=name))
+    forecaster = forecaster_by_formula(config_of(transform, (4,), calibration="off", cell=name))
     state = forecaster.warm_up([history()], [0])
 
     found = forecaster.forecast(state, 9, [0.1, 0.5, 0.9])[0, [0, 5, 8]]
@@ -68,18 +68,23 @@ def test_a_state_record_of_format_2_is_read_as_it_was_defined() -> None:
         "age": 7,
         "silence": 2,
         "last_step": -3,
+        "correction": [0.5, -1.0],
+        "flight": [2.0, 4.0, 8.0],
+        "ruler": [3.0, 0.25],
     }
     body = struct.pack(
-        "<4f2f3d4d3q", *(v for part in values.values() for v in (part if isinstance(part, list) else [part]))
+        "<4f2f3d4d3q2f3f2d", *(v for part in values.values() for v in (part if isinstance(part, list) else [part]))
     )
     head = struct.pack("<4sHH", b"FCST", 2, 0)
     record = head + struct.pack("<I", zlib.crc32(head + body)) + body
 
-    state = StateLayout(layers=2, hidden=2, cell=1, ring=3, statistics=4).from_bytes([record])
+    state = StateLayout(layers=2, hidden=2, cell=1, ring=3, statistics=4, groups=1, scored=1).from_bytes([record])
 
     assert state.hidden.tolist() == [[[0.5, -0.25], [1.0, 2.0]]]
     assert state.cell.tolist() == [[[3.0], [-4.0]]]
     np.testing.assert_array_equal(state.ring.numpy(), [[1.5, np.nan, 2.5]])
     assert state.statistics.tolist() == [[1.0, 2.0, 3.0, 4.0]]
     assert (state.age.tolist(), state.silence.tolist(), state.last_step.tolist()) == ([7], [2], [-3])
+    assert (state.correction.tolist(), state.flight.tolist()) == ([[[0.5], [-1.0]]], [[[2.0], [4.0], [8.0]]])
+    assert state.ruler.tolist() == [[3.0, 0.25]]
     assert state.to_bytes() == [record]

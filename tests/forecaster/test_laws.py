@@ -55,10 +55,10 @@ def test_chunking_a_series_anywhere_changes_no_output_and_no_state(
     start = forecaster_of(config).initial_state([FIRST])
     cuts = data.draw(cuts_of(len(y)))
 
-    whole, after_whole = network.encode(start, table)
+    whole, after_whole = network.observe(start, table)
     state, parts = start, []
     for a, b in itertools.pairwise(cuts):
-        encoded, state = network.encode(state, table[:, a:b])
+        encoded, state = network.observe(state, table[:, a:b])
         parts.append(encoded)
 
     for name in ("hidden", "features", "scaled"):
@@ -74,14 +74,17 @@ def test_chunking_a_series_anywhere_changes_no_output_and_no_state(
 def test_streaming_equals_one_pass_at_every_step(config: Config, y: Float) -> None:
     network, forecaster = network_of(config), forecaster_of(config)
     start = forecaster.initial_state([FIRST])
-    encoded, after = network.encode(start, torch.from_numpy(y).unsqueeze(0))
-    quantiles = network.head.quantiles(network.decode(encoded), encoded.frame, config.quantile_levels)
-    in_one_pass = quantiles[0].swapaxes(-1, -2).numpy()
+    encoded, after = network.observe(start, torch.from_numpy(y).unsqueeze(0))
 
-    state, streamed = start, []
+    state, streamed, corrections = start, [], []
     for value in y:
         state = forecaster.observe(state, torch.tensor([value], dtype=torch.float64))
         streamed.append(forecaster.forecast(state, quantile_levels=config.quantile_levels)[0])
+        corrections.append(state.correction[0])
+    each_step = encoded.at(0)
+    parameters = network.calibrated(each_step, torch.stack(corrections))
+    quantiles = network.head.quantiles(parameters, each_step.frame, config.quantile_levels)
+    in_one_pass = quantiles.swapaxes(-1, -2).numpy()
 
     assert_same_state(state, after)
     seen = np.cumsum(~np.isnan(y)) > 0

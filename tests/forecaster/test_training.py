@@ -40,6 +40,7 @@ CONFIG = Config(
     horizon=4,
     seasonality=(4,),
     transform="linear",
+    calibration="off",  # of what training leads to, not of what is made of it afterwards
     network=NetworkConfig(hidden_size=8, num_layers=2, dropout=0.1),
     training=TrainingConfig(
         lanes=6, chunk_length=12, updates=12, epoch_updates=4, averaging=0.5, learning_rate=5e-3, finish=0.0
@@ -666,3 +667,14 @@ def test_a_tiny_model_learns_season_and_trend_better_than_the_seasonal_naive(cel
 
     assert metrics["mase"] < 0.5 * metrics["seasonal_naive_mase"]
     assert metrics["wql"] < 0.5 * metrics["seasonal_naive_wql"]
+
+
+def test_training_calibrates_on_blocks_it_has_not_learnt_from_unless_told_not_to() -> None:
+    values = [100 + y for y in histories()]
+    calibrated, plain = (
+        fitted(dataclasses.replace(CONFIG, calibration=mode), values).forecaster._network.head.state_dict()["widening"]
+        for mode in ("static", "off")
+    )
+
+    assert torch.equal(plain, torch.ones_like(plain))
+    assert not torch.allclose(calibrated, torch.ones_like(calibrated), atol=0.02)

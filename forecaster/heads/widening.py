@@ -1,0 +1,75 @@
+"""How much wider or narrower the steps between neighbouring quantiles must be to cover what they say.
+
+Conformalised quantile regression (Romano, Patterson and Candès, 2019) with factors in place of offsets. From the median
+outward, each step is scaled such that as many truths lie beyond its end as its level says; factors are positive, so
+quantiles still cannot cross. Both sides get the same factors: what tells them apart in a few windows is mostly chance.
+The estimate over a group of horizon steps is drawn to that over all, and that to 1; a window counts as one observation,
+because errors within it go together.
+
+Axes: N window, E end of a step between neighbouring levels, from the median outward, H horizon step, G group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["widening"]
+
+GROUPS = 4
+
+CAUTION = (8, 64)
+"""Windows at which an estimate over all steps, and over a group of them, is believed by half."""
+
+LARGEST = 4.0
+"""Factors are within this and its inverse."""
+
+
+def widening(distance: Tensor, steps: Tensor, tails: Sequence[float]) -> Tensor:
+    """Factors for the steps between neighbouring levels, from the median outward, shape [E, H].
+
+    Parameters
+    ----------
+    distance
+        Between truth and median, shape [N, H]; NaN is unknown.
+    steps
+        Sizes of the steps on the truth's side, shape [N, E, H].
+    tails
+        Share of truths wanted beyond each end, both sides together.
+
+    Examples
+    --------
+    >>> widening(torch.linspace(0, 4, 999).unsqueeze(1), torch.ones(999, 1, 1), [0.5])
+    tensor([[1.9993]])
+    """
+    windows = int((~torch.isnan(distance)).any(1).sum())
+    general, grouped = (windows / (windows + caution) for caution in CAUTION)
+    horizon = distance.shape[1]
+    number = min(GROUPS, horizon)
+    groups = torch.arange(horizon) * number // horizon
+    everywhere = general * _outward(distance, steps, tails)
+    logs = torch.empty(len(tails), horizon)
+    for group in range(number):
+        here = groups == group
+        logs[:, here] = torch.lerp(everywhere, _outward(distance[:, here], steps[..., here], tails), grouped).unsqueeze(
+            1
+        )
+    return logs.exp()
+
+
+def _outward(distance: Tensor, steps: Tensor, tails: Sequence[float]) -> Tensor:
+    """Logarithms of factors [E]: the end of each step, once scaled, leaves its tail of distances beyond."""
+    known = ~torch.isnan(distance)
+    logs = torch.zeros(len(tails))
+    if not bool(known.any()):
+        return logs
+    left = distance[known]
+    for place, tail in enumerate(tails):
+        step = steps[:, place][known]
+        ratio = torch.sort(left / step.clamp(min=1e-12)).values
+        factor = ratio[min(int((1 - tail) * len(ratio)), len(ratio) - 1)].clamp(1 / LARGEST, LARGEST)
+        logs[place] = factor.log()
+        left = left - factor * step
+    return logs

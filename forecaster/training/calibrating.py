@@ -1,0 +1,83 @@
+"""Calibration after training: the head's intervals against blocks that the weights have not learnt from."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from forecaster.holdout import Block
+from forecaster.network import ForecastNetwork
+from forecaster.panel import Panel
+from forecaster.scaling import Frame
+
+__all__ = ["calibrate"]
+
+LARGEST_WORK = 2**20
+"""Steps folded, about, at most; series beyond that are left out."""
+
+ROWS, SPAN = 128, 256
+
+Float = npt.NDArray[np.float64]
+
+
+@torch.no_grad()
+def calibrate(network: ForecastNetwork, panel: Panel, blocks: Sequence[Block], seed: int) -> None:
+    """Let a network's head calibrate itself, in evaluation mode.
+
+    Parameters
+    ----------
+    network
+        Trained.
+    panel
+        The series that the blocks lie in.
+    blocks
+        One horizon each; none: the head stays as trained.
+    seed
+        Of the sample that a large panel is reduced to.
+    """
+    network.eval()
+    network.head.reset_calibration()
+    origins: dict[str, list[int]] = defaultdict(list)
+    for name, start, _ in blocks:
+        origins[name].append(start - 1)
+    names = list(origins)
+    names = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+    work = np.cumsum([max(origins[name]) + 1 for name in names])
+    names = names[: int(np.searchsorted(work, LARGEST_WORK)) + 1]
+    names.sort(key=lambda name: max(origins[name]))  # rows of like length together
+    values = dict(zip(panel.unique_ids, panel.values, strict=True))
+    parts = []
+    for first in range(0, len(names), ROWS):
+        rows = names[first : first + ROWS]
+        parts += _forecasts(network, [values[name] for name in rows], [origins[name] for name in rows])
+    if parts:
+        parameters, targets, *frame = (torch.cat(column) for column in zip(*parts, strict=True))
+        network.head.calibrate(parameters, targets, Frame(*frame))
+
+
+def _forecasts(network: ForecastNetwork, values: list[Float], origins: list[list[int]]) -> list[tuple[Tensor, ...]]:
+    """Parameters, targets and frames at all origins of some series, folded side by side as in serving."""
+    horizon = network.config.horizon
+    total = max(max(row) for row in origins) + 1
+    table = np.full((len(values), total + horizon), np.nan)
+    for line, series in zip(table, values, strict=True):
+        known = series[: total + horizon]
+        line[: len(known)] = known
+    y = torch.from_numpy(table)
+    places = torch.tensor([(row, at) for row, ats in enumerate(origins) for at in ats])
+    state = network.layout.initial(torch.zeros(len(values), dtype=torch.int64))
+    parts: list[tuple[Tensor, ...]] = []
+    for start in range(0, total, SPAN):
+        end = min(start + SPAN, total)
+        encoded, state = network.encode(state, y[:, start:end])
+        row, at = places[(places[:, 1] >= start) & (places[:, 1] < end)].unbind(1)
+        if len(row):
+            chosen = encoded.at((row, at - start))
+            targets = y[row.unsqueeze(1), at.unsqueeze(1) + 1 + torch.arange(horizon)]
+            parts.append((network.decode(chosen), targets, *chosen.frame))
+    return parts
