@@ -264,8 +264,8 @@ class _Clock:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds of this stage; None without a time box."""
-        return None if self.seconds is None else max(self.seconds * self.share - self.elapsed, 0.0)
+        """Seconds of this stage, a second at least, whatever those before it took; None without a time box."""
+        return None if self.seconds is None else max(self.seconds * self.share - self.elapsed, 1.0)
 
     def add(self, row: dict[str, float], network: ForecastNetwork) -> None:
         """Keep a row, with its place in the whole run, and tell; also of the weights, if they are asked for."""

@@ -547,6 +547,13 @@ def test_a_boxed_run_keeps_a_share_of_its_box_for_finishing() -> None:
     assert history[-1]["seconds"] < 20
 
 
+def test_a_box_too_short_for_all_stages_still_makes_a_model() -> None:
+    found = fitted(with_training(**FINISHING, updates=1_000_000), max_minutes=1e-6)
+
+    assert len(found.history) >= 1
+    assert np.isfinite(found.forecaster.forecast(found.forecaster.warm_up(histories()[:1], [0]))).all()
+
+
 def test_held_out_steps_that_leave_nothing_are_refused() -> None:
     with pytest.raises(PanelError, match="before the 500 steps held out"):
         fitted(held_out=500)
