@@ -7,7 +7,7 @@ part that needs Lightning.
 
 from forecaster.backtesting import Backtest, backtest
 from forecaster.calendar import Calendar
-from forecaster.config import Config, NetworkConfig, TrainingConfig
+from forecaster.config import Config, CovariatesConfig, NetworkConfig, TrainingConfig
 from forecaster.errors import ArtifactError, ConfigError, ForecasterError, InputError, PanelError
 from forecaster.forecaster import Forecaster
 from forecaster.panel import Panel
@@ -19,6 +19,7 @@ __all__ = [
     "Calendar",
     "Config",
     "ConfigError",
+    "CovariatesConfig",
     "Forecaster",
     "ForecasterError",
     "InputError",

@@ -111,18 +111,23 @@ def backtest(forecaster: Forecaster, panel: Panel, *, horizon: int, n_windows: i
     if n_windows < 1 or step_size < 1:
         raise PanelError(f"n_windows is {n_windows} and step_size {step_size}, expected at least 1 each")
     tail = horizon + (n_windows - 1) * step_size
-    kept = [(name, first, y) for name, first, y in panel if len(y) > tail and np.isfinite(y[:-tail]).any()]
+    panel = panel.with_covariates(forecaster.config.covariates)
+    long_enough = [row for row, y in enumerate(panel.values) if len(y) > tail and np.isfinite(y[:-tail]).any()]
+    panel = panel.select(np.array(long_enough, dtype=np.int64))
+    kept = list(panel)
     if not kept:
         raise PanelError(f"no series has more than {tail} steps, as {n_windows} windows of {horizon} steps need")
     levels = tuple(sorted({*DEFAULT_LEVELS, *(v for v in OUTER_LEVELS if forecaster.answers(v))}))
-    state = forecaster.warm_up([y[:-tail] for _, _, y in kept], [first for _, first, _ in kept])
+    state = forecaster.warm_up_panel(panel.drop_last(tail))
     windows, frames = [], []
     for number in range(n_windows):
         left = tail - number * step_size
         if number:
-            new = np.stack([y[len(y) - left - step_size : len(y) - left] for _, _, y in kept])
-            state = forecaster.fold(state, torch.from_numpy(new))
-        quantiles = forecaster.forecast(state, horizon, levels)
+            new = panel.drop_last(left).tail(step_size)
+            given = torch.from_numpy(np.stack([table[:step_size] for table in new.tables]))
+            state = forecaster.fold(state, torch.from_numpy(np.stack(new.values)), covariates=given)
+        known = torch.from_numpy(panel.drop_last(left).future(horizon))
+        quantiles = forecaster.forecast(state, horizon, levels, known)
         window = _window(forecaster, kept, quantiles, levels, left, horizon)
         windows.append(window)
         frames.append(_frame(forecaster, window, state.last_step.numpy()))

@@ -8,6 +8,7 @@ a timestamp that is not on the grid is refused by name.
 from __future__ import annotations
 
 import re
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -201,6 +202,14 @@ class Calendar:
         return pd.DatetimeIndex(instants).tz_localize(
             self.time_zone, nonexistent="shift_forward", ambiguous=np.ones(len(steps), bool)
         )
+
+    def wall_clock(self, steps: Steps) -> Instants:
+        """Local time at the beginning of each step, without zone; the last that can be told for steps beyond it."""
+        steps = np.clip(np.asarray(steps, dtype=np.int64), *self._limits)
+        if self.time_zone is None or not self._grid.absolute:
+            return self._grid.instants(steps)
+        index: Any = self.to_index(steps)
+        return typing.cast(Instants, index.tz_localize(None).to_numpy(dtype="datetime64[ns]"))
 
     def _checked(self, steps: Steps | Sequence[int]) -> Steps:
         """Refuse steps beyond the years that 64-bit nanoseconds can tell apart."""

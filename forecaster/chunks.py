@@ -4,7 +4,7 @@ Every series is cut into *segments*, every segment into chunks of K steps. A *la
 takes the next at a chunk boundary, so that a reset never falls inside a chunk; all lanes together form one batch. Knows
 values and positions only: no network, no clock, no randomness but the generator it is given.
 
-Axes: B lane, K step of a chunk, H horizon step, R lane that resets.
+Axes: B lane, K step of a chunk, H horizon step, R lane that resets, D dynamic column, S static number.
 """
 
 from __future__ import annotations
@@ -58,6 +58,13 @@ class Chunk(NamedTuple):
         scaling state, not the recurrent one.
     start
         Position of each reset lane's segment in its series, int64, shape [R].
+    step
+        Step number of that position, int64, shape [R].
+    static
+        Static numbers of each reset lane's series, float64, shape [R, S].
+    covariates
+        Values of the dynamic columns from the first step of `y` on, float64, shape [B, K + H, D]; step k's future is
+        ``covariates[k + 1 : k + 1 + H]``.
     lengths
         Steps to fold per lane, int64, shape [B]; None for all K.
     """
@@ -68,6 +75,9 @@ class Chunk(NamedTuple):
     reset: Tensor
     prefix: Tensor
     start: Tensor
+    step: Tensor
+    static: Tensor
+    covariates: Tensor
     lengths: Tensor | None = None
 
 
@@ -129,7 +139,7 @@ class Lanes:
         carry: bool = True,
         targets: Sequence[Float] | None = None,
     ) -> None:
-        self.values, self.chunk_length, self.horizon = panel.values, chunk_length, horizon
+        self.panel, self.chunk_length, self.horizon = panel, chunk_length, horizon
         self.targets = panel.values if targets is None else targets
         self.prefix_length, self.generator, self.carry = prefix_length, generator, carry
         self.segments = cut_segments(panel.lengths.tolist(), lanes=lanes, chunk_length=chunk_length)
@@ -163,16 +173,15 @@ class Lanes:
             if self.carry and places[lane][0].start > 0:
                 scored[lane] = False  # this chunk only warms the recurrent state up
         length, ahead = self.chunk_length, self.chunk_length - 1 + self.horizon
+        values, tables = self.panel.values, self.panel.tables
         # A segment's values end where it does, but its targets reach as far as the series may be learnt from.
         return Chunk(
-            y=_stack([_window(self.values[s.series][: s.end], at + length, length) for s, at in places]),
+            y=_stack([_window(values[s.series][: s.end], at + length, length) for s, at in places]),
             future=_stack([_window(self.targets[s.series], at + length + self.horizon, ahead) for s, at in places]),
             scored=torch.from_numpy(scored),
+            covariates=_stack([_window(tables[s.series], at + ahead + 1, ahead + 1) for s, at in places]),
+            **_beginnings(self.panel, [(places[i][0].series, places[i][1]) for i in resets], self.prefix_length),
             reset=torch.tensor(resets, dtype=torch.int64),
-            prefix=_stack([_window(self.values[places[i][0].series], places[i][1], self.prefix_length) for i in resets])
-            if resets
-            else torch.empty(0, self.prefix_length, dtype=torch.float64),
-            start=torch.tensor([places[i][1] for i in resets], dtype=torch.int64),
         )
 
 
@@ -193,38 +202,56 @@ def validation_chunks(
     horizon, prefix_length, lanes
         As for `Lanes`.
     """
-    eligible = [y for y in panel.values if len(y) > held_out + 1]
+    eligible = [row for row, y in enumerate(panel.values) if len(y) > held_out + 1]
     for first in range(0, len(eligible), lanes):
         group = eligible[first : first + lanes]
-        cutoffs = [len(y) - held_out - 1 for y in group]  # the first scored origin, folded by the second chunk
+        series, tables = [panel.values[row] for row in group], [panel.tables[row] for row in group]
+        cutoffs = [len(y) - held_out - 1 for y in series]  # the first scored origin, folded by the second chunk
         lengths = [min(cutoff, warm_up) for cutoff in cutoffs]
         begins = [cutoff - length for cutoff, length in zip(cutoffs, lengths, strict=True)]
         longest = max(lengths)
         before = np.full((len(group), longest), np.nan)
-        for row, (y, begin, length) in enumerate(zip(group, begins, lengths, strict=True)):
+        for row, (y, begin, length) in enumerate(zip(series, begins, lengths, strict=True)):
             before[row, :length] = y[begin : begin + length]
         yield Chunk(
             y=torch.from_numpy(before),
             future=torch.full((len(group), longest - 1 + horizon), torch.nan, dtype=torch.float64),
             scored=torch.zeros(len(group), longest, dtype=torch.bool),
+            covariates=_stack(
+                [_window(t, b + longest + horizon, longest + horizon) for t, b in zip(tables, begins, strict=True)]
+            ),
+            **_beginnings(panel, list(zip(group, begins, strict=True)), prefix_length),
             reset=torch.arange(len(group)),
-            prefix=_stack([_window(y, begin, prefix_length) for y, begin in zip(group, begins, strict=True)]),
-            start=torch.tensor(begins, dtype=torch.int64),
             lengths=torch.tensor(lengths, dtype=torch.int64),
         )
         yield Chunk(
-            y=_stack([_window(y, len(y) - 1, held_out) for y in group]),
-            future=_stack([_window(y, len(y) - 1 + horizon, held_out - 1 + horizon) for y in group]),
+            y=_stack([_window(y, len(y) - 1, held_out) for y in series]),
+            future=_stack([_window(y, len(y) - 1 + horizon, held_out - 1 + horizon) for y in series]),
             scored=torch.ones(len(group), held_out, dtype=torch.bool),
+            covariates=_stack(
+                [_window(t, c + held_out + horizon, held_out + horizon) for t, c in zip(tables, cutoffs, strict=True)]
+            ),
+            **_beginnings(panel, [], prefix_length),
             reset=torch.empty(0, dtype=torch.int64),
-            prefix=torch.empty(0, prefix_length, dtype=torch.float64),
-            start=torch.empty(0, dtype=torch.int64),
         )
 
 
+def _beginnings(panel: Panel, places: list[tuple[int, int]], prefix_length: int) -> dict[str, Tensor]:
+    """What a chunk tells of segments that begin: at these positions of these series."""
+    series, starts = [row for row, _ in places], np.array([at for _, at in places], dtype=np.int64)
+    return {
+        "prefix": _stack([_window(panel.values[row], at, prefix_length) for row, at in places])
+        if places
+        else torch.empty(0, prefix_length, dtype=torch.float64),
+        "start": torch.from_numpy(starts),
+        "step": torch.from_numpy(panel.first_steps[series] + starts),
+        "static": torch.from_numpy(panel.static[series]),
+    }
+
+
 def _window(y: Float, end: int, length: int) -> Float:
-    """Return ``y[end - length : end]`` with NaN wherever that lies outside of y."""
-    out = np.full(length, np.nan)
+    """Return ``y[end - length : end]`` with NaN wherever that lies outside of y; further axes are kept."""
+    out = np.full((length, *y.shape[1:]), np.nan)
     low, high = max(end - length, 0), min(end, len(y))
     if high > low:
         out[low - (end - length) : high - (end - length)] = y[low:high]

@@ -13,12 +13,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from forecaster.almanac import CYCLES, is_country
 from forecaster.calendar import Calendar
 from forecaster.errors import ConfigError
 
-__all__ = ["Config", "NetworkConfig", "TrainingConfig"]
+__all__ = ["Config", "CovariatesConfig", "NetworkConfig", "TrainingConfig"]
 
 LARGEST_RING = 2048
+LARGEST_COLUMNS = 256
+LARGEST_VOCABULARY = 1024
+"""Distinct values of one categorical column that a model tells apart."""
 
 HEADS = ("quantile", "student_t", "negative_binomial", "zero_inflated")
 COUNT_HEADS = ("negative_binomial", "zero_inflated")
@@ -171,6 +175,94 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class CovariatesConfig:
+    """What else is known of a series besides y: columns by role, and what its dates alone tell.
+
+    Columns of numbers are real, all others (text, truth values) categories.
+
+    Parameters
+    ----------
+    known
+        Columns known for the steps to forecast too: plans, prices, a weather forecast.
+    past
+        Columns known up to the cutoff only.
+    static
+        Columns with one value per series; `unique_id` may be among them.
+    calendar
+        Cycles of the calendar that the network is told its place in: of ``hour``, ``day``, ``week``, ``month``,
+        ``year``. ``auto``: training chooses those that are longer than a step and at most half as long as the panel.
+        ``off`` or empty: none.
+    holidays
+        Whose public holidays count: an ISO 3166 country code such as ``DE`` for all series, or the static column, or
+        `unique_id`, whose values are such codes. Empty: none.
+    categories
+        One entry per categorical column: its name, then the values told apart. Filled by training; any other value is
+        treated as missing.
+    """
+
+    known: tuple[str, ...] = ()
+    past: tuple[str, ...] = ()
+    static: tuple[str, ...] = ()
+    calendar: tuple[str, ...] = ("auto",)
+    holidays: str = ""
+    categories: tuple[tuple[str, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check names and ranges."""
+        if isinstance(self.calendar, str):
+            object.__setattr__(self, "calendar", tuple(part.strip() for part in self.calendar.split(",")))
+        if self.calendar in (("off",), ("",)):
+            object.__setattr__(self, "calendar", ())
+        _check_types(self)
+        columns = (*self.known, *self.past, *self.static)
+        for role in ("known", "past", "static"):
+            names = getattr(self, role)
+            reserved = {"ds", "y"} if role == "static" else {"unique_id", "ds", "y"}
+            twice = sorted({name for name in names if columns.count(name) > 1})
+            _require(not twice, f"covariates.{role}", names, f"each column once among all roles; {twice} repeats")
+            _require(
+                all(name and name not in reserved for name in names),
+                f"covariates.{role}",
+                names,
+                f"names of columns other than {', '.join(sorted(reserved))}",
+            )
+        _require(len(columns) <= LARGEST_COLUMNS, "covariates", len(columns), f"at most {LARGEST_COLUMNS} columns")
+        _require(
+            self.calendar == ("auto",) or set(self.calendar) <= set(CYCLES),
+            "covariates.calendar",
+            self.calendar,
+            f"auto, off, or some of {', '.join(CYCLES)}",
+        )
+        _require(
+            not self.holidays or self.holidays in ("unique_id", *self.static) or is_country(self.holidays),
+            "covariates.holidays",
+            self.holidays,
+            "an ISO country code with known holidays, a static column, or unique_id",
+        )
+        for entry in self.categories:
+            _require(
+                1 <= len(entry) <= LARGEST_VOCABULARY + 1 and entry[0] in columns,
+                "covariates.categories",
+                entry[:4],
+                f"a column of some role, then at most {LARGEST_VOCABULARY} values",
+            )
+
+    @property
+    def dynamic(self) -> tuple[str, ...]:
+        """Columns with a value at every step: the known ones, then the past ones."""
+        return self.known + self.past
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns."""
+        return self.known + self.past + self.static
+
+    def values_of(self, column: str) -> tuple[str, ...] | None:
+        """Values told apart of a categorical column; None if the column is real."""
+        return next((entry[1:] for entry in self.categories if entry[0] == column), None)
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Everything that defines a model before its weights.
 
@@ -191,8 +283,8 @@ class Config:
         longest season, so that every phase of it has its place.
     transform
         ``log`` (relative changes; for positive data), ``linear``, or ``auto``: training chooses by the panel.
-    network, training
-        See `NetworkConfig`, `TrainingConfig`.
+    network, training, covariates
+        See `NetworkConfig`, `TrainingConfig`, `CovariatesConfig`.
     head
         What a forecast is made of. ``quantile``: quantiles at `quantile_levels`. ``student_t``: a density with heavy
         tails. ``negative_binomial``, ``zero_inflated``: probabilities of counts, without and with extra zeros.
@@ -212,7 +304,7 @@ class Config:
     Traceback (most recent call last):
     ...
     forecaster.errors.ConfigError: config key 'widht' is unknown; expected one of freq, horizon, seasonality, time_zone,
-    quantile_levels, context_length, transform, network, training, head, support, calibration
+    quantile_levels, context_length, transform, network, training, head, support, calibration, covariates
     """
 
     freq: str
@@ -227,6 +319,7 @@ class Config:
     head: Literal["quantile", "student_t", "negative_binomial", "zero_inflated"] = "quantile"
     support: Literal["auto", "real", "nonnegative"] = "auto"
     calibration: Literal["adaptive", "static", "off"] = "adaptive"
+    covariates: CovariatesConfig = field(default_factory=CovariatesConfig)
 
     def __post_init__(self) -> None:
         """Normalise the seasonality and check ranges."""
@@ -253,6 +346,12 @@ class Config:
             "one of adaptive, static, off",
         )
         _require(self.head in HEADS, "head", self.head, f"one of {', '.join(HEADS)}")
+        _require(
+            not calendar.is_integer or (self.covariates.calendar in ((), ("auto",)) and not self.covariates.holidays),
+            "covariates.calendar",
+            self.covariates.calendar,
+            "off, and no holidays, where freq is '1': bare steps have no calendar",
+        )
         _require(self.transform in ("auto", "log", "linear"), "transform", self.transform, "one of auto, log, linear")
         levels = self.quantile_levels
         rising = len(levels) >= 3 and list(levels) == sorted(set(levels)) and 0 < levels[0] and levels[-1] < 1
@@ -312,21 +411,19 @@ class Config:
         for key, value in overrides.items():
             section, _, name = key.rpartition(".")
             target = values if not section else values.get(section)
-            owner = {"": Config, "network": NetworkConfig, "training": TrainingConfig}.get(section)
-            if (
-                owner is None
-                or target is None
-                or name not in _fields(owner)
-                or (not section and name in ("network", "training"))
-            ):
+            owner = ({"": Config} | _SECTIONS).get(section)
+            if owner is None or target is None or name not in _fields(owner) or (not section and name in _SECTIONS):
                 raise ConfigError(f"config key {key!r} is unknown; expected one of {', '.join(_keys())}")
             target[name] = _read(value, _fields(owner)[name], key) if isinstance(value, str) else value
         return Config.from_dict(values)
 
 
+_SECTIONS: dict[str, type] = {"network": NetworkConfig, "training": TrainingConfig, "covariates": CovariatesConfig}
+
+
 def _keys() -> list[str]:
-    top = [name for name in _fields(Config) if name not in ("network", "training")]
-    return top + [f"network.{n}" for n in _fields(NetworkConfig)] + [f"training.{n}" for n in _fields(TrainingConfig)]
+    top = [name for name in _fields(Config) if name not in _SECTIONS]
+    return top + [f"{section}.{name}" for section, owner in _SECTIONS.items() for name in _fields(owner)]
 
 
 def _fields(owner: type) -> dict[str, Any]:
@@ -352,13 +449,13 @@ def _build(owner: type[T], values: Mapping[str, Any], prefix: str) -> T:
 
 
 def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _read(text: str, hint: Any, key: str) -> Any:
@@ -371,7 +468,7 @@ def _read(text: str, hint: Any, key: str) -> Any:
             return hint(text)
         if origin is tuple:
             item = typing.get_args(hint)[0]
-            return tuple(item(part) for part in text.replace(" ", "").strip("[]()").split(",") if part)
+            return tuple(item(part.strip()) for part in text.strip("[]() ").split(",") if part.strip())
         if origin in (types.UnionType, typing.Union):
             return None if text.lower() in ("", "none", "null") else text
     except (KeyError, ValueError):
@@ -381,7 +478,7 @@ def _read(text: str, hint: Any, key: str) -> Any:
 
 def _check_types(values: Any) -> None:
     """Refuse values of the wrong type, with the key named; whole numbers may stand for floats."""
-    prefix = {NetworkConfig: "network.", TrainingConfig: "training."}.get(type(values), "")
+    prefix = next((f"{name}." for name, owner in _SECTIONS.items() if owner is type(values)), "")
     for name, hint in _fields(type(values)).items():
         value = getattr(values, name)
         origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -389,8 +486,9 @@ def _check_types(values: Any) -> None:
             object.__setattr__(values, name, float(value))
         elif origin is tuple:
             item = args[0]
+            plain = typing.get_origin(item) or item
             fits = isinstance(value, tuple) and all(
-                type(v) is item or (item is float and type(v) is int) for v in value
+                type(v) is plain or (item is float and type(v) is int) for v in value
             )
             _require(fits, prefix + name, value, f"a list of {item.__name__}")
         elif origin in (types.UnionType, typing.Union):

@@ -8,7 +8,9 @@ origins and clocks are unknown here.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -46,7 +48,9 @@ Float = npt.NDArray[np.float64]
 class _Step(Protocol):
     """`encode` or `observe` of a network."""
 
-    def __call__(self, state: StreamState, y: Tensor, lengths: Tensor | None = None) -> tuple[Encoded, StreamState]: ...
+    def __call__(
+        self, state: StreamState, y: Tensor, lengths: Tensor | None = None, covariates: Tensor | None = None
+    ) -> tuple[Encoded, StreamState]: ...
 
 
 class Forecaster:
@@ -85,12 +89,17 @@ class Forecaster:
 
     # -- the verbs -------------------------------------------------------------------------------------------------
 
-    def initial_state(self, first_steps: Sequence[int] | Tensor) -> StreamState:
-        """State of series that have seen nothing and will first fold step `first_steps[b]`; shape [B]."""
-        return self._network.layout.initial(torch.as_tensor(first_steps, dtype=torch.int64))
+    def initial_state(self, first_steps: Sequence[int] | Tensor, static: Tensor | None = None) -> StreamState:
+        """State of series that have seen nothing and will first fold step `first_steps[b]`; shape [B].
+
+        `static` [B, S] holds what `static_numbers` or a panel made of their static covariates; None: all missing.
+        """
+        return self._network.layout.initial(torch.as_tensor(first_steps, dtype=torch.int64), static)
 
     @torch.inference_mode()
-    def fold(self, state: StreamState, y: Tensor, lengths: Tensor | None = None) -> StreamState:
+    def fold(
+        self, state: StreamState, y: Tensor, lengths: Tensor | None = None, covariates: Tensor | None = None
+    ) -> StreamState:
         """Fold consecutive values.
 
         Parameters
@@ -101,20 +110,22 @@ class Forecaster:
             Shape [B, T]; NaN is a missing value.
         lengths
             Values to fold per row, int64, shape [B], 0 to T; None for T.
+        covariates
+            Values of the dynamic columns, as a panel's table has them, shape [B, T, D]; NaN is missing, None: all are.
 
         Returns
         -------
         StreamState
             The next state; `state` is unchanged.
         """
-        return self._fold(state, y, lengths, self._network.observe)
+        return self._fold(state, y, lengths, covariates, self._network.observe)
 
-    def observe(self, state: StreamState, y: Tensor) -> StreamState:
-        """Fold one value per row; `y` has shape [B], NaN is a missing value."""
-        return self.fold(state, y.unsqueeze(1))
+    def observe(self, state: StreamState, y: Tensor, covariates: Tensor | None = None) -> StreamState:
+        """Fold one value per row; `y` has shape [B], `covariates` [B, D], NaN is a missing value."""
+        return self.fold(state, y.unsqueeze(1), covariates=None if covariates is None else covariates.unsqueeze(1))
 
     @torch.inference_mode()
-    def change(self, state: StreamState, rows: Tensor, y: Tensor) -> StreamState:
+    def change(self, state: StreamState, rows: Tensor, y: Tensor, covariates: Tensor | None = None) -> StreamState:
         """What observing one value each would change in some rows of a large state: `observe` without copying rings.
 
         Parameters
@@ -125,16 +136,25 @@ class Forecaster:
             Distinct rows, int64, shape [B].
         y
             One value per row, shape [B]; NaN is a missing value.
+        covariates
+            As in `observe`, shape [B, D].
 
         Returns
         -------
         StreamState
             B rows whose ring holds only the latest value. It can be forecast from up to the trained horizon.
         """
-        encoded, after = self._network.observe(state, y.to(torch.float64).unsqueeze(1), rows=rows)
+        given = None if covariates is None else covariates.unsqueeze(1)
+        encoded, after = self._network.observe(state, y.to(torch.float64).unsqueeze(1), None, given, rows=rows)
         return after.remember(encoded)
 
-    def warm_up(self, histories: Sequence[Float], first_steps: Sequence[int]) -> StreamState:
+    def warm_up(
+        self,
+        histories: Sequence[Float],
+        first_steps: Sequence[int],
+        tables: Sequence[Float] | None = None,
+        static: Float | None = None,
+    ) -> StreamState:
         """Fold whole histories of any lengths; the same as `initial_state` and one `observe` per value.
 
         Parameters
@@ -143,21 +163,48 @@ class Forecaster:
             One array of values per series; NaN is a missing value.
         first_steps
             Step number of each history's first value.
+        tables
+            Values of the dynamic columns at each step of each history (further ones are ignored), shape [steps, D].
+        static
+            Static numbers, shape [series, S].
         """
         lengths = np.array([len(history) for history in histories], dtype=np.int64)
         order = np.argsort(lengths, kind="stable")  # rows of like length are padded least
         states: list[StreamState] = []
         for rows in np.array_split(order, max(1, -(-len(order) // 256))):
-            y = np.full((len(rows), int(lengths[rows].max(initial=0))), np.nan)
+            longest = int(lengths[rows].max(initial=0))
+            y = np.full((len(rows), longest), np.nan)
+            covariates = None if tables is None else np.full((len(rows), longest, tables[0].shape[1]), np.nan)
             for place, row in enumerate(rows):
                 y[place, : lengths[row]] = histories[row]
-            state = self.initial_state([int(first_steps[row]) for row in rows])
-            states.append(self.fold(state, torch.from_numpy(y), torch.from_numpy(lengths[rows])))
+                if covariates is not None and tables is not None:
+                    covariates[place, : lengths[row]] = tables[row][: lengths[row]]
+            state = self.initial_state(
+                [int(first_steps[row]) for row in rows], None if static is None else torch.from_numpy(static[rows])
+            )
+            given = None if covariates is None else torch.from_numpy(covariates)
+            states.append(self.fold(state, torch.from_numpy(y), torch.from_numpy(lengths[rows]), given))
         return StreamState.concat(states).select(torch.from_numpy(np.argsort(order, kind="stable")))
+
+    def warm_up_panel(self, panel: Panel) -> StreamState:
+        """Fold every series of a panel to its end.
+
+        Raises
+        ------
+        InputError
+            The panel's calendar is not the forecaster's, or it was read with other covariates.
+        """
+        self.check_panel(panel)
+        panel = panel.with_covariates(self.config.covariates)
+        return self.warm_up(panel.values, panel.first_steps.tolist(), panel.tables, panel.static)
 
     @torch.inference_mode()
     def forecast(
-        self, state: StreamState, horizon: int | None = None, quantile_levels: Sequence[float] | None = None
+        self,
+        state: StreamState,
+        horizon: int | None = None,
+        quantile_levels: Sequence[float] | None = None,
+        future: Tensor | None = None,
     ) -> Float:
         """Quantiles of the coming steps; changes nothing.
 
@@ -171,6 +218,9 @@ class Forecaster:
             Of the quantile head, any levels between the lowest and the highest trained one; between trained levels,
             quantiles are interpolated linearly. Of a distribution, any between 0 and 1. If None, those of
             ``0.1 … 0.9`` that are answered.
+        future
+            Values of the known columns at the coming steps, float64, shape [B, horizon, K]; NaN is missing. None only
+            where the model has no known columns.
 
         Returns
         -------
@@ -180,11 +230,12 @@ class Forecaster:
         Raises
         ------
         InputError
-            `horizon` or `quantile_levels` cannot be answered.
+            `horizon` or `quantile_levels` cannot be answered, or `future` lacks.
         """
         horizon = self.check_horizon(horizon)
         levels = self.check_levels(quantile_levels)
-        quantiles = self._marginals(state, horizon).quantiles(levels)
+        future = self._checked_future(future, len(state), horizon)
+        quantiles = self._marginals(state, horizon, future).quantiles(levels)
         if bool(state.blank.any()):
             quantiles = torch.where(state.blank.view(-1, 1, 1), torch.nan, quantiles)
         result: Float = quantiles.transpose(1, 2).numpy()
@@ -192,7 +243,12 @@ class Forecaster:
 
     @torch.inference_mode()
     def simulate(
-        self, state: StreamState, horizon: int | None = None, num_samples: int = 100, seed: int | Sequence[int] = 0
+        self,
+        state: StreamState,
+        horizon: int | None = None,
+        num_samples: int = 100,
+        seed: int | Sequence[int] = 0,
+        future: Tensor | None = None,
     ) -> Float:
         """Joint sample paths of the coming steps; changes nothing, and the global random state is left alone.
 
@@ -211,6 +267,8 @@ class Forecaster:
         seed
             Of all rows: a row's paths then follow from it and from the row alone, so that different series draw
             independently (rows that observed the very same draw the same). Or one per row.
+        future
+            Values of the known columns, as in `forecast`.
 
         Returns
         -------
@@ -220,30 +278,39 @@ class Forecaster:
         Raises
         ------
         InputError
-            `horizon`, `num_samples` or `seed` cannot be answered.
+            `horizon`, `num_samples` or `seed` cannot be answered, or `future` lacks.
         """
         horizon = self.check_horizon(horizon)
         check_samples(num_samples, seed, len(state))
+        future = self._checked_future(future, len(state), horizon)
         paths = max(num_samples, FEWEST_PATHS)
         drawn = np.full((len(state), num_samples, horizon), np.nan)
         observed = torch.nonzero(~state.blank).squeeze(1)
         for rows in torch.split(observed, max(1, PATHS_AT_ONCE // paths)):
             part = state.select(rows)
+            known = None if future is None else future[rows]
             found = simulate(
-                self._marginals(part, horizon),
+                self._marginals(part, horizon, known),
                 part,
                 generators(part, seed if isinstance(seed, int) else [seed[row] for row in rows.tolist()]),
                 paths=paths,
-                next_step=lambda copies: self._block(self._network.encoded(copies), copies, 1),
-                observe=lambda copies, y: self._network.encode(copies, y.unsqueeze(1))[1],
+                next_step=partial(self._next_step, self._coming(known, part, paths)),
+                observe=partial(self._observe_path, self._coming(known, part, paths)),
             )
             drawn[rows.numpy()] = found[:, :num_samples].numpy()
         return drawn
 
     def simulate_frame(
-        self, panel: Panel, horizon: int | None = None, num_samples: int = 100, seed: int = 0
+        self,
+        panel: Panel,
+        horizon: int | None = None,
+        num_samples: int = 100,
+        seed: int = 0,
+        future: pd.DataFrame | None = None,
     ) -> pd.DataFrame:
         """Sample paths after the end of every series of a panel; a series' paths follow from `seed` and its name.
+
+        `panel` and `future` are as in `forecast_frame`.
 
         Returns
         -------
@@ -255,11 +322,10 @@ class Forecaster:
         InputError
             The panel does not fit the forecaster (`check_panel`), or as in `simulate`.
         """
-        self.check_panel(panel)
         horizon = self.check_horizon(horizon)
         check_samples(num_samples, seed, len(panel))
-        state = self.warm_up(panel.values, panel.first_steps.tolist())
-        paths = self.simulate(state, horizon, num_samples, [seed_of(name, seed) for name in panel.unique_ids])
+        state, known = self._ready(panel, horizon, future)
+        paths = self.simulate(state, horizon, num_samples, [seed_of(name, seed) for name in panel.unique_ids], known)
         steps = panel.last_steps[:, None] + np.arange(1, horizon + 1)
         return pd.DataFrame(
             {
@@ -271,7 +337,7 @@ class Forecaster:
         )
 
     @torch.inference_mode()
-    def log_prob(self, state: StreamState, y: Tensor) -> Tensor:
+    def log_prob(self, state: StreamState, y: Tensor, future: Tensor | None = None) -> Tensor:
         """Log density (of counts: log probability) that each coming step had before it came; changes nothing.
 
         Parameters
@@ -280,6 +346,8 @@ class Forecaster:
             B rows.
         y
             Values of the steps that follow, shape [B, N], N at most the trained horizon; NaN gives NaN.
+        future
+            Values of the known columns at these steps, as in `forecast`.
 
         Returns
         -------
@@ -289,21 +357,35 @@ class Forecaster:
         Raises
         ------
         InputError
-            The head has no density, or N is too large.
+            The head has no density, N is too large, or `future` lacks.
         """
         head = self._network.head
         if not isinstance(head, DistributionHead):
             raise InputError(f"a model with head {self.config.head!r} has quantiles, but no density")
         if y.shape[1] > self.config.horizon:
             raise InputError(f"y has {y.shape[1]} steps, expected at most {self.config.horizon}, the trained horizon")
-        block = self._block(self._network.encoded(state), state).steps(slice(0, y.shape[1]))
+        (known,) = self._future_blocks(self._checked_future(future, len(state), y.shape[1]), y.shape[1])
+        block = self._block(self._network.encoded(state), state, known).steps(slice(0, y.shape[1]))
         found = head.log_prob(block.parameters, y.double(), block.frame)
         return torch.where(torch.isnan(y) | state.blank.unsqueeze(1), torch.nan, found)
 
     def forecast_frame(
-        self, panel: Panel, horizon: int | None = None, quantile_levels: Sequence[float] | None = None
+        self,
+        panel: Panel,
+        horizon: int | None = None,
+        quantile_levels: Sequence[float] | None = None,
+        future: pd.DataFrame | None = None,
     ) -> pd.DataFrame:
         """Forecast after the end of every series of a panel.
+
+        Parameters
+        ----------
+        panel
+            Read with the covariates of `config`.
+        horizon, quantile_levels
+            As in `forecast`.
+        future
+            `unique_id`, `ds` and the known columns at the coming steps of every series; None: the panel has them.
 
         Returns
         -------
@@ -313,12 +395,13 @@ class Forecaster:
         Raises
         ------
         InputError
-            The panel does not fit the forecaster (`check_panel`), or as in `forecast`.
+            The panel does not fit the forecaster (`check_panel`), was read with other covariates, a coming step is not
+            known, or as in `forecast`.
         """
-        self.check_panel(panel)
         horizon = self.check_horizon(horizon)
         levels = self.check_levels(quantile_levels)
-        quantiles = self.forecast(self.warm_up(panel.values, panel.first_steps.tolist()), horizon, levels)
+        state, known = self._ready(panel, horizon, future)
+        quantiles = self.forecast(state, horizon, levels, known)
         steps = panel.last_steps[:, None] + np.arange(1, horizon + 1)
         frame = pd.DataFrame(
             {
@@ -412,35 +495,96 @@ class Forecaster:
         span = max(1, min(FOLD_ELEMENTS // max(rows * self.config.ring_length, 1), 512))
         return [(start, min(start + span, total)) for start in range(0, total, span)]
 
-    def _fold(self, state: StreamState, y: Tensor, lengths: Tensor | None, step: _Step) -> StreamState:
+    def _fold(
+        self, state: StreamState, y: Tensor, lengths: Tensor | None, covariates: Tensor | None, step: _Step
+    ) -> StreamState:
         rows, total = y.shape
         y = y.to(torch.float64)
         if lengths is None:
             for start, end in self._spans(rows, total):
-                encoded, state = step(state, y[:, start:end])
+                part = None if covariates is None else covariates[:, start:end]
+                encoded, state = step(state, y[:, start:end], None, part)
             if total == 1:  # streaming: the forecast that usually follows needs just this
                 state = state.remember(encoded)
             return state
         for start, end in self._spans(rows, total):
             left = (lengths - start).clamp(max=end - start)
             active = torch.nonzero(left > 0).squeeze(1)
+            part = None if covariates is None else covariates[:, start:end]
             if len(active) == rows and bool((left == end - start).all()):
-                _, state = step(state, y[:, start:end])
+                _, state = step(state, y[:, start:end], None, part)
             elif len(active):
-                _, part = step(state.select(active), y[active, start:end], left[active])
-                state = state.replace_rows(active, part)
+                part = None if part is None else part[active]
+                _, after = step(state.select(active), y[active, start:end], left[active], part)
+                state = state.replace_rows(active, after)
         return state
 
-    def _block(self, encoded: Encoded, state: StreamState, steps: int | None = None) -> Block:
-        return Block(self._network.calibrated(encoded, state.correction, steps), encoded.frame)
+    def _block(self, encoded: Encoded, state: StreamState, future: Tensor | None, steps: int | None = None) -> Block:
+        return Block(self._network.calibrated(encoded, state.correction, future, steps), encoded.frame)
 
-    def _marginals(self, state: StreamState, horizon: int) -> Marginals:
+    def _ready(self, panel: Panel, horizon: int, future: pd.DataFrame | None) -> tuple[StreamState, Tensor]:
+        """State at the end of every series, and what is known of the steps after it."""
+        self.check_panel(panel)
+        panel = panel.with_covariates(self.config.covariates)
+        if future is not None:
+            panel = panel.with_future(future)
+        known = torch.from_numpy(panel.future(horizon))  # before the work of folding
+        return self.warm_up_panel(panel), known
+
+    @staticmethod
+    def _coming(known: Tensor | None, state: StreamState, paths: int) -> Callable[[StreamState], Tensor | None]:
+        """What is known of the step after each of so many copies of a state's rows, shape [B x paths, 1, K]."""
+
+        def coming(copies: StreamState) -> Tensor | None:
+            step = int(copies.last_step[0] - state.last_step[0])
+            return None if known is None else known[:, step : step + 1].repeat_interleave(paths, 0)
+
+        return coming
+
+    def _next_step(self, coming: Callable[[StreamState], Tensor | None], copies: StreamState) -> Block:
+        return self._block(self._network.encoded(copies), copies, coming(copies), 1)
+
+    def _observe_path(
+        self, coming: Callable[[StreamState], Tensor | None], copies: StreamState, y: Tensor
+    ) -> StreamState:
+        return self._network.encode(copies, y.unsqueeze(1), None, self._as_table(coming(copies)))[1]
+
+    def _marginals(self, state: StreamState, horizon: int, future: Tensor | None) -> Marginals:
         """Distributions of the coming steps: beyond the trained ones, a copy of the state observes its own medians."""
-        head = self._network.head
+        head, known = self._network.head, self._future_blocks(future, horizon)
         at_hand = state.moment.at((slice(None), -1)) if isinstance(state.moment, Encoded) else None
-        blocks = [self._block(at_hand or self._network.encoded(state), state)]
-        for _ in range(self.config.horizon, horizon, self.config.horizon):
+        blocks = [self._block(at_hand or self._network.encoded(state), state, known[0])]
+        for before, coming in pairwise(known):
             # Not observed, so nothing to calibrate by.
-            state = self._fold(state, head.point(*blocks[-1]), None, self._network.encode)
-            blocks.append(self._block(self._network.encoded(state), state))
+            state = self._fold(state, head.point(*blocks[-1]), None, self._as_table(before), self._network.encode)
+            blocks.append(self._block(self._network.encoded(state), state, coming))
         return Marginals(head, blocks, horizon)
+
+    def _checked_future(self, future: Tensor | None, rows: int, horizon: int) -> Tensor | None:
+        """Return `future`, or raise InputError where it does not fit; None for models without known columns."""
+        known = self.config.covariates.known
+        if not known:
+            return None
+        if future is None or future.shape != (rows, horizon, len(known)):
+            found = "none" if future is None else f"shape {list(future.shape)}"
+            raise InputError(
+                f"this model needs values of {', '.join(known)} at the {horizon} coming steps, "
+                f"shape {[rows, horizon, len(known)]}; found {found}"
+            )
+        return future
+
+    def _future_blocks(self, future: Tensor | None, horizon: int) -> list[Tensor | None]:
+        """Known values of each block of the trained horizon, the last one filled up with missing ones."""
+        trained = self.config.horizon
+        count = -(-horizon // trained)
+        if future is None:
+            return [None] * count
+        filler = future.new_full((len(future), count * trained - horizon, future.shape[2]), torch.nan)
+        return list(torch.split(torch.cat([future, filler], 1), trained, 1))
+
+    def _as_table(self, known: Tensor | None) -> Tensor | None:
+        """Known values [B, T, K] as a table of all dynamic columns [B, T, D]."""
+        if known is None:
+            return None
+        past = known.new_full((*known.shape[:2], len(self.config.covariates.past)), torch.nan)
+        return torch.cat([known, past], -1)

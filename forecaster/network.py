@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from forecaster.calibration import Calibration
 from forecaster.config import Config
+from forecaster.covariates import CovariateInputs, static_size
 from forecaster.features import anchors, feature_size, features, num_anchors
 from forecaster.heads import HEADS, Head, HeadSizes
 from forecaster.kernels import NUM_STATISTICS
@@ -42,6 +43,8 @@ class Encoded(NamedTuple):
         Coordinates, fields of shape [...].
     difference
         Mean absolute seasonal difference in units of scale, 0 until one was seen, shape [...].
+    step, static
+        Step number, int64, shape [...], and static numbers, shape [..., S]; None in models without covariates.
     """
 
     hidden: Tensor
@@ -49,11 +52,14 @@ class Encoded(NamedTuple):
     scaled: Tensor
     frame: Frame
     difference: Tensor
+    step: Tensor | None = None
+    static: Tensor | None = None
 
     def at(self, index: object) -> Encoded:
         """Steps at an index of the leading axes."""
-        hidden, features, scaled, frame, difference = self
-        return Encoded(hidden[index], features[index], scaled[index], frame.at(index), difference[index])  # type: ignore[index]
+        hidden, features, scaled, frame, difference, step, static = self
+        part = Encoded(hidden[index], features[index], scaled[index], frame.at(index), difference[index])  # type: ignore[index]
+        return part if step is None or static is None else part._replace(step=step[index], static=static[index])  # type: ignore[index]
 
 
 class ForecastNetwork(nn.Module):
@@ -70,13 +76,19 @@ class ForecastNetwork(nn.Module):
         self.config = config
         self.transform: Transform = "log" if config.transform == "log" else "linear"
         size = feature_size(config.ring_length)
-        self.recurrent = RecurrentStack(size, config.network)
+        covariates = CovariateInputs(config)
+        self.covariates = covariates if covariates.encoder_size else None
+        self.recurrent = RecurrentStack(size + covariates.encoder_size, config.network)
+        if self.covariates is not None:  # no effect before training, nor ever where a flag or a place never moves
+            with torch.no_grad():
+                self.recurrent.layers[0].get_parameter("weight_ih_l0")[:, size:] = 0
         sizes = HeadSizes(
             hidden_size=config.network.output_size,
             num_features=size,
             num_anchors=num_anchors(config.seasonality, config.ring_length),
             horizon=config.horizon,
             dropout=config.network.dropout,
+            num_known=covariates.decoder_size,
         )
         self.head: Head = HEADS[config.head](
             sizes,
@@ -84,7 +96,10 @@ class ForecastNetwork(nn.Module):
             levels=config.quantile_levels,
             nonnegative=config.support == "nonnegative",
         )
-        self.calibration = Calibration(self.head, adaptive=config.calibration == "adaptive")
+        # A flight is issued while folding, when nobody has told what will be known of the steps it covers.
+        self.calibration = Calibration(
+            self.head, adaptive=config.calibration == "adaptive" and not config.covariates.known
+        )
         groups, scored = self.calibration.sizes
         self.layout = StateLayout(
             layers=config.network.num_layers,
@@ -94,10 +109,16 @@ class ForecastNetwork(nn.Module):
             statistics=NUM_STATISTICS,
             groups=groups,
             scored=scored,
+            static=static_size(config.covariates),
         )
 
     def encode(
-        self, state: StreamState, y: Tensor, lengths: Tensor | None = None, rows: Tensor | None = None
+        self,
+        state: StreamState,
+        y: Tensor,
+        lengths: Tensor | None = None,
+        covariates: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> tuple[Encoded, StreamState]:
         """Fold a chunk.
 
@@ -109,6 +130,8 @@ class ForecastNetwork(nn.Module):
             Float64, shape [B, T]; NaN is missing.
         lengths
             Steps of each row, shape [B], each 1 to T; None: all rows have T.
+        covariates
+            Values of the dynamic columns at each step, float64, shape [B, T, D]; NaN is missing, None: all are.
         rows
             Rows of the state to fold, int64, shape [B]; None for all.
 
@@ -121,17 +144,31 @@ class ForecastNetwork(nn.Module):
         self._check(state)
         with torch.no_grad():
             history, after = advance(state, y, lengths, lag=self.config.seasonality[0], kind=self.transform, rows=rows)
-        inputs = features(history)
+        given = inputs = features(history)
+        steps = static = None
+        if self.covariates is not None:
+            before_chunk = state.last_step if rows is None else state.last_step[rows]
+            steps = before_chunk.unsqueeze(1) + torch.arange(1, y.shape[1] + 1)
+            static = after.static.unsqueeze(1).expand(-1, y.shape[1], -1)
+            given = torch.cat([inputs, self.covariates.encode(steps, after.static, covariates)], -1)
         before = RecurrentState(after.hidden.transpose(0, 1), after.cell.transpose(0, 1))
-        output, recurrent = self.recurrent(inputs.transpose(0, 1), before, lengths)
+        output, recurrent = self.recurrent(given.transpose(0, 1), before, lengths)
         after = replace(after, hidden=recurrent.hidden.transpose(0, 1), cell=recurrent.cell.transpose(0, 1))
-        return Encoded(output.transpose(0, 1), inputs, history.scaled, history.frame, history.difference), after
+        encoded = Encoded(
+            output.transpose(0, 1), inputs, history.scaled, history.frame, history.difference, steps, static
+        )
+        return encoded, after
 
     def observe(
-        self, state: StreamState, y: Tensor, lengths: Tensor | None = None, rows: Tensor | None = None
+        self,
+        state: StreamState,
+        y: Tensor,
+        lengths: Tensor | None = None,
+        covariates: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> tuple[Encoded, StreamState]:
         """As `encode`, and the calibration follows: what serving folds with."""
-        encoded, after = self.encode(state, y, lengths, rows)
+        encoded, after = self.encode(state, y, lengths, covariates, rows)
 
         def decode(rows: Tensor, steps: Tensor) -> tuple[Tensor, Frame]:
             chosen = encoded.at((rows, steps))
@@ -145,20 +182,31 @@ class ForecastNetwork(nn.Module):
         history = describe(state, kind=self.transform)
         hidden = state.hidden.sum(1) if self.config.network.residual else state.hidden[:, -1]
         encoded = Encoded(hidden.unsqueeze(1), features(history), history.scaled, history.frame, history.difference)
-        return encoded.at((slice(None), 0))
+        encoded = encoded.at((slice(None), 0))
+        return encoded if self.covariates is None else encoded._replace(step=state.last_step, static=state.static)
 
     def _check(self, state: StreamState) -> None:
         if state.ring.shape[1] != self.layout.ring:
             raise ValueError("a change is not a state: assign it to the rows it belongs to first")
 
-    def decode(self, encoded: Encoded, steps: int | None = None) -> Tensor:
-        """Parameters of the head for the horizon after each step, or its first `steps`, shape [..., K, H]."""
-        choices = anchors(encoded.scaled, self.config.seasonality, steps or self.config.horizon)
+    def decode(self, encoded: Encoded, future: Tensor | None = None, steps: int | None = None) -> Tensor:
+        """Parameters of the head for the horizon after each step, or its first `steps`, shape [..., K, H].
+
+        `future` holds the values of the known columns at these steps, float64, shape [..., H, columns]; NaN is missing,
+        None: all are.
+        """
+        steps = steps or self.config.horizon
+        choices = anchors(encoded.scaled, self.config.seasonality, steps)
         if not self.config.network.anchored:
             choices = torch.zeros_like(choices)
-        parameters: Tensor = self.head(encoded.hidden, encoded.features, choices)
+        known = None
+        if self.covariates is not None and encoded.step is not None and encoded.static is not None:
+            known = self.covariates.decode(encoded.step, encoded.static, future, steps)
+        parameters: Tensor = self.head(encoded.hidden, encoded.features, choices, known)
         return parameters
 
-    def calibrated(self, encoded: Encoded, correction: Tensor, steps: int | None = None) -> Tensor:
+    def calibrated(
+        self, encoded: Encoded, correction: Tensor, future: Tensor | None = None, steps: int | None = None
+    ) -> Tensor:
         """As `decode`, for states with these corrections; leading axis [B]."""
-        return self.calibration.stretch(self.head, self.decode(encoded, steps), correction)
+        return self.calibration.stretch(self.head, self.decode(encoded, future, steps), correction)

@@ -1,14 +1,15 @@
 """The panel: many series on one calendar, validated once, then trusted everywhere.
 
-Built from a long data frame (`unique_id`, `ds`, `y`). Series may start and end anywhere and have any length; a skipped
-step becomes a missing value (NaN). Disorder, repeats and infinities are refused by series and timestamp, never mended.
+Built from a long data frame (`unique_id`, `ds`, `y`, and covariates). Series may start and end anywhere and have any
+length; a skipped step becomes a missing value (NaN). Disorder, repeats and infinities are refused by series and
+timestamp, never mended.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from forecaster import columns
+from forecaster.almanac import country_number
 from forecaster.calendar import INTEGER_FREQ, Calendar
+from forecaster.config import LARGEST_VOCABULARY, CovariatesConfig
 from forecaster.errors import InputError, PanelError
 
 __all__ = ["LARGEST_Y", "Panel", "check_y"]
@@ -46,6 +50,13 @@ class Panel:
         Step number of each series' first value, shape [N].
     values
         One float64 array per series; NaN is a missing value.
+    covariates
+        Roles of the columns, and the vocabularies of those that are categories.
+    tables
+        One float64 array per series, shape [steps, D]: the known, then the past columns, at each step of the series
+        and, of the known ones, as far beyond its end as they are there; NaN is missing. See `forecaster.columns`.
+    static
+        The static columns, then the country whose holidays count, shape [N, S].
 
     Examples
     --------
@@ -62,26 +73,41 @@ class Panel:
     unique_ids: list[str]
     first_steps: Steps
     values: list[Float]
+    covariates: CovariatesConfig = field(default_factory=CovariatesConfig)
+    tables: list[Float] = field(default_factory=list)
+    static: Float = field(default_factory=lambda: np.empty((0, 0)))
+
+    def __post_init__(self) -> None:
+        """A panel without covariates has tables without columns."""
+        if not self.covariates.dynamic:
+            object.__setattr__(self, "tables", [np.empty((len(y), 0)) for y in self.values])
+        if len(self.static) != len(self.values):
+            object.__setattr__(self, "static", np.empty((len(self.values), 0)))
 
     @classmethod
-    def from_frame(cls, frame: pd.DataFrame, freq: str) -> Panel:
+    def from_frame(cls, frame: pd.DataFrame, freq: str, covariates: CovariatesConfig | None = None) -> Panel:
         """Validate a long frame.
 
         Parameters
         ----------
         frame
             Columns `unique_id`, `ds` (timestamps, or integers when `freq` is ``1``) and `y` (NaN for missing). Rows of
-            one series are contiguous or interleaved, but in time order.
+            one series are contiguous or interleaved, but in time order. And the columns that `covariates` names: where
+            some are known in the future, rows without `y` after a series' last observed one tell its future.
         freq
             pandas offset alias, or ``1``.
+        covariates
+            Roles of the other columns. A column it has no vocabulary for is real if it holds numbers, and else gets a
+            vocabulary of all its values.
 
         Raises
         ------
         PanelError
             Missing or unknown columns, wrong types, infinite or huge values, repeated or disordered timestamps,
-            timestamps off the grid of `freq`, no rows.
+            timestamps off the grid of `freq`, no rows, a static column that changes, a vocabulary that is too large.
         """
-        _check_columns(frame)
+        covariates = CovariatesConfig() if covariates is None else covariates
+        _check_columns(frame, [name for name in covariates.columns if name != "unique_id"])
         if frame.empty:
             raise PanelError("the frame has no rows; expected at least one observation")
         if frame["unique_id"].isna().any():
@@ -111,12 +137,22 @@ class Panel:
                 f"series {names[i]!r} has {rows[i]} rows over {lengths[i]} steps of freq {freq!r}; "
                 f"at most {LARGEST_GROWTH} steps per row may be missing: is the freq right?"
             )
-        values = []
+        frame = frame.iloc[order]
+        covariates = _with_vocabularies(frame, covariates)
+        numbers = _covariate_numbers(frame, covariates, names, codes)
+        values, tables = [], []
         for i, (start, end) in enumerate(pairwise(bounds)):
             series = np.full(int(lengths[i]), np.nan)
-            series[steps[start:end] - first_steps[i]] = y[start:end]
+            table = np.full((len(series), numbers.shape[1]), np.nan)
+            places = steps[start:end] - first_steps[i]
+            series[places], table[places] = y[start:end], numbers[start:end]
+            if covariates.known and np.isfinite(series).any():
+                series = series[: int(np.flatnonzero(np.isfinite(series))[-1]) + 1]
+                table[len(series) :, len(covariates.known) :] = np.nan
             values.append(series)
-        return cls(calendar, names, first_steps, values)
+            tables.append(table)
+        static = _static_numbers(frame, covariates, names, bounds)
+        return cls(calendar, names, first_steps, values, covariates, tables, static)
 
     @classmethod
     def from_series(cls, calendar: Calendar, series: Sequence[tuple[str, int, Float]]) -> Panel:
@@ -186,36 +222,173 @@ class Panel:
                 )
 
     def drop_last(self, steps: int) -> Panel:
-        """Each series without its last `steps` steps; series that would be empty are left out."""
-        return self._map(lambda first, y: (first, y[: max(len(y) - steps, 0)]))
+        """Each series without its last `steps` steps; series that would be empty are left out.
+
+        What was known beforehand of the steps dropped stays known.
+        """
+        lengths = np.maximum(self.lengths - steps, 0)
+        tables = [table.copy() for table in self.tables] if self.covariates.past else self.tables
+        for table, length in zip(tables, lengths, strict=True):
+            table[length:, len(self.covariates.known) :] = np.nan
+        values = [y[:length] for y, length in zip(self.values, lengths, strict=True)]
+        return replace(self, values=values, tables=tables).select(np.flatnonzero(lengths))
 
     def tail(self, steps: int) -> Panel:
         """Each series' last `steps` steps (all of a shorter one)."""
-        return self._map(lambda first, y: (first + max(len(y) - steps, 0), y[max(len(y) - steps, 0) :]))
+        skipped = np.maximum(self.lengths - steps, 0)
+        return replace(
+            self,
+            first_steps=self.first_steps + skipped,
+            values=[y[skip:] for y, skip in zip(self.values, skipped, strict=True)],
+            tables=[table[skip:] for table, skip in zip(self.tables, skipped, strict=True)],
+        ).select(np.flatnonzero(self.lengths))
 
-    def _map(self, cut: Callable[[int, Float], tuple[int, Float]]) -> Panel:
-        kept = [(name, *cut(first, y)) for name, first, y in self]
-        kept = [(name, first, y) for name, first, y in kept if len(y)]
+    def select(self, rows: Steps) -> Panel:
+        """Some of the series, by position."""
         return Panel(
             self.calendar,
-            [name for name, _, _ in kept],
-            np.array([first for _, first, _ in kept], dtype=np.int64),
-            [y for _, _, y in kept],
+            [self.unique_ids[row] for row in rows],
+            self.first_steps[rows],
+            [self.values[row] for row in rows],
+            self.covariates,
+            [self.tables[row] for row in rows],
+            self.static[rows],
         )
 
+    def future(self, horizon: int) -> Float:
+        """Known columns at the `horizon` steps after each series' end, shape [N, horizon, K].
+
+        Raises
+        ------
+        PanelError
+            A step is not there, or none of its columns is.
+        """
+        known = len(self.covariates.known)
+        found = np.full((len(self), horizon, known), np.nan)
+        for row, (y, table) in enumerate(zip(self.values, self.tables, strict=True)):
+            ahead = table[len(y) : len(y) + horizon, :known]
+            found[row, : len(ahead)] = ahead
+        if known:
+            absent = np.isnan(found).all(-1)
+            if absent.any():
+                row, step = (int(place) for place in np.argwhere(absent)[0])
+                ds = self.calendar.format([int(self.last_steps[row]) + step + 1])[0]
+                raise PanelError(
+                    f"series {self.unique_ids[row]!r}: {', '.join(self.covariates.known)} are not known at {ds}, "
+                    f"step {step + 1} of the {horizon} to forecast"
+                )
+        return found
+
+    def with_future(self, frame: pd.DataFrame) -> Panel:
+        """The same panel with the known columns after each series' end taken from a long frame.
+
+        Parameters
+        ----------
+        frame
+            `unique_id`, `ds` and the known columns; others, and rows of other series or before the end of a series, are
+            ignored.
+        """
+        declared = self.covariates
+        if not declared.known:
+            raise PanelError("future values were given, but no covariates are known in the future")
+        only = replace(
+            declared,
+            past=(),
+            static=(),
+            holidays="",
+            categories=tuple(c for c in declared.categories if c[0] in declared.known),
+        )
+        missing = [name for name in ("unique_id", "ds", *declared.known) if name not in frame.columns]
+        if missing:
+            raise PanelError(f"columns {missing} are missing in the future values")
+        frame = frame[["unique_id", "ds", *declared.known]].assign(y=0.0)
+        ahead = Panel.from_frame(frame, self.calendar.freq, only).with_covariates(only)
+        if ahead.calendar != self.calendar:
+            raise PanelError(
+                f"the future values are in time zone {ahead.calendar.time_zone}, expected {self.calendar.time_zone}"
+            )
+        rows = {name: row for row, name in enumerate(ahead.unique_ids)}
+        tables = []
+        for name, first, y, table in zip(self.unique_ids, self.first_steps, self.values, self.tables, strict=True):
+            table = table[: len(y)]
+            row = rows.get(name)
+            if row is not None:
+                begin = int(ahead.first_steps[row] - first) - len(y)  # steps from this series' next one
+                length = max(begin + len(ahead.tables[row]), 0)
+                known = np.full((length, table.shape[1]), np.nan)
+                known[max(begin, 0) :, : len(declared.known)] = ahead.tables[row][max(-begin, 0) :]
+                table = np.concatenate([table, known])
+            tables.append(table)
+        return replace(self, tables=tables)
+
+    def categories(self) -> tuple[tuple[str, ...], ...]:
+        """Vocabularies of the categorical columns, without values that no step of any series has."""
+        found = []
+        for names, arrays in (
+            (self.covariates.dynamic, [table[: len(y)] for table, y in zip(self.tables, self.values, strict=True)]),
+            (self.covariates.static, [self.static]),
+        ):
+            for place, name in enumerate(names):
+                values = self.covariates.values_of(name)
+                if values is not None:
+                    used = set().union(*(np.unique(np.nan_to_num(array[:, place])).tolist() for array in arrays))
+                    found.append((name, *(value for number, value in enumerate(values, start=1) if number in used)))
+        return tuple(found)
+
+    def with_covariates(self, covariates: CovariatesConfig) -> Panel:
+        """The same panel with categories numbered by the vocabularies of `covariates`.
+
+        Raises
+        ------
+        PanelError
+            Roles differ, or a column is real here and a category there.
+        """
+        mine = self.covariates
+        if mine == covariates:
+            return self
+        for role in ("known", "past", "static", "holidays"):
+            found, expected = getattr(mine, role), getattr(covariates, role)
+            if found != expected:
+                raise PanelError(
+                    f"the panel was read with {role} covariates {found or 'none'}, expected {expected or 'none'}: "
+                    "read it with the covariates of the configuration"
+                )
+        for name in mine.columns:
+            if (mine.values_of(name) is None) != (covariates.values_of(name) is None):
+                kinds = ("numbers", "categories") if mine.values_of(name) is None else ("categories", "numbers")
+                raise PanelError(f"covariate {name!r} holds {kinds[0]}, expected {kinds[1]}")
+        tables, static = [table.copy() for table in self.tables], self.static.copy()
+        for names, arrays in ((mine.dynamic, tables), (mine.static, [static])):
+            for place, name in enumerate(names):
+                values = mine.values_of(name)
+                if values is not None:
+                    numbers = np.array([0.0, *(columns.encode_value(v, covariates.values_of(name)) for v in values)])
+                    for array in arrays:
+                        array[:, place] = numbers[np.nan_to_num(array[:, place]).astype(np.int64)]
+        return replace(self, covariates=covariates, tables=tables, static=static)
+
     def to_frame(self) -> pd.DataFrame:
-        """Long frame, missing steps written as NaN rows."""
-        lengths = self.lengths
+        """Long frame, missing steps written as NaN rows; what is known of the future follows a series' last row."""
+        lengths = np.array([len(table) for table in self.tables], dtype=np.int64)
         steps = np.concatenate(
             [np.arange(f, f + n) for f, n in zip(self.first_steps, lengths, strict=True)] or [np.empty(0, int)]
         )
-        return pd.DataFrame(
+        y = [np.append(y, np.full(n - len(y), np.nan)) for y, n in zip(self.values, lengths, strict=True)]
+        frame = pd.DataFrame(
             {
                 "unique_id": np.repeat(np.array(self.unique_ids, dtype=object), lengths),
                 "ds": self.calendar.to_index(steps),
-                "y": np.concatenate(self.values) if self.values else np.empty(0),
+                "y": np.concatenate(y) if y else np.empty(0),
             }
         )
+        declared = self.covariates
+        table = np.concatenate(self.tables) if self.tables else np.empty((0, len(declared.dynamic)))
+        static = np.repeat(self.static, lengths, axis=0)
+        for names, numbers in ((declared.dynamic, table), (declared.static, static)):
+            for place, name in enumerate(names):
+                if name != "unique_id":
+                    frame[name] = columns.decode(numbers[:, place], declared.values_of(name))
+        return frame
 
     def fingerprint(self) -> str:
         """SHA-256 over calendar, names, positions and values: equal panels have equal fingerprints."""
@@ -223,6 +396,10 @@ class Panel:
         for name, first, y in self:
             digest.update(repr((name, first, len(y))).encode())
             digest.update(np.where(np.isnan(y), np.nan, y).astype("<f8").tobytes())
+        if self.covariates.columns or self.covariates.holidays:
+            digest.update(repr(self.covariates).encode())
+            for array in (*self.tables, self.static):
+                digest.update(np.where(np.isnan(array), np.nan, array).astype("<f8").tobytes())
         return digest.hexdigest()
 
 
@@ -243,14 +420,79 @@ def check_y(unique_id: str, y: Float) -> Float:
     return y
 
 
-def _check_columns(frame: pd.DataFrame) -> None:
-    found = [str(c) for c in frame.columns]
-    missing = [c for c in COLUMNS if c not in found]
+def _check_columns(frame: pd.DataFrame, covariates: list[str]) -> None:
+    found, expected = [str(c) for c in frame.columns], [*COLUMNS, *covariates]
+    missing = [c for c in expected if c not in found]
     if missing:
-        raise PanelError(f"columns {missing} are missing; found {_short(found)}, expected {list(COLUMNS)}")
-    unknown = [c for c in found if c not in COLUMNS]
+        raise PanelError(f"columns {missing} are missing; found {_short(found)}, expected {_short(expected)}")
+    unknown = [c for c in found if c not in expected]
     if unknown:
-        raise PanelError(f"columns {_short(unknown)} are unknown; expected only {list(COLUMNS)}")
+        raise PanelError(f"columns {_short(unknown)} are unknown; expected only {_short(expected)}")
+
+
+def _with_vocabularies(frame: pd.DataFrame, covariates: CovariatesConfig) -> CovariatesConfig:
+    """Vocabularies for the categorical columns that have none."""
+    if covariates.categories:
+        return covariates
+    categories = []
+    for name in covariates.columns:
+        if columns.is_category(frame[name]):
+            values = columns.vocabulary(pd.unique(frame[name].astype(object)))
+            if len(values) > LARGEST_VOCABULARY:
+                raise PanelError(
+                    f"covariate {name!r} has {len(values)} different values, such as {values[0]!r} and {values[-1]!r}; "
+                    f"at most {LARGEST_VOCABULARY} can be told apart"
+                )
+            categories.append((name, *values))
+    return replace(covariates, categories=tuple(categories))
+
+
+def _covariate_numbers(frame: pd.DataFrame, covariates: CovariatesConfig, names: list[str], codes: Steps) -> Float:
+    """Numbers of the dynamic columns, shape [rows, D]."""
+    numbers = np.empty((len(frame), len(covariates.dynamic)))
+    for place, name in enumerate(covariates.dynamic):
+        numbers[:, place], bad = columns.encode(frame[name], covariates.values_of(name))
+        if bad.any():
+            i = int(np.argmax(bad))
+            raise PanelError(
+                f"series {names[codes[i]]!r}: covariate {name!r} is {frame[name].iloc[i]!r} at "
+                f"{frame['ds'].iloc[i]}, expected a finite number"
+            )
+    return numbers
+
+
+def _static_numbers(frame: pd.DataFrame, covariates: CovariatesConfig, names: list[str], bounds: Steps) -> Float:
+    """Numbers of the static columns and the country, shape [N, S]."""
+    series = pd.Series(names, dtype=object)
+    static = []
+    for name in covariates.static:
+        column = series if name == "unique_id" else _constants(frame[name], name, names, bounds)
+        numbers, bad = columns.encode(column, covariates.values_of(name))
+        if bad.any():
+            i = int(np.argmax(bad))
+            raise PanelError(f"series {names[i]!r}: covariate {name!r} is {column.iloc[i]!r}, expected a finite number")
+        static.append(numbers)
+    source = covariates.holidays
+    if source:
+        if source == "unique_id":
+            texts = names
+        elif source in covariates.static:
+            texts = [columns.text_of(v) or "" for v in _constants(frame[source], source, names, bounds)]
+        else:
+            texts = [source] * len(names)
+        static.append(np.array([float(country_number(text)) for text in texts]))
+    return np.stack(static, -1) if static else np.empty((len(names), 0))
+
+
+def _constants(column: pd.Series[Any], name: str, names: list[str], bounds: Steps) -> pd.Series[Any]:
+    """The one value of each series; None where it is missing in all rows."""
+    values: list[Any] = []
+    for series, (start, end) in zip(names, pairwise(bounds), strict=True):
+        found = pd.unique(column.iloc[start:end].dropna())
+        if len(found) > 1:
+            raise PanelError(f"series {series!r}: static covariate {name!r} changes from {found[0]!r} to {found[1]!r}")
+        values.append(found[0] if len(found) else None)
+    return pd.Series(values, dtype=object)
 
 
 def _zone_name(ds: pd.Series[Any]) -> str | None:

@@ -258,6 +258,7 @@ def _fold(
         correction=correction,
         flight=flight,
         ruler=ruler,
+        static=state.static if rows is None else state.static.index_select(0, rows),
     )
     kernels.advance(
         np.arange(batch) if rows is None else _array(rows),

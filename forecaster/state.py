@@ -5,7 +5,7 @@ value is immutable by convention: `assign` alone writes in place, for the one sl
 written per row, little-endian, with a format version and a checksum; no pickle.
 
 Axes: B row (series), L layer, P hidden size, C cell size (0 unless LSTM), W ring length, K statistics, G
-group of horizon steps, S scored step of a flight.
+group of horizon steps, S scored step of a flight, V static numbers.
 """
 
 from __future__ import annotations
@@ -60,6 +60,9 @@ class StreamState:
         float32, shape [B, 3, S]; NaN before the first.
     ruler
         What the numbers in `flight` are measured with, location and inverse breadth, float64, shape [B, 2].
+    static
+        What does not change: the static covariates and the country whose holidays count, as numbers, float64, shape
+        [B, V]; NaN is missing.
     moment
         What a forecast would derive from the fields above, if whoever made this state had it at hand; else None. Only
         saves work: never stored, never copied to another state.
@@ -75,6 +78,7 @@ class StreamState:
     correction: Tensor
     flight: Tensor
     ruler: Tensor
+    static: Tensor
     moment: object | None = field(default=None, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -160,8 +164,8 @@ class StateLayout:
 
     Parameters
     ----------
-    layers, hidden, cell, ring, statistics, groups, scored
-        The sizes L, P, C, W, K, G and S of `StreamState`; the last two are 0 where streams are not calibrated.
+    layers, hidden, cell, ring, statistics, groups, scored, static
+        The sizes L, P, C, W, K, G, S and V of `StreamState`; G and S are 0 where streams are not calibrated.
     """
 
     layers: int
@@ -171,9 +175,13 @@ class StateLayout:
     statistics: int
     groups: int = 0
     scored: int = 0
+    static: int = 0
 
-    def initial(self, first_steps: Tensor) -> StreamState:
-        """Rows that have observed nothing; the first step they will fold is `first_steps` [B], int64."""
+    def initial(self, first_steps: Tensor, static: Tensor | None = None) -> StreamState:
+        """Rows that have observed nothing; the first step they will fold is `first_steps` [B], int64.
+
+        Their static numbers are `static` [B, V]; None: all missing.
+        """
         rows = len(first_steps)
         return StreamState(
             hidden=torch.zeros(rows, self.layers, self.hidden),
@@ -186,6 +194,7 @@ class StateLayout:
             correction=torch.zeros(rows, 2, self.groups),
             flight=torch.full((rows, 3, self.scored), torch.nan),
             ruler=torch.full((rows, 2 if self.scored else 0), torch.nan, dtype=torch.float64),
+            static=torch.full((rows, self.static), torch.nan, dtype=torch.float64) if static is None else static,
         )
 
     def from_bytes(self, records: Sequence[bytes]) -> StreamState:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["input_example", "log_forecaster", "requirements", "signature"]
 
 # What loading and forecasting import; Lightning, plotting and the command line stay at home.
-NEEDED = ("mlflow", "numba", "numpy", "pandas", "pyarrow", "safetensors", "torch")
+NEEDED = ("holidays", "mlflow", "numba", "numpy", "pandas", "pyarrow", "safetensors", "torch")
 EXAMPLE_SEASONS = 2
 LONGEST_EXAMPLE = 200
 

@@ -1,11 +1,12 @@
 """What every head has in common: the decoder, and the protocol of what its output means.
 
 The decoder knows hidden states, features and anchors in scaled coordinates; nothing of time or series. Per horizon step
-it weighs the anchors (a seasonal baseline known at the cutoff), corrects that baseline, and emits rows of raw shape.
+it weighs the anchors (a seasonal baseline known at the cutoff), corrects that baseline, and emits rows of raw shape; a
+local network amends all of these by what is known of the step beforehand, where anything is.
 A head says what these are the parameters of, and alone knows the way from them to units of y.
 
 Axes: B any leading axes, A anchor, K parameter, R row of raw shape, L asked quantile level, H horizon step, P hidden
-size, F feature.
+size, F feature, X number known of a coming step.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from forecaster.local import LocalNetwork
 from forecaster.scaling import Frame, Transform
 
 __all__ = ["Head", "HeadSizes", "Levels", "level_tensor"]
@@ -32,19 +34,20 @@ Levels = tuple[float, ...] | Tensor
 
 
 class HeadSizes(NamedTuple):
-    """Sizes of the decoder: P, F, A and H of the axes above, and the dropout on the hidden state, in training only."""
+    """Sizes of the decoder: P, F, A, H, X of the axes above, and the dropout on the hidden state, in training only."""
 
     hidden_size: int
     num_features: int
     num_anchors: int
     horizon: int
     dropout: float
+    num_known: int = 0
 
 
 class Head(nn.Module, ABC):
-    """Direct multi-horizon decoder (in the manner of MQ-RNN, Wen et al., 2017, without its local network).
+    """Direct multi-horizon decoder (in the manner of MQ-RNN, Wen et al., 2017).
 
-    Starts, before training, from the mean of the anchors: the correction is zero.
+    Starts, before training, from the mean of the anchors: all corrections are zero.
 
     Parameters
     ----------
@@ -89,6 +92,17 @@ class Head(nn.Module, ABC):
         self.autoregression = nn.Linear(sizes.num_features, self.rank, bias=False)
         self.curves = nn.Parameter(torch.empty(self.rank, horizon)) if self.rank < horizon else None
         self.bias = nn.Parameter(torch.empty(sum(self.rows), horizon))
+        self.local = (
+            LocalNetwork(
+                num_inputs=sizes.num_known,
+                num_context=hidden,
+                num_outputs=sum(self.rows),
+                width=hidden,
+                horizon=horizon,
+            )
+            if sizes.num_known
+            else None
+        )
         self.reset_parameters()
 
     @torch.no_grad()
@@ -105,13 +119,15 @@ class Head(nn.Module, ABC):
             self.curves.copy_(torch.cos(torch.arange(self.rank).unsqueeze(-1) * place) * math.sqrt(2))
             self.curves[0] = 1.0
 
-    def forward(self, hidden: Tensor, features: Tensor, anchors: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, features: Tensor, anchors: Tensor, known: Tensor | None = None) -> Tensor:
         """Parameters of every step's distribution, or of the first steps': of as many as `anchors` has.
 
         Parameters
         ----------
         hidden, features, anchors
             Shapes [B, P], [B, F] and [B, A, H].
+        known
+            What is known of each coming step, shape [B, H, X]; None if nothing is.
 
         Returns
         -------
@@ -121,6 +137,8 @@ class Head(nn.Module, ABC):
         steps = anchors.shape[-1]
         context = functional.gelu(self.context(self.dropout(hidden))) + hidden
         decoded = self._along(self.mixture, context, steps) + self.bias[:, :steps]
+        if self.local is not None:
+            decoded = decoded + self.local(known, context).transpose(-1, -2)
         weights, correction, shape = torch.split(decoded, self.rows, -2)
         correction = (correction + self._along(self.autoregression, features, steps)).squeeze(-2)
         baseline = (weights.softmax(-2) * anchors).sum(-2)

@@ -50,34 +50,40 @@ def calibrate(network: ForecastNetwork, panel: Panel, blocks: Sequence[Block], s
     work = np.cumsum([max(origins[name]) + 1 for name in names])
     names = names[: int(np.searchsorted(work, LARGEST_WORK)) + 1]
     names.sort(key=lambda name: max(origins[name]))  # rows of like length together
-    values = dict(zip(panel.unique_ids, panel.values, strict=True))
+    place = {name: row for row, name in enumerate(panel.unique_ids)}
     parts = []
     for first in range(0, len(names), ROWS):
         rows = names[first : first + ROWS]
-        parts += _forecasts(network, [values[name] for name in rows], [origins[name] for name in rows])
+        chosen = panel.select(np.array([place[name] for name in rows]))
+        parts += _forecasts(network, chosen, [origins[name] for name in rows])
     if parts:
         parameters, targets, *frame = (torch.cat(column) for column in zip(*parts, strict=True))
         network.head.calibrate(parameters, targets, Frame(*frame))
 
 
-def _forecasts(network: ForecastNetwork, values: list[Float], origins: list[list[int]]) -> list[tuple[Tensor, ...]]:
+def _forecasts(network: ForecastNetwork, panel: Panel, origins: list[list[int]]) -> list[tuple[Tensor, ...]]:
     """Parameters, targets and frames at all origins of some series, folded side by side as in serving."""
     horizon = network.config.horizon
     total = max(max(row) for row in origins) + 1
-    table = np.full((len(values), total + horizon), np.nan)
-    for line, series in zip(table, values, strict=True):
-        known = series[: total + horizon]
-        line[: len(known)] = known
-    y = torch.from_numpy(table)
+    y, covariates = _padded(panel.values, total + horizon), _padded(panel.tables, total + horizon)
     places = torch.tensor([(row, at) for row, ats in enumerate(origins) for at in ats])
-    state = network.layout.initial(torch.zeros(len(values), dtype=torch.int64))
+    state = network.layout.initial(torch.from_numpy(panel.first_steps), torch.from_numpy(panel.static))
+    known = len(network.config.covariates.known)
     parts: list[tuple[Tensor, ...]] = []
     for start in range(0, total, SPAN):
         end = min(start + SPAN, total)
-        encoded, state = network.encode(state, y[:, start:end])
+        encoded, state = network.encode(state, y[:, start:end], None, covariates[:, start:end])
         row, at = places[(places[:, 1] >= start) & (places[:, 1] < end)].unbind(1)
         if len(row):
             chosen = encoded.at((row, at - start))
-            targets = y[row.unsqueeze(1), at.unsqueeze(1) + 1 + torch.arange(horizon)]
-            parts.append((network.decode(chosen), targets, *chosen.frame))
+            ahead = row.unsqueeze(1), at.unsqueeze(1) + 1 + torch.arange(horizon)
+            parts.append((network.decode(chosen, covariates[ahead][..., :known]), y[ahead], *chosen.frame))
     return parts
+
+
+def _padded(series: Sequence[Float], length: int) -> Tensor:
+    """The first steps of each series, filled up with missing ones; further axes are kept."""
+    table = np.full((len(series), length, *series[0].shape[1:]), np.nan)
+    for line, values in zip(table, series, strict=True):
+        line[: min(len(values), length)] = values[:length]
+    return torch.from_numpy(table)

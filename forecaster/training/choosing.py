@@ -13,13 +13,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from forecaster.almanac import default_cycles
 from forecaster.backtesting import backtest
 from forecaster.config import Config
+from forecaster.errors import PanelError
 from forecaster.forecaster import Forecaster
 from forecaster.panel import Panel
 from forecaster.training.data import sample
 
-__all__ = ["Choice", "choose", "race_length"]
+__all__ = ["Choice", "choose", "choose_covariates", "race_length"]
 
 RACE_SHARE = 0.15
 """Share of a run's updates that each candidate of a race is trained for."""
@@ -93,6 +95,36 @@ def choose(config: Config, panel: Panel, held_out: int, train: Train) -> Choice:
         f"part with log were {ratio:.3f} times those with linear"
     )
     return Choice(winner, (*said, reason))
+
+
+def choose_covariates(config: Config, panel: Panel, held_out: int) -> Config:
+    """Choose cycles of the calendar, and the values of categories that the part to learn from has.
+
+    Parameters
+    ----------
+    config, held_out
+        As for `choose`.
+    panel
+        As for `choose`, read with the configuration's covariates.
+
+    Raises
+    ------
+    PanelError
+        The panel was read with other covariates, or holidays are asked for and no series has a country with any.
+    """
+    covariates = config.covariates
+    if covariates.calendar == ("auto",):
+        covariates = replace(covariates, calendar=default_cycles(config.calendar, int(panel.lengths.max())))
+    known = tuple(entry for entry in panel.covariates.categories if entry[0] in covariates.columns)
+    panel = panel.with_covariates(replace(covariates, categories=covariates.categories or known))
+    if not covariates.categories:
+        covariates = replace(covariates, categories=panel.drop_last(held_out).categories())
+    if covariates.holidays and not panel.static[:, -1:].any():
+        raise PanelError(
+            f"covariates.holidays is {covariates.holidays!r}, but no series has a country code with known holidays, "
+            f"for example {panel.unique_ids[0]!r}"
+        )
+    return replace(config, covariates=covariates)
 
 
 def _errors(forecaster: Forecaster, panel: Panel, held_out: int) -> npt.NDArray[np.float64]:

@@ -140,9 +140,4 @@ def sample(panel: Panel, most: int, seed: int) -> Panel:
     if len(panel) <= most:
         return panel
     rows = np.sort(np.random.default_rng(seed).permutation(len(panel))[:most])
-    return Panel(
-        panel.calendar,
-        [panel.unique_ids[row] for row in rows],
-        panel.first_steps[rows],
-        [panel.values[row] for row in rows],
-    )
+    return panel.select(rows)

@@ -28,7 +28,7 @@ from forecaster.forecaster import Forecaster
 from forecaster.network import ForecastNetwork
 from forecaster.panel import Panel
 from forecaster.training.calibrating import calibrate
-from forecaster.training.choosing import choose, race_length
+from forecaster.training.choosing import choose, choose_covariates, race_length
 from forecaster.training.data import ChunkDataModule, held_out_steps
 from forecaster.training.module import TrainingModule
 
@@ -107,8 +107,8 @@ def fit(
     Raises
     ------
     PanelError
-        The panel's calendar is not the configuration's, no series is long enough to learn from, the head is for counts
-        and a value is none, or nothing remains beside `held_out` and `validation`.
+        The panel's calendar or covariates are not the configuration's, no series is long enough to learn from, the head
+        is for counts and a value is none, or nothing remains beside `held_out` and `validation`.
     """
     if panel.calendar != config.calendar:
         raise PanelError(f"the panel is on {panel.calendar}, but the configuration is for {config.calendar}")
@@ -127,12 +127,14 @@ def fit(
     clock = _Clock(None if max_minutes is None else max_minutes * 60, on_epoch, on_weights)
     with _quiet(), torch.random.fork_rng(devices=[]):
         unseen = held_out_steps(learnt, config) if validation is None else validation
+        config = choose_covariates(config, learnt, unseen)
+        panel, learnt = panel.with_covariates(config.covariates), learnt.with_covariates(config.covariates)
         runner = _Runner(learnt.drop_last(unseen), clock)
         config, reasons = choose(config, learnt, unseen, runner.train)
         torch.manual_seed(settings.seed)
         data = ChunkDataModule(learnt, config, validation)
         share = settings.finish if held_out or data.validation else 0.0
-        network = ForecastNetwork(config)
+        network = _fresh(config, data)
         done = _train(network, data, data.updates, clock.until(1 - share), progress=progress)
         calibrate(network, learnt, data.blocks, settings.seed)
         judged = Forecaster(network)
@@ -161,11 +163,20 @@ class _Runner:
         """Train one candidate from scratch."""
         settings = replace(config.training, updates=race_length(config), validation_horizons=0)
         torch.manual_seed(settings.seed)
-        network = ForecastNetwork(replace(config, training=settings))
+        config = replace(config, training=settings)
+        data = ChunkDataModule(self.panel, config)
+        network = _fresh(config, data)
         seconds = None if self.clock.seconds is None else RACE_BOX * self.clock.seconds
-        data = ChunkDataModule(self.panel, network.config)
         _train(network, data, min(settings.updates, data.updates), _Clock(seconds, None).until(1))
         return Forecaster(network)
+
+
+def _fresh(config: Config, data: ChunkDataModule) -> ForecastNetwork:
+    """New weights, with the scales of covariates as the part to learn from has them."""
+    network = ForecastNetwork(config)
+    if network.covariates is not None:
+        network.covariates.standardise(data.lanes.panel)
+    return network
 
 
 def _train(

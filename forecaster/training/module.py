@@ -66,7 +66,7 @@ class TrainingModule(LightningModule):
             carry = layout.initial(torch.zeros(len(chunk.y), dtype=torch.int64))
         if not len(chunk.reset):
             return carry
-        fresh = layout.initial(chunk.start - chunk.prefix.shape[1])
+        fresh = layout.initial(chunk.step - chunk.prefix.shape[1], chunk.static)
         if chunk.prefix.shape[1]:
             fresh = settle(fresh, chunk.prefix, lag=self.network.config.seasonality[0], kind=self.network.transform)
         known = chunk.prefix.shape[1] - torch.isnan(chunk.prefix).long().cumprod(1).sum(1)
@@ -75,7 +75,8 @@ class TrainingModule(LightningModule):
 
     def score(self, carry: StreamState | None, chunk: Chunk) -> tuple[Tensor, StreamState]:
         """Loss of a chunk, and the detached state after it."""
-        encoded, after = self.network.encode(self.begin(carry, chunk), chunk.y, chunk.lengths)
+        now = chunk.covariates[:, : chunk.y.shape[1]]
+        encoded, after = self.network.encode(self.begin(carry, chunk), chunk.y, chunk.lengths, now)
         # Detached here: this is where the gradient is cut between chunks.
         return self.loss(encoded, chunk), after.detach()
 
@@ -95,7 +96,10 @@ class TrainingModule(LightningModule):
         if not bool(keep.any()):
             return (encoded.hidden * 0).sum()
         chosen, targets = chosen.at(keep), targets[keep]  # leading axis: kept origins
-        return self.network.head.loss(self.network.decode(chosen), targets, chosen.frame, _weight(chosen))
+        ahead = chunk.covariates[:, 1:, : len(self.network.config.covariates.known)]
+        ahead = ahead.unfold(1, self.network.config.horizon, 1)[:, origins][keep].transpose(-1, -2)  # [kept, H, K]
+        parameters = self.network.decode(chosen, ahead)
+        return self.network.head.loss(parameters, targets, chosen.frame, _weight(chosen))
 
     def _origins(self, rows: int, steps: int) -> slice:
         config = self.network.config

@@ -1,7 +1,7 @@
 """Small networks whose every weight is alive, strategies for series, and what "equal" means between two states.
 
 A fresh head corrects nothing (its last layers start at zero), so a test on fresh weights would not notice a lost
-hidden state. Networks made here are disturbed by seeded noise.
+hidden state. Networks made here are disturbed by seeded noise. Covariates are a formula of the steps.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import numpy.typing as npt
 import torch
 from hypothesis import strategies as st
 
-from forecaster import Config, Forecaster, NetworkConfig, StreamState
-from forecaster.network import ForecastNetwork
+from forecaster import Config, CovariatesConfig, Forecaster, NetworkConfig, StreamState
+from forecaster.almanac import country_number
+from forecaster.network import Encoded, ForecastNetwork
 
 Float = npt.NDArray[np.float64]
 
@@ -68,12 +69,96 @@ VARIANTS = (
 """Every cell, head and option at least once, with both transforms and rings of several lengths."""
 
 
+COVARIATES = CovariatesConfig(
+    known=("price", "weather"),
+    past=("visitors",),
+    static=("size", "country"),
+    calendar=("day", "week", "year"),
+    holidays="country",
+    categories=(("weather", "rain", "sun"), ("country", "DE", "FR")),
+)
+
+COVERED = (
+    replace(TINY, covariates=COVARIATES),
+    replace(
+        config_of("linear", (3, 7), cell="gru", num_layers=1), covariates=replace(COVARIATES, past=(), calendar=())
+    ),
+    replace(config_of("log", (4,), residual=False), covariates=CovariatesConfig(calendar=("day",), holidays="DE")),
+)
+"""Every role of a covariate, or the calendar alone."""
+
+
+def table_of(config: Config, steps: torch.Tensor) -> torch.Tensor:
+    """What the dynamic columns are at these steps [...]: some number or category, sometimes missing; [..., D]."""
+    columns = []
+    for place, name in enumerate(config.covariates.dynamic, start=2):
+        if config.covariates.values_of(name) is None:
+            numbers = 5 * torch.sin(0.7 * place * steps.double())
+        else:
+            numbers = (steps * place // 3 % 3).double()
+        columns.append(torch.where(steps % (7 * place) == 0, torch.nan, numbers))
+    return torch.stack(columns, -1) if columns else torch.empty((*steps.shape, 0), dtype=torch.float64)
+
+
+def static_of(config: Config, first_steps: torch.Tensor) -> torch.Tensor:
+    """Static numbers of series that begin at these steps."""
+    covariates = config.covariates
+    columns = [(first_steps + place) % 3 for place, _ in enumerate(covariates.static)]
+    if covariates.holidays:
+        countries = torch.tensor([country_number("DE"), country_number("FR"), 0])
+        columns.append(countries[first_steps % 3])
+    return torch.stack(columns, -1).double() if columns else torch.empty(len(first_steps), 0, dtype=torch.float64)
+
+
+class SuppliedNetwork(ForecastNetwork):
+    """A network that is given, wherever a test gives none, the covariates that belong to the steps it folds."""
+
+    def encode(
+        self,
+        state: StreamState,
+        y: torch.Tensor,
+        lengths: torch.Tensor | None = None,
+        covariates: torch.Tensor | None = None,
+        rows: torch.Tensor | None = None,
+    ) -> tuple[Encoded, StreamState]:
+        """With the table of the steps."""
+        if covariates is None:
+            last = state.last_step if rows is None else state.last_step[rows]
+            covariates = table_of(self.config, last.unsqueeze(1) + torch.arange(1, y.shape[1] + 1))
+        return super().encode(state, y, lengths, covariates, rows)
+
+    def decode(self, encoded: Encoded, future: torch.Tensor | None = None, steps: int | None = None) -> torch.Tensor:
+        """With the table of the coming steps."""
+        if future is None and encoded.step is not None:
+            ahead = encoded.step.unsqueeze(-1) + torch.arange(1, (steps or self.config.horizon) + 1)
+            future = table_of(self.config, ahead)[..., : len(self.config.covariates.known)]
+        return super().decode(encoded, future, steps)
+
+
+class SuppliedForecaster(Forecaster):
+    """A forecaster whose series have the covariates that belong to their steps."""
+
+    def initial_state(self, first_steps: Any, static: torch.Tensor | None = None) -> StreamState:
+        """With the static numbers of the series."""
+        first_steps = torch.as_tensor(first_steps, dtype=torch.int64)
+        return super().initial_state(first_steps, static_of(self.config, first_steps) if static is None else static)
+
+    def forecast(
+        self, state: StreamState, horizon: int | None = None, quantile_levels: Any = None, future: Any = None
+    ) -> Float:
+        """With the known columns of the coming steps."""
+        if future is None:
+            steps = state.last_step.unsqueeze(1) + torch.arange(1, (horizon or self.config.horizon) + 1)
+            future = table_of(self.config, steps)[..., : len(self.config.covariates.known)]
+        return super().forecast(state, horizon, quantile_levels, future)
+
+
 @cache
 def network_of(config: Config, seed: int = 0) -> ForecastNetwork:
     """Network in evaluation mode with random weights, all of them disturbed."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        network = ForecastNetwork(config)
+        network = (SuppliedNetwork if config in COVERED else ForecastNetwork)(config)
         for parameter in network.parameters():
             parameter.add_(NOISE * torch.randn(parameter.shape))
     return network.eval().requires_grad_(False)
@@ -82,7 +167,7 @@ def network_of(config: Config, seed: int = 0) -> ForecastNetwork:
 @cache
 def forecaster_of(config: Config, seed: int = 0) -> Forecaster:
     """Forecaster around `network_of` the same."""
-    return Forecaster(network_of(config, seed))
+    return (SuppliedForecaster if config in COVERED else Forecaster)(network_of(config, seed))
 
 
 def values(missing: bool = True) -> st.SearchStrategy[float]:
@@ -131,7 +216,7 @@ def cuts_of(length: int) -> st.SearchStrategy[list[int]]:
 
 def assert_same_state(found: StreamState, expected: StreamState) -> None:
     """Equal clocks and values, bit for bit; recurrent state, statistics and calibration to rounding."""
-    for name in ("ring", "age", "silence", "last_step"):
+    for name in ("ring", "age", "silence", "last_step", "static"):
         torch.testing.assert_close(
             getattr(found, name),
             getattr(expected, name),

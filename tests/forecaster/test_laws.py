@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from forecaster import Config, Forecaster, StreamState
 from tests.forecaster.kit import (
+    COVERED,
     VARIANTS,
     Float,
     assert_identical_state,
@@ -32,10 +33,13 @@ from tests.forecaster.kit import (
     network_of,
     padded,
     series,
+    table_of,
 )
 
-CONFIGS = st.sampled_from(VARIANTS)
-CONTINUOUS = st.sampled_from([config for config in VARIANTS if not config.counts])  # a count has a unit of its own
+CONFIGS = st.sampled_from((*VARIANTS, *COVERED))
+CONTINUOUS = st.sampled_from(
+    [config for config in (*VARIANTS, *COVERED) if not config.counts]
+)  # a count has a unit of its own
 HORIZONS = st.sampled_from([1, 6, 7, 24])  # trained: 6
 FIRST = 1000
 
@@ -209,7 +213,7 @@ def test_round_trip_of_artifact_and_state_changes_no_forecast(
 
     with tempfile.TemporaryDirectory() as folder:
         forecaster.save(f"{folder}/artifact")
-        loaded = Forecaster.load(f"{folder}/artifact")
+        loaded = type(forecaster).load(f"{folder}/artifact")
     read = loaded.state_from_bytes(state.to_bytes())
 
     assert loaded.config == forecaster.config
@@ -278,6 +282,34 @@ def test_causality_what_comes_after_the_cutoff_changes_nothing_before_it(
     assert torch.equal(network.decode(mine), network.decode(theirs))
 
 
+@given(y=series(min_size=2, missing=False), data=st.data())
+def test_causality_past_covariates_reach_no_earlier_step_and_known_ones_only_the_forecast(
+    y: Float, data: st.DataObject
+) -> None:
+    config = COVERED[0]
+    network, forecaster = network_of(config), forecaster_of(config)
+    cutoff = data.draw(st.integers(1, len(y) - 1))
+    values = torch.from_numpy(y).unsqueeze(0)
+    table = table_of(config, FIRST + torch.arange(len(y))).unsqueeze(0)
+    other = table.clone()
+    other[:, cutoff:] = data.draw(st.sampled_from([torch.nan, 0.0, 1.0]))
+    start = forecaster.initial_state([FIRST])
+
+    encoded, _ = network.encode(start, values, None, table)
+    changed, _ = network.encode(start, values, None, other)
+
+    before = (slice(None), slice(0, cutoff))
+    for name in ("hidden", "features", "scaled"):
+        assert torch.equal(getattr(encoded.at(before), name), getattr(changed.at(before), name)), name
+    state = forecaster.warm_up([y], [FIRST])
+    horizon, step = config.horizon, data.draw(st.integers(0, config.horizon - 1))
+    future = table_of(config, FIRST + len(y) + torch.arange(horizon)).unsqueeze(0)[..., :2]
+    amended = future.clone()
+    amended[:, step, 0] = 9.0
+    moved = (forecaster.forecast(state, future=future) != forecaster.forecast(state, future=amended)).any((0, 2))
+    assert np.flatnonzero(moved).tolist() == [step]  # the local network sees one step
+
+
 # 9 ----------------------------------------------------------------------------------------------------------------
 
 
@@ -325,7 +357,7 @@ def test_replay_in_batches_of_any_order_and_company_equals_an_undisturbed_run(
     assert_same_state(slab, undisturbed)
 
 
-@pytest.mark.parametrize("config", VARIANTS[:3])
+@pytest.mark.parametrize("config", [*VARIANTS[:3], COVERED[0]])
 def test_swapping_the_model_and_back_restores_the_state(config: Config) -> None:
     old, new = forecaster_of(config, seed=0), forecaster_of(config, seed=1)
     y = 10 + np.sin(np.arange(50.0))

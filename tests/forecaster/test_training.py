@@ -87,6 +87,9 @@ def chunk_of(
         reset=torch.tensor(reset, dtype=torch.int64),
         prefix=torch.from_numpy(np.full((len(reset), 16), np.nan) if prefix is None else prefix),
         start=torch.tensor(start, dtype=torch.int64),
+        step=torch.tensor(start, dtype=torch.int64),
+        static=torch.empty(len(reset), 0, dtype=torch.float64),
+        covariates=torch.empty(len(y), future.shape[1] + 1, 0, dtype=torch.float64),
     )
 
 

@@ -16,6 +16,7 @@ def test_the_librarys_surface():
         "Calendar",
         "Config",
         "ConfigError",
+        "CovariatesConfig",
         "Forecaster",
         "ForecasterError",
         "InputError",

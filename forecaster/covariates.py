@@ -1,0 +1,170 @@
+"""Covariates as inputs of the network: columns, places in the calendar and holidays.
+
+Real columns are standardised by the mean and deviation of the training part and carry a flag where missing; categories
+are embedded, missing and unknown ones as zero. The recurrent layers see the covariates of the step they fold; the head
+sees, of every step it forecasts, what is known of it beforehand.
+
+Axes: B row, T step, H horizon step, D dynamic column (known, then past), K known column, S static number, E input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from forecaster.almanac import Almanac
+from forecaster.config import Config, CovariatesConfig
+from forecaster.panel import Panel
+
+__all__ = ["Columns", "CovariateInputs", "static_size"]
+
+LARGEST_DEVIATIONS = 8.0
+"""A real value further than this from its mean, in deviations, is taken for one at that distance."""
+
+LARGEST_EMBEDDING = 8
+
+
+def static_size(config: CovariatesConfig) -> int:
+    """Static numbers S in each series' state: the static columns, then the country whose holidays count."""
+    return len(config.static) + bool(config.holidays)
+
+
+class Columns(nn.Module):
+    """Columns of raw values as inputs of a network.
+
+    Parameters
+    ----------
+    names
+        The columns.
+    config
+        Which of them are categories, and of what values.
+    """
+
+    def __init__(self, names: Sequence[str], config: CovariatesConfig) -> None:
+        super().__init__()
+        vocabularies = [config.values_of(name) for name in names]
+        self.real = [place for place, values in enumerate(vocabularies) if values is None]
+        self.coded = [place for place, values in enumerate(vocabularies) if values is not None]
+        sizes = [len(values) for values in vocabularies if values is not None]
+        # Number 0 is a missing or unknown value, and no information: its embedding stays zero.
+        self.embeddings = nn.ModuleList(
+            nn.Embedding(size + 1, min(LARGEST_EMBEDDING, math.ceil((size + 1) / 2)), padding_idx=0) for size in sizes
+        )
+        self.size = 2 * len(self.real) + sum(table.embedding_dim for table in self.embeddings)  # type: ignore[misc]
+        self.center: Tensor
+        self.scale: Tensor
+        self.register_buffer("center", torch.zeros(len(self.real), dtype=torch.float64))
+        self.register_buffer("scale", torch.ones(len(self.real), dtype=torch.float64))
+
+    def standardise(self, values: Tensor) -> None:
+        """Set mean and deviation from the observed values [..., columns] of the training part."""
+        for place, column in enumerate(self.real):
+            known = values[..., column]
+            known = known[~torch.isnan(known)]
+            deviation = float(known.std(correction=0)) if len(known) else 0.0
+            self.center[place] = float(known.mean()) if len(known) else 0.0
+            self.scale[place] = deviation if deviation > 0 else 1.0
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """Inputs, float32, shape [..., size], of raw values [..., columns]: numbers, or numbers of categories."""
+        parts = []
+        if self.real:
+            numbers = (raw[..., self.real] - self.center) / self.scale
+            missing = torch.isnan(numbers)
+            numbers = numbers.masked_fill(missing, 0.0).clamp(-LARGEST_DEVIATIONS, LARGEST_DEVIATIONS)
+            parts += [numbers.float(), missing.float()]
+        for column, table in zip(self.coded, self.embeddings, strict=True):
+            parts.append(table(raw[..., column].nan_to_num(0.0).long()))
+        return torch.cat(parts, -1) if parts else raw.new_empty((*raw.shape[:-1], 0), dtype=torch.float32)
+
+
+class CovariateInputs(nn.Module):
+    """All covariates of one configuration.
+
+    Parameters
+    ----------
+    config
+        With chosen cycles (``auto`` counts as none).
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        declared = config.covariates
+        self.known = Columns(declared.known, declared)
+        self.past = Columns(declared.past, declared)
+        self.static = Columns(declared.static, declared)
+        self.almanac = Almanac(config.calendar, () if declared.calendar == ("auto",) else declared.calendar)
+        self.has_holidays = bool(declared.holidays)
+        self.horizon = config.horizon
+        self.num_known, self.num_dynamic, self.num_static = (
+            len(declared.known),
+            len(declared.dynamic),
+            len(declared.static),
+        )
+        # Of the step that a seasonal anchor repeats, too: a holiday then is why the anchor is wrong now.
+        self.seasons = [period for period in config.seasonality if period > 1] if self.has_holidays else []
+        ahead = torch.arange(1, config.horizon + 1)
+        offsets = [ahead] + [ahead - period * (-(-ahead // period)) for period in self.seasons]
+        self.offsets = torch.stack(offsets, -1)  # [H, 1 + seasons]; no buffer, which training would average
+        per_step = self.known.size + self.almanac.size
+        self.encoder_size = per_step + self.has_holidays + self.past.size + self.static.size
+        self.decoder_size = per_step + self.has_holidays * (1 + len(self.seasons))
+
+    def standardise(self, panel: Panel) -> None:
+        """Set means and deviations of all real columns from the steps of a panel."""
+        tables = [table[: len(y)] for table, y in zip(panel.tables, panel.values, strict=True)]
+        table = torch.from_numpy(np.concatenate(tables))
+        self.known.standardise(table[:, : self.num_known])
+        self.past.standardise(table[:, self.num_known :])
+        self.static.standardise(torch.from_numpy(panel.static))
+
+    def encode(self, steps: Tensor, static: Tensor, table: Tensor | None) -> Tensor:
+        """Inputs of the recurrent layers, shape [B, T, E].
+
+        Parameters
+        ----------
+        steps
+            Step numbers, int64, shape [B, T].
+        static
+            Static numbers of the state, shape [B, S].
+        table
+            Raw values, float64, shape [B, T, D]; None: all missing.
+        """
+        if table is None:
+            table = torch.full((*steps.shape, self.num_dynamic), torch.nan, dtype=torch.float64)
+        constant = self.static(static[:, : self.num_static])
+        parts = [
+            self.known(table[..., : self.num_known]),
+            self.past(table[..., self.num_known :]),
+            constant.unsqueeze(1).expand(-1, steps.shape[1], -1),
+            self.almanac.places(steps),
+        ]
+        if self.has_holidays:
+            parts.append(self.almanac.holidays(steps, static[:, -1]).unsqueeze(-1))
+        return torch.cat(parts, -1)
+
+    def decode(self, cutoffs: Tensor, static: Tensor, future: Tensor | None, steps: int) -> Tensor:
+        """Inputs of the head for the first `steps` of the horizon, shape [..., steps, E].
+
+        Parameters
+        ----------
+        cutoffs
+            Step number of each origin, int64, shape [...].
+        static
+            Shape [..., S].
+        future
+            Raw known values of these steps, float64, shape [..., steps, K]; None: all missing.
+        steps
+            At most the horizon.
+        """
+        offsets = self.offsets[:steps]
+        if future is None:
+            future = torch.full((*cutoffs.shape, steps, self.num_known), torch.nan, dtype=torch.float64)
+        parts = [self.known(future), self.almanac.places(cutoffs.unsqueeze(-1) + offsets[:, 0])]
+        if self.has_holidays:
+            parts.append(self.almanac.holidays(cutoffs.unsqueeze(-1).unsqueeze(-1) + offsets, static[..., -1]))
+        return torch.cat(parts, -1)
