@@ -40,7 +40,8 @@ def text_of(value: Any) -> str | None:
         return "true" if value else "false"
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))
-    return str(value) or None
+    text = str(value)
+    return text.lower() if text in ("True", "False") else text or None
 
 
 def is_category(column: pd.Series[Any]) -> bool:

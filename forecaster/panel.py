@@ -336,36 +336,52 @@ class Panel:
         return tuple(found)
 
     def with_covariates(self, covariates: CovariatesConfig) -> Panel:
-        """The same panel with categories numbered by the vocabularies of `covariates`.
+        """The same series with the columns of `covariates` only, categories numbered by its vocabularies.
 
         Raises
         ------
         PanelError
-            Roles differ, or a column is real here and a category there.
+            A column is not here in that role, or it is real here and a category there.
         """
         mine = self.covariates
         if mine == covariates:
             return self
-        for role in ("known", "past", "static", "holidays"):
-            found, expected = getattr(mine, role), getattr(covariates, role)
-            if found != expected:
+        for role, have in (("known", mine.known), ("past", mine.dynamic), ("static", mine.static)):
+            absent = [name for name in getattr(covariates, role) if name not in have]
+            if absent:
                 raise PanelError(
-                    f"the panel was read with {role} covariates {found or 'none'}, expected {expected or 'none'}: "
-                    "read it with the covariates of the configuration"
+                    f"the panel was read without the {role} covariates {', '.join(absent)}, which the model needs: "
+                    "read it with the covariates of its configuration"
                 )
-        for name in mine.columns:
-            if (mine.values_of(name) is None) != (covariates.values_of(name) is None):
-                kinds = ("numbers", "categories") if mine.values_of(name) is None else ("categories", "numbers")
-                raise PanelError(f"covariate {name!r} holds {kinds[0]}, expected {kinds[1]}")
-        tables, static = [table.copy() for table in self.tables], self.static.copy()
-        for names, arrays in ((mine.dynamic, tables), (mine.static, [static])):
-            for place, name in enumerate(names):
-                values = mine.values_of(name)
-                if values is not None:
-                    numbers = np.array([0.0, *(columns.encode_value(v, covariates.values_of(name)) for v in values)])
-                    for array in arrays:
-                        array[:, place] = numbers[np.nan_to_num(array[:, place]).astype(np.int64)]
-        return replace(self, covariates=covariates, tables=tables, static=static)
+        names = {name: place for place, name in enumerate(mine.dynamic)}
+        tables = [
+            _columns(
+                [self._renumbered(table[:, names[name]], name, covariates) for name in covariates.dynamic], len(table)
+            )
+            for table in self.tables
+        ]
+        for y, table in zip(self.values, tables, strict=True):
+            table[len(y) :, len(covariates.known) :] = np.nan
+        static = [
+            self._renumbered(self.static[:, mine.static.index(name)], name, covariates) for name in covariates.static
+        ]
+        if covariates.holidays:
+            source: Any = covariates.holidays
+            if source in mine.static and source != "unique_id":
+                source = columns.decode(self.static[:, mine.static.index(source)], mine.values_of(source))
+            static.append(_countries(source, self.unique_ids))
+        return replace(self, covariates=covariates, tables=tables, static=_columns(static, len(self)))
+
+    def _renumbered(self, numbers: Float, name: str, covariates: CovariatesConfig) -> Float:
+        """Numbers of one column by the vocabulary it has in `covariates`."""
+        mine, wanted = self.covariates.values_of(name), covariates.values_of(name)
+        if mine is None and wanted is None:
+            return numbers
+        if mine is None or wanted is None:
+            found, expected = ("numbers", "categories") if mine is None else ("categories", "numbers")
+            raise PanelError(f"covariate {name!r} holds {found}, expected {expected}")
+        places = np.array([0.0, *(columns.encode_value(value, wanted) for value in mine)])
+        return places[np.nan_to_num(numbers).astype(np.int64)]
 
     def to_frame(self) -> pd.DataFrame:
         """Long frame, missing steps written as NaN rows; what is known of the future follows a series' last row."""
@@ -472,16 +488,22 @@ def _static_numbers(frame: pd.DataFrame, covariates: CovariatesConfig, names: li
             i = int(np.argmax(bad))
             raise PanelError(f"series {names[i]!r}: covariate {name!r} is {column.iloc[i]!r}, expected a finite number")
         static.append(numbers)
-    source = covariates.holidays
+    source: Any = covariates.holidays
     if source:
-        if source == "unique_id":
-            texts = names
-        elif source in covariates.static:
-            texts = [columns.text_of(v) or "" for v in _constants(frame[source], source, names, bounds)]
-        else:
-            texts = [source] * len(names)
-        static.append(np.array([float(country_number(text)) for text in texts]))
-    return np.stack(static, -1) if static else np.empty((len(names), 0))
+        is_column = source in covariates.static and source != "unique_id"
+        static.append(_countries(_constants(frame[source], source, names, bounds) if is_column else source, names))
+    return _columns(static, len(names))
+
+
+def _countries(source: Any, names: list[str]) -> Float:
+    """Number of each series' country: of the values of a static column, of the names, or one for all."""
+    if isinstance(source, str):
+        source = names if source == "unique_id" else [source] * len(names)
+    return np.array([float(country_number(columns.text_of(value) or "")) for value in source])
+
+
+def _columns(numbers: list[Float], rows: int) -> Float:
+    return np.stack(numbers, -1) if numbers else np.empty((rows, 0))
 
 
 def _constants(column: pd.Series[Any], name: str, names: list[str], bounds: Steps) -> pd.Series[Any]:

@@ -67,6 +67,30 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
+Known = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="COLUMN",
+        help="Covariate known for the steps to forecast too; repeat, or separate by commas.",
+        show_default=False,
+    ),
+]
+Past = Annotated[
+    list[str] | None,
+    typer.Option(metavar="COLUMN", help="Covariate known up to the last y only.", show_default=False),
+]
+Static = Annotated[
+    list[str] | None, typer.Option(metavar="COLUMN", help="Covariate with one value per series.", show_default=False)
+]
+FutureFile = Annotated[
+    str | None,
+    typer.Option(
+        "--future",
+        metavar="FILE",
+        help="Known covariates of the coming steps: unique_id, ds and their columns.",
+        show_default="rows of DATA without y",
+    ),
+]
 MaxMinutes = Annotated[float | None, typer.Option(help="Stop fitting after so many minutes.", show_default="no limit")]
 Name = Annotated[str, typer.Option(help="Registered model, and experiment.")]
 Margin = Annotated[
@@ -90,6 +114,9 @@ def train(
     freq: Freq,
     horizon: Annotated[int, typer.Option(help="Steps to forecast.", show_default=False)],
     season: Season = None,
+    known: Known = None,
+    past: Past = None,
+    static: Static = None,
     name: Name = "forecaster",
     config: ConfigFile = None,
     overrides: Overrides = None,
@@ -113,7 +140,7 @@ def train(
     The last backtest windows of every series are held out of training and judge the model, the champion and the
     seasonal naive alike.
     """
-    from pipelines.configuration import parse_overrides
+    from pipelines.configuration import parse_overrides, roles
     from pipelines.promotion import GateRules
     from pipelines.train import TrainRequest
     from pipelines.train import train as run
@@ -126,7 +153,7 @@ def train(
         seasonality=tuple(season or ()),
         seed=seed,
         config_file=config,
-        overrides=parse_overrides(overrides or []),
+        overrides=roles(known, past, static) | parse_overrides(overrides or []),
         name=name,
         max_minutes=max_minutes,
         n_windows=windows,
@@ -152,6 +179,7 @@ def predict(
     data: Data,
     model: Model,
     out: Annotated[str, typer.Option(metavar="FILE", help="CSV or Parquet file to write.", show_default=False)],
+    future: FutureFile = None,
     horizon: Annotated[int | None, typer.Option(help="Steps to forecast.", show_default="the trained horizon")] = None,
     quantile_level: Annotated[
         list[float] | None, typer.Option(help="Quantile level; repeat for several.", show_default="0.1 to 0.9")
@@ -169,6 +197,7 @@ def predict(
     done = run(
         data,
         model,
+        future=future,
         out=out,
         horizon=horizon,
         quantile_levels=quantile_level or None,
@@ -196,6 +225,7 @@ def simulate(
     data: Data,
     model: Model,
     out: Annotated[str, typer.Option(metavar="FILE", help="CSV or Parquet file to write.", show_default=False)],
+    future: FutureFile = None,
     samples: Annotated[int, typer.Option(help="Sample paths per series.")] = 100,
     horizon: Annotated[int | None, typer.Option(help="Steps to draw.", show_default="the trained horizon")] = None,
     seed: Annotated[int, typer.Option(help="The same seed, the same paths.")] = 0,
@@ -213,6 +243,7 @@ def simulate(
     done = run(
         data,
         model,
+        future=future,
         out=out,
         horizon=horizon,
         num_samples=samples,
@@ -263,7 +294,8 @@ def backtest(
     if out is not None:
         check_output(out)
     loaded = load_model(model, tracking_uri)
-    panel = read_panel(data, loaded.forecaster.config.freq, notice=reporter.notice)
+    trained = loaded.forecaster.config
+    panel = read_panel(data, trained.freq, trained.covariates, notice=reporter.notice)
     result = run_backtest(loaded.forecaster, panel, horizon=horizon, n_windows=windows, step_size=step)
     if out is not None:
         write_frame(result.forecasts, out)
@@ -413,6 +445,9 @@ def schedule(
     freq: Freq,
     horizon: Annotated[int, typer.Option(help="Steps to forecast.", show_default=False)],
     season: Season = None,
+    known: Known = None,
+    past: Past = None,
+    static: Static = None,
     name: Name = "forecaster",
     cron: Annotated[str, typer.Option(help="When to train, five fields.")] = "0 3 * * *",
     time_zone: Annotated[str, typer.Option(help="Time zone of the cron expression.")] = "UTC",
@@ -427,6 +462,7 @@ def schedule(
     port: Annotated[int, typer.Option(help="Port of its web pages.")] = 3000,
 ) -> None:
     """Train on a schedule: starts the scheduler's web server and daemon and runs until Ctrl-C."""
+    from pipelines.configuration import roles
     from pipelines.scheduling import run_schedule
 
     settings = {
@@ -444,7 +480,8 @@ def schedule(
         "tracking_uri": tracking_uri,
     }
     given = {key: value for key, value in settings.items() if value is not None}
-    raise typer.Exit(run_schedule(given, overrides or [], home=home, host=host, port=port))
+    covariates = [f"{key}={value}" for key, value in roles(known, past, static).items()]
+    raise typer.Exit(run_schedule(given, [*covariates, *(overrides or [])], home=home, host=host, port=port))
 
 
 app.add_typer(bench)

@@ -13,7 +13,7 @@ from typing import Any
 
 from forecaster import Config, InputError
 
-__all__ = ["build_config", "flatten", "parse_overrides"]
+__all__ = ["build_config", "flatten", "parse_overrides", "roles"]
 
 
 def build_config(
@@ -100,6 +100,20 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:
             raise InputError(f"--set {pair!r}: expected key=value, for example network.hidden_size=64")
         overrides[key.strip()] = value.strip()
     return overrides
+
+
+def roles(
+    known: Sequence[str] | None = None, past: Sequence[str] | None = None, static: Sequence[str] | None = None
+) -> dict[str, str]:
+    """Covariates named on the command line, as overrides.
+
+    Examples
+    --------
+    >>> roles(known=["price", "promo,weather"])
+    {'covariates.known': 'price,promo,weather'}
+    """
+    given = {"known": known, "past": past, "static": static}
+    return {f"covariates.{role}": ",".join(names) for role, names in given.items() if names}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

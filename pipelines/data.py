@@ -13,9 +13,9 @@ from typing import Any
 
 import pandas as pd
 
-from forecaster import InputError, Panel
+from forecaster import CovariatesConfig, InputError, Panel
 
-__all__ = ["check_output", "parse_ds", "read_frame", "read_panel", "write_frame"]
+__all__ = ["check_output", "parse_ds", "read_frame", "read_future", "read_panel", "write_frame"]
 
 COLUMNS = ("unique_id", "ds", "y")
 CSV_SUFFIXES = (".csv", ".csv.gz")
@@ -26,15 +26,20 @@ INTEGER_FREQ = "1"
 Notice = Callable[[str], None]
 
 
-def read_panel(data: str | Path, freq: str, *, notice: Notice | None = None) -> Panel:
+def read_panel(
+    data: str | Path, freq: str, covariates: CovariatesConfig | None = None, *, notice: Notice | None = None
+) -> Panel:
     """Read and validate a long frame.
 
     Parameters
     ----------
     data
-        A CSV or Parquet file, or a folder of such files; columns `unique_id`, `ds`, `y`. Other columns are ignored.
+        A CSV or Parquet file, or a folder of such files; columns `unique_id`, `ds`, `y`, and those of `covariates`.
+        Other columns are ignored.
     freq
         pandas offset alias, or ``1`` for integer steps.
+    covariates
+        Roles of further columns.
     notice
         Told, in one line, about columns that are ignored.
 
@@ -48,21 +53,41 @@ def read_panel(data: str | Path, freq: str, *, notice: Notice | None = None) -> 
     InputError
         The file cannot be read or breaks a rule of the panel; the message names the file.
     """
-    frame = read_frame(data)
-    extra = [str(column) for column in frame.columns if column not in COLUMNS]
+    covariates = covariates or CovariatesConfig()
+    wanted = list(dict.fromkeys((*COLUMNS, *covariates.columns)))
+    frame = read_frame(data, wanted)
+    extra = [str(column) for column in frame.columns if column not in wanted]
     if extra and notice is not None:
-        notice(f"ignored columns of {data}: {_short(extra)} (covariates are not used yet)")
-    frame = frame[list(COLUMNS)].copy()
+        notice(f"ignored columns of {data}: {_short(extra)} (a column is used if declared as known, past or static)")
+    frame = frame[wanted].copy()
     frame["ds"] = parse_ds(frame["ds"], freq, str(data))
     frame["y"] = _numbers(frame, str(data))
+    for name in covariates.columns:
+        frame[name] = frame["unique_id"] if name == "unique_id" else _covariate(frame[name])
     try:
-        panel = Panel.from_frame(frame, freq)
+        panel = Panel.from_frame(frame, freq, covariates)
     except InputError as error:
         raise InputError(f"{data}: {error}") from error
     empty = [unique_id for unique_id, _, y in panel if not (y == y).any()]  # NaN is unequal to itself
     if empty:
         raise InputError(f"{data}: series {empty[0]!r} has no observed y; expected at least one number per series")
     return panel
+
+
+def read_future(data: str | Path, freq: str, covariates: CovariatesConfig) -> pd.DataFrame:
+    """Read what is known of coming steps: `unique_id`, `ds` and the known columns; others are ignored.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or a `ds` in it.
+    """
+    wanted = ["unique_id", "ds", *covariates.known]
+    frame = read_frame(data, wanted)[wanted].copy()
+    frame["ds"] = parse_ds(frame["ds"], freq, str(data))
+    for name in covariates.known:
+        frame[name] = _covariate(frame[name])
+    return frame
 
 
 def read_frame(data: str | Path, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
@@ -204,6 +229,17 @@ def _numbers(frame: pd.DataFrame, source: str) -> pd.Series[Any]:
             "expected a number"
         )
     return numbers
+
+
+def _covariate(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Numbers that a CSV file had as text because some were missing; other text as it is, missing where empty."""
+    if pd.api.types.is_numeric_dtype(column.dtype) or not pd.api.types.infer_dtype(column, skipna=True) == "string":
+        return column
+    known = column.mask(column.isin(MISSING_TEXT))
+    numbers = pd.to_numeric(known, errors="coerce")
+    if numbers.notna().any() and not (numbers.isna() & known.notna()).any():
+        return numbers
+    return column.astype(object).mask(column == "", None)
 
 
 def _is_data(path: Path) -> bool:

@@ -36,7 +36,8 @@ class ForecastModel(PythonModel):
         context
             Unused; the artifact is already loaded.
         model_input
-            Long frame `unique_id`, `ds`, `y`.
+            Long frame `unique_id`, `ds`, `y`, and the model's covariates. The known ones of the steps to forecast stand
+            in rows without `y` after a series' last.
         params
             `horizon` (steps) and `quantile_levels`; both have defaults in the model's signature.
 
@@ -46,13 +47,16 @@ class ForecastModel(PythonModel):
             `unique_id`, `ds` and one column per quantile level, named by the level.
         """
         config = self._forecaster.config
-        frame = model_input[["unique_id", "ds", "y"]].copy()
+        columns = dict.fromkeys(("unique_id", "ds", "y", *config.covariates.columns))
+        frame = model_input[list(columns)].copy()
         if config.time_zone is not None:
             # MLflow's schema knows no time zones, so zoned timestamps travel as ISO 8601 text.
             frame["ds"] = pd.to_datetime(frame["ds"], format="ISO8601", utc=True).dt.tz_convert(config.time_zone)
         wanted = params or {}
         forecast = self._forecaster.forecast_frame(
-            Panel.from_frame(frame, config.freq), wanted.get("horizon"), wanted.get("quantile_levels")
+            Panel.from_frame(frame, config.freq, config.covariates),
+            wanted.get("horizon"),
+            wanted.get("quantile_levels"),
         )
         if config.time_zone is not None:
             forecast["ds"] = [stamp.isoformat() for stamp in forecast["ds"]]

@@ -83,8 +83,13 @@ def signature(config: Config) -> ModelSignature:
     ds = DataType.long if config.freq == "1" else DataType.datetime if config.time_zone is None else DataType.string
     index = [ColSpec(DataType.string, "unique_id"), ColSpec(ds, "ds")]
     levels = default_levels()
+    covariates = [
+        ColSpec(DataType.double if config.covariates.values_of(name) is None else DataType.string, name)
+        for name in config.covariates.columns
+        if name != "unique_id"
+    ]
     return ModelSignature(
-        inputs=Schema([*index, ColSpec(DataType.double, "y")]),
+        inputs=Schema([*index, ColSpec(DataType.double, "y"), *covariates]),
         outputs=Schema([*index, *(ColSpec(DataType.double, str(level)) for level in levels)]),
         params=ParamSchema(
             [
@@ -96,9 +101,13 @@ def signature(config: Config) -> ModelSignature:
 
 
 def input_example(panel: Panel, config: Config) -> pd.DataFrame:
-    """The last seasons of the panel's first series, as the logged model expects them."""
+    """The last seasons of the panel's first series, as the logged model expects them.
+
+    Where covariates are known in the future, the example ends a horizon earlier and tells the rest as future.
+    """
     steps = min(max(EXAMPLE_SEASONS * max(config.seasonality), config.horizon), LONGEST_EXAMPLE)
-    tail = panel.tail(steps)
+    panel = panel.with_covariates(config.covariates)
+    tail = (panel.drop_last(config.horizon) if config.covariates.known else panel).tail(steps)
     frame = tail.to_frame()
     frame = frame[frame["unique_id"] == tail.unique_ids[0]].reset_index(drop=True)
     frame["unique_id"] = frame["unique_id"].astype(str)

@@ -82,16 +82,9 @@ def prepare(request: TrainRequest, reporter: Reporter | None = None) -> Plan:
         Data, configuration or options are wrong.
     """
     reporter = reporter or Reporter(quiet=True)
-    panel = read_panel(request.data, request.freq, notice=reporter.notice)
-    config = build_config(
-        freq=request.freq,
-        horizon=request.horizon,
-        seasonality=request.seasonality,
-        time_zone=panel.calendar.time_zone,
-        seed=request.seed,
-        config_file=request.config_file,
-        overrides=request.overrides,
-    )
+    config = configuration(request)
+    panel = read_panel(request.data, request.freq, config.covariates, notice=reporter.notice)
+    config = configuration(request, panel.calendar.time_zone)
     check_request(request)
     if config.counts:
         panel.require_counts(f"head {config.head!r}")
@@ -102,6 +95,19 @@ def prepare(request: TrainRequest, reporter: Reporter | None = None) -> Plan:
     chosen = "as asked" if request.seasonality else f"from the configuration, or usual for freq {config.freq}"
     reporter.notice(f"seasonality {', '.join(map(str, config.seasonality))}: {chosen}")
     return Plan(config, panel, windows)
+
+
+def configuration(request: TrainRequest, time_zone: str | None = None) -> Config:
+    """The configuration that a request asks for, on data in this time zone."""
+    return build_config(
+        freq=request.freq,
+        horizon=request.horizon,
+        seasonality=request.seasonality,
+        time_zone=time_zone,
+        seed=request.seed,
+        config_file=request.config_file,
+        overrides=request.overrides,
+    )
 
 
 def check_request(request: TrainRequest) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from forecaster import Panel
-from pipelines.data import Notice, check_output, read_panel, write_frame
+from pipelines.data import Notice, check_output, read_future, read_panel, write_frame
 from pipelines.loading import LoadedModel, load_model
 
 __all__ = ["Prediction", "forecast_panel", "predict"]
@@ -28,6 +28,7 @@ def predict(
     data: str | Path,
     model: str,
     *,
+    future: str | Path | None = None,
     out: str | Path | None = None,
     horizon: int | None = None,
     quantile_levels: Sequence[float] | None = None,
@@ -42,6 +43,8 @@ def predict(
         CSV or Parquet file, or a folder of them.
     model
         Artifact folder, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+    future
+        File of the known covariates at the coming steps; None: `data` has them, in rows without y after a series' last.
     out
         CSV or Parquet file to write.
     horizon
@@ -61,21 +64,28 @@ def predict(
     if out is not None:
         check_output(out)
     loaded = load_model(model, tracking_uri)
-    panel = read_panel(data, loaded.forecaster.config.freq, notice=notice)
-    frame = forecast_panel(loaded, panel, horizon=horizon, quantile_levels=quantile_levels)
+    config = loaded.forecaster.config
+    panel = read_panel(data, config.freq, config.covariates, notice=notice)
+    ahead = None if future is None else read_future(future, config.freq, config.covariates)
+    frame = forecast_panel(loaded, panel, horizon=horizon, quantile_levels=quantile_levels, future=ahead)
     if out is not None:
         write_frame(frame, out)
     return Prediction(frame, loaded, len(panel))
 
 
 def forecast_panel(
-    model: LoadedModel, panel: Panel, *, horizon: int | None = None, quantile_levels: Sequence[float] | None = None
+    model: LoadedModel,
+    panel: Panel,
+    *,
+    horizon: int | None = None,
+    quantile_levels: Sequence[float] | None = None,
+    future: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Forecast a panel that is already read.
 
     Raises
     ------
     InputError
-        The panel is not on the model's grid, or the horizon or a level is out of range.
+        The panel is not on the model's grid, the horizon or a level is out of range, or a coming step is not known.
     """
-    return model.forecaster.forecast_frame(panel, horizon, quantile_levels)
+    return model.forecaster.forecast_frame(panel, horizon, quantile_levels, future)

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from forecaster import InputError
-from pipelines.configuration import parse_overrides
+from pipelines.configuration import build_config, parse_overrides
 from pipelines.data import read_panel
 
 __all__ = ["run_schedule"]
@@ -46,5 +46,8 @@ def run_schedule(settings: Mapping[str, Any], overrides: Sequence[str], *, home:
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"--{'-'.join(map(str, first['loc'])).replace('_', '-')}: {first['msg']}") from error
-    read_panel(checked.data, checked.freq)
+    config = build_config(
+        freq=checked.freq, horizon=checked.horizon, config_file=checked.config, overrides=checked.overrides
+    )
+    read_panel(checked.data, checked.freq, config.covariates)
     return launch(checked, home=home, host=host, port=port)

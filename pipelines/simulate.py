@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipelines.data import Notice, check_output, read_panel, write_frame
+from pipelines.data import Notice, check_output, read_future, read_panel, write_frame
 from pipelines.loading import LoadedModel, load_model
 
 __all__ = ["Simulation", "simulate"]
@@ -26,6 +26,7 @@ def simulate(
     data: str | Path,
     model: str,
     *,
+    future: str | Path | None = None,
     out: str | Path | None = None,
     horizon: int | None = None,
     num_samples: int = 100,
@@ -41,6 +42,8 @@ def simulate(
         CSV or Parquet file, or a folder of them.
     model
         Artifact folder, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+    future
+        File of the known covariates at the coming steps; None: `data` has them, in rows without y after a series' last.
     out
         CSV or Parquet file to write.
     horizon
@@ -62,8 +65,10 @@ def simulate(
     if out is not None:
         check_output(out)
     loaded = load_model(model, tracking_uri)
-    panel = read_panel(data, loaded.forecaster.config.freq, notice=notice)
-    frame = loaded.forecaster.simulate_frame(panel, horizon, num_samples, seed)
+    config = loaded.forecaster.config
+    panel = read_panel(data, config.freq, config.covariates, notice=notice)
+    ahead = None if future is None else read_future(future, config.freq, config.covariates)
+    frame = loaded.forecaster.simulate_frame(panel, horizon, num_samples, seed, ahead)
     if out is not None:
         write_frame(frame, out)
     return Simulation(frame, loaded, len(panel))

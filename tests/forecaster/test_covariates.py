@@ -146,6 +146,21 @@ def test_options_are_read_from_text():
     assert Config.from_dict(config.to_dict()) == config
 
 
+def test_a_panel_gives_a_model_the_columns_it_wants():
+    panel = Panel.from_frame(FRAME, "D", replace(ROLES, holidays="unique_id"))
+    wanted = CovariatesConfig(known=("promo",), past=("price",), categories=(("promo", "true"),), holidays="DE")
+
+    found = panel.with_covariates(wanted)
+
+    assert found.tables[0][:DAYS, 0].tolist() == FRAME["promo"][:DAYS].astype(float).tolist()
+    np.testing.assert_array_equal(found.tables[0][:DAYS, 1], FRAME["price"][:DAYS])
+    assert np.isnan(found.tables[0][DAYS:, 1]).all()
+    assert (panel.static[:, -1] == 0).all()
+    assert (found.static > 0).all()
+    with pytest.raises(PanelError, match="covariate 'promo' holds categories, expected numbers"):
+        panel.with_covariates(CovariatesConfig(known=("promo",)))
+
+
 # -- training --------------------------------------------------------------------------------------------------------
 
 
@@ -190,9 +205,9 @@ def test_a_model_learns_what_its_covariates_foretell(trained: Forecaster):
 def test_a_panel_read_without_the_covariates_is_refused(trained: Forecaster):
     bare = Panel.from_frame(FRAME[["unique_id", "ds", "y"]], "D")
 
-    with pytest.raises(InputError, match="was read with known covariates none, expected"):
+    with pytest.raises(InputError, match="was read without the known covariates price, promo, which the model needs"):
         fit(bare, CONFIG)
-    with pytest.raises(InputError, match="was read with known covariates none, expected"):
+    with pytest.raises(InputError, match="was read without the known covariates price, promo, which the model needs"):
         trained.forecast_frame(bare)
 
 

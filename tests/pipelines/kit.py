@@ -33,6 +33,18 @@ def long_frame(steps: int = 120, series: int = 3, seed: int = 0) -> pd.DataFrame
     return frame.drop(index=20).reset_index(drop=True)
 
 
+def covered_frame(steps: int = 120, future: int = HORIZON) -> pd.DataFrame:
+    """The same with a plan, a truth value and a place, and rows at the end that know no y."""
+    frame = long_frame(steps + future)
+    ends = frame.groupby("unique_id")["ds"].transform("max") - pd.Timedelta(hours=future)
+    frame.loc[frame["ds"] > ends, "y"] = np.nan
+    number = np.arange(len(frame))
+    frame["price"] = np.where(number % 11 == 0, np.nan, np.cos(number))
+    frame["open"] = number % 5 > 0
+    frame["place"] = np.where(frame["unique_id"] == "s1", "harbour", "hill")
+    return frame
+
+
 def tiny_config(**changes: Any) -> Config:
     """A model that trains in a second."""
     values = {"freq": "h", "horizon": HORIZON, "seasonality": [SEASON], **changes}

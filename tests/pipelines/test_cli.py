@@ -17,7 +17,17 @@ import pytest
 
 from forecaster import Forecaster, Panel
 from forecaster.baselines import naive2
-from tests.pipelines.kit import HORIZON, QUICK, Ran, environment, files_below, long_frame, random_forecaster, run_cli
+from tests.pipelines.kit import (
+    HORIZON,
+    QUICK,
+    Ran,
+    covered_frame,
+    environment,
+    files_below,
+    long_frame,
+    random_forecaster,
+    run_cli,
+)
 
 TRAIN = ("train", "data.csv", "--freq", "h", "--horizon", str(HORIZON), "--season", "4")
 SMALL = tuple(word for key, value in QUICK.items() for word in ("--set", f"{key}={value}"))
@@ -105,6 +115,37 @@ def test_train_predict_backtest_promote_and_models_work_together(
     assert (refused.status, len(refused.complaints)) == (2, 1)
     assert run("promote", "forecaster", "--force", "--json").json["champion"] == "2"
     assert run("promote", "forecaster", "--rollback", "--json").json["champion"] == "1"
+
+
+def test_covariates_go_from_training_to_a_forecast_of_a_known_future(
+    folder: Path, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    frame = covered_frame()
+    frame.to_csv(folder / "data.csv", index=False)
+    frame[frame["y"].notna()].to_csv(folder / "history.csv", index=False)
+    future = frame.groupby("unique_id").tail(HORIZON)
+    future[["unique_id", "ds", "price", "open"]].to_csv(folder / "future.csv", index=False)
+
+    trained = run(*TRAIN, *SMALL, "--known", "price,open", "--static", "place", "--out", "model", "--json")
+    assert trained.status == 0, trained.err
+    covariates = Forecaster.load(folder / "model").config.covariates
+    assert (covariates.known, covariates.static) == (("price", "open"), ("place",))
+    assert covariates.values_of("place") == ("harbour", "hill")
+
+    within = run("predict", "data.csv", "--model", "model", "--out", "within.csv", "--json")
+    beside = run(
+        "predict", "history.csv", "--model", "model", "--future", "future.csv", "--out", "beside.csv", "--json"
+    )
+    unknown = run("predict", "history.csv", "--model", "model", "--out", "none.csv")
+
+    assert (within.status, beside.status, unknown.status) == (0, 0, 2), (within.err, beside.err)
+    assert (folder / "within.csv").read_text() == (folder / "beside.csv").read_text()
+    assert "series 's0': price, open are not known at 2024-01-06" in unknown.complaints[0]
+    measured = run(
+        "backtest", "data.csv", "--model", "model", "--horizon", "6", "--windows", "2", "--step", "6", "--json"
+    )
+    assert measured.json["metrics"]["wql"] == pytest.approx(trained.json["metrics"]["wql"])
 
 
 def test_score_repeats_a_known_result(tmp_path: Path, run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:

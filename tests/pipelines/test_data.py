@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster import InputError
+from forecaster import CovariatesConfig, InputError
 from pipelines.data import read_panel, write_frame
 
 
@@ -77,6 +77,20 @@ def test_other_columns_are_ignored_and_named_in_one_notice(tmp_path: Path) -> No
 
     assert len(notices) == 1
     assert "price, promo" in notices[0]
+
+
+def test_declared_columns_are_numbers_or_categories_by_what_they_hold(tmp_path: Path) -> None:
+    text = "unique_id,ds,y,price,promo,place,note\na,0,1,9,True,NA,\na,1,2,,,NA,\na,2,,NaN,False,NA,x\n"
+    covariates = CovariatesConfig(known=("price", "promo"), static=("place",))
+    notices: list[str] = []
+
+    panel = read_panel(write(tmp_path, text), "1", covariates, notice=notices.append)
+
+    assert panel.lengths.tolist() == [2]
+    np.testing.assert_array_equal(panel.tables[0], [[9, 2], [np.nan, 0], [np.nan, 1]])
+    assert panel.covariates.categories == (("promo", "false", "true"), ("place", "NA"))
+    assert "ignored columns" in notices[0]
+    assert "note" in notices[0]
 
 
 DAMAGED = {

@@ -17,7 +17,7 @@ from forecaster import Panel
 from pipelines.connection import connect
 from pipelines.packaging import requirements
 from pipelines.tracking import start_run
-from tests.pipelines.kit import long_frame, random_forecaster
+from tests.pipelines.kit import covered_frame, long_frame, random_forecaster
 
 # MLflow 3.17 itself uses what pandas 3 advises against, also when it only loads and predicts.
 pytestmark = pytest.mark.filterwarnings("ignore:Operation with range is deprecated")
@@ -103,6 +103,28 @@ def test_timestamps_with_a_zone_travel_as_text(tracking_uri: str) -> None:
     expected = random_forecaster(time_zone="Europe/Berlin").forecast_frame(panel)
     assert answered["ds"].tolist() == [stamp.isoformat() for stamp in expected["ds"]]
     np.testing.assert_allclose(answered["0.5"], expected["0.5"], rtol=1e-6)
+
+
+def test_the_logged_model_takes_covariates_and_what_is_known_of_the_future(tracking_uri: str) -> None:
+    covariates = {
+        "known": ["price", "open"],
+        "static": ["place"],
+        "calendar": ["day"],
+        "categories": [["open", "false", "true"], ["place", "harbour", "hill"]],
+    }
+    frame = covered_frame()
+    config = random_forecaster(covariates=covariates).config
+    panel = Panel.from_frame(frame, "h", config.covariates)
+    folder = log(tracking_uri, panel, covariates=covariates)
+    loaded = mlflow.pyfunc.load_model(folder)
+
+    answered = loaded.predict(frame.assign(open=frame["open"].map({True: "true", False: "false"})))
+
+    expected = random_forecaster(covariates=covariates).forecast_frame(panel)
+    np.testing.assert_allclose(answered.iloc[:, 2:], expected.iloc[:, 2:], rtol=1e-6)
+    signature = mlflow.models.get_model_info(folder).signature
+    assert signature.inputs.input_names() == ["unique_id", "ds", "y", "price", "open", "place"]
+    assert len(loaded.predict(loaded.input_example)) == 6
 
 
 def predict_elsewhere(python: str, model_folder: str, folder: Path, *, flags: tuple[str, ...] = ()) -> pd.DataFrame:
