@@ -10,17 +10,23 @@ Axes: B row, T step, H horizon step, D dynamic column (known, then past), K know
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from forecaster.almanac import Almanac
+from forecaster.almanac import Almanac, country_number
+from forecaster.columns import encode_value, text_of
 from forecaster.config import Config, CovariatesConfig
+from forecaster.errors import InputError
 from forecaster.panel import Panel
 
-__all__ = ["Columns", "CovariateInputs", "static_size"]
+__all__ = ["Columns", "CovariateInputs", "static_numbers", "static_size", "table_of"]
+
+Float = npt.NDArray[np.float64]
 
 LARGEST_DEVIATIONS = 8.0
 """A real value further than this from its mean, in deviations, is taken for one at that distance."""
@@ -31,6 +37,45 @@ LARGEST_EMBEDDING = 8
 def static_size(config: CovariatesConfig) -> int:
     """Static numbers S in each series' state: the static columns, then the country whose holidays count."""
     return len(config.static) + bool(config.holidays)
+
+
+def table_of(rows: Sequence[Mapping[str, Any] | None], names: Sequence[str], config: CovariatesConfig) -> Float:
+    """Plain values by column name as numbers, shape [rows, names]; what a row lacks is missing.
+
+    Raises
+    ------
+    InputError
+        A value of a real column is not a finite number; the message names the column.
+    """
+    table = np.full((len(rows), len(names)), np.nan)
+    for place, name in enumerate(names):
+        values = config.values_of(name)
+        for number, row in enumerate(rows):
+            if row is not None and name in row:
+                try:
+                    table[number, place] = encode_value(row[name], values)
+                except InputError as error:
+                    raise InputError(f"covariate {name!r}: {error}") from None
+    return table
+
+
+def static_numbers(
+    unique_ids: Sequence[str], rows: Sequence[Mapping[str, Any] | None], config: CovariatesConfig
+) -> Float:
+    """Static columns of series, and their country, as numbers [series, S].
+
+    Raises
+    ------
+    InputError
+        As `table_of`.
+    """
+    named = [{**(row or {}), "unique_id": name} for name, row in zip(unique_ids, rows, strict=True)]
+    table = table_of(named, config.static, config)
+    if not config.holidays:
+        return table
+    source = config.holidays if config.holidays in ("unique_id", *config.static) else None
+    codes = [config.holidays if source is None else text_of(row.get(source)) or "" for row in named]
+    return np.column_stack([table, [country_number(code) for code in codes]])
 
 
 class Columns(nn.Module):

@@ -8,11 +8,11 @@ origins and clocks are unknown here.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from torch import Tensor
 from forecaster import artifact
 from forecaster.calendar import Calendar
 from forecaster.config import Config
+from forecaster.covariates import static_numbers, table_of
 from forecaster.errors import InputError
 from forecaster.heads import DistributionHead
 from forecaster.marginals import Block, Marginals
@@ -92,7 +93,7 @@ class Forecaster:
     def initial_state(self, first_steps: Sequence[int] | Tensor, static: Tensor | None = None) -> StreamState:
         """State of series that have seen nothing and will first fold step `first_steps[b]`; shape [B].
 
-        `static` [B, S] holds what `static_numbers` or a panel made of their static covariates; None: all missing.
+        `static` [B, S] holds what the method `static` or a panel made of their static covariates; None: all missing.
         """
         return self._network.layout.initial(torch.as_tensor(first_steps, dtype=torch.int64), static)
 
@@ -412,6 +413,29 @@ class Forecaster:
         for place, level in enumerate(levels):
             frame[f"{level:g}"] = quantiles[:, :, place].ravel()
         return frame
+
+    # -- covariates as plain values --------------------------------------------------------------------------------
+
+    def table(self, rows: Sequence[Mapping[str, Any] | None]) -> Float:
+        """Values of the dynamic columns by name, one mapping per step, as `fold` wants them: shape [T, D].
+
+        Raises
+        ------
+        InputError
+            A value of a real column is not a finite number. Values unknown to a vocabulary, and columns that a row
+            lacks, are missing.
+        """
+        return table_of(rows, self.config.covariates.dynamic, self.config.covariates)
+
+    def static(self, unique_ids: Sequence[str], rows: Sequence[Mapping[str, Any] | None]) -> Tensor:
+        """Static columns of series by name as `initial_state` wants them, shape [B, S].
+
+        Raises
+        ------
+        InputError
+            As `table`.
+        """
+        return torch.from_numpy(static_numbers(unique_ids, rows, self.config.covariates))
 
     # -- stored forms ----------------------------------------------------------------------------------------------
 

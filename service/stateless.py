@@ -7,10 +7,11 @@ import orjson
 import torch
 
 from forecaster import InputError
-from service.bodies.histories import read_history
+from service.bodies.covariates import read_future, read_static
+from service.bodies.histories import History, read_history
 from service.bodies.replies import forecast
 from service.bodies.schemas import ForecastsRequest
-from service.engine.folding import dense, fold_ragged
+from service.engine.folding import dense, fold_ragged, static_values
 from service.models.served import ServedModel
 
 __all__ = ["forecast_histories"]
@@ -31,18 +32,22 @@ def forecast_histories(model: ServedModel, body: ForecastsRequest, max_history_s
     if len(set(names)) < len(names):
         repeated = next(name for i, name in enumerate(names) if name in names[:i])
         raise InputError(f"series {repeated!r} appears twice; names must be unique within a request")
-    histories = [read_history(model.dates, s.unique_id, s.ds, s.y, max_history_steps) for s in body.series]
+    histories = [read_history(model, s.unique_id, s, max_history_steps) for s in body.series]
     total = sum(history.length for history in histories)
     if total > _TOTAL * max_history_steps:
         raise InputError(f"all histories together have {total} steps, more than {_TOTAL * max_history_steps}")
     forecaster = model.forecaster
+    for series in body.series:
+        read_static(forecaster, series.unique_id, series.static)
+    static = static_values(forecaster, names, [s.static for s in body.series])
+    future = _future(model, body, histories, want.horizon)
     with torch.inference_mode():
         states = fold_ragged(
             forecaster,
-            forecaster.initial_state(torch.tensor([history.steps[0] for history in histories])),
-            [dense(zip(h.steps, h.values, strict=True), h.steps[0] - 1, h.steps[-1]) for h in histories],
+            forecaster.initial_state(torch.tensor([history.steps[0] for history in histories]), static),
+            [dense(forecaster, zip(h.steps, h.values, strict=True), h.steps[0] - 1, h.steps[-1]) for h in histories],
         )
-        quantiles = forecaster.forecast(states, want.horizon, want.quantile_levels)
+        quantiles = forecaster.forecast(states, want.horizon, want.quantile_levels, future)
     finite = np.isfinite(quantiles).all(axis=(1, 2))
     if not finite.all():
         raise InputError(f"series {names[int(np.argmin(finite))]!r} has no finite forecast: its values are too extreme")
@@ -52,3 +57,18 @@ def forecast_histories(model: ServedModel, body: ForecastsRequest, max_history_s
         for name, history, rows in zip(names, histories, by_level, strict=True)
     ]
     return orjson.dumps({"forecasts": replies}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _future(model: ServedModel, body: ForecastsRequest, histories: list[History], horizon: int) -> torch.Tensor | None:
+    """Known covariates of every series' coming steps, shape [B, horizon, K]; None for models without any."""
+    parts = []
+    for series, history in zip(body.series, histories, strict=True):
+        try:
+            future = read_future(model, series.future, horizon, model.dates)
+            if future is not None:
+                future.check(history.steps[-1], horizon, model.dates)
+                known = len(model.forecaster.config.covariates.known)
+                parts.append(future.ahead(history.steps[-1], horizon, known))
+        except InputError as error:
+            raise InputError(f"series {series.unique_id!r}: {error}") from error
+    return torch.from_numpy(np.stack(parts)) if parts else None

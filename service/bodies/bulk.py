@@ -16,18 +16,21 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from forecaster import InputError
+from service.bodies.covariates import read_values
 from service.bodies.schemas import MAX_ABSOLUTE_Y, Row, check_unique_id
 from service.engine.items import Outcome
 from service.engine.verdicts import Verdict
 from service.models.dates import Dates
+from service.models.served import ServedModel
 from service.problems import Problem, from_validation, invalid
+from service.store import Value
 
 __all__ = ["ARROW", "JSON_LINES", "Rows", "read_arrow", "read_json_lines", "verdicts_reply"]
 
 JSON_LINES = "application/x-ndjson"
 ARROW = "application/vnd.apache.arrow.stream"
 _SHOWN = 100  # refused rows explained in a reply
-_COLUMNS = {"unique_id", "ds", "y"}
+_COLUMNS = ("unique_id", "ds", "y")
 
 
 @dataclass(slots=True)
@@ -36,7 +39,7 @@ class Rows:
 
     unique_ids: list[str]
     steps: list[int | None]
-    values: list[float | None]
+    values: list[Value]
     reasons: dict[int, str] = field(default_factory=dict)
 
     def by_stream(self) -> dict[str, list[int]]:
@@ -52,10 +55,10 @@ class Rows:
         return grouped
 
 
-def read_json_lines(body: bytes, dates: Dates) -> Rows:
+def read_json_lines(body: bytes, model: ServedModel) -> Rows:
     """Rows of a body with one JSON object per line; empty lines are passed over."""
     lines = [line for line in body.split(b"\n") if line and not line.isspace()]
-    return _read_clean_lines(lines, dates) or _read_each_line(lines, dates)
+    return _read_clean_lines(lines, model.dates) or _read_each_line(lines, model)
 
 
 def _read_clean_lines(lines: list[bytes], dates: Dates) -> Rows | None:
@@ -80,26 +83,27 @@ def _read_clean_lines(lines: list[bytes], dates: Dates) -> Rows | None:
     return Rows(names, steps, [None if v is None else float(v) for v in values])
 
 
-def _read_each_line(lines: list[bytes], dates: Dates) -> Rows:
+def _read_each_line(lines: list[bytes], model: ServedModel) -> Rows:
     rows = Rows([], [], [])
     for i, line in enumerate(lines):
-        name, step, y = "", None, None
+        name, step, value = "", None, None
         try:
             row = Row.model_validate_json(line)
-            name, y = row.unique_id, row.y
-            step = dates.steps([row.ds])[0]
+            name = row.unique_id
+            (value,) = read_values(model.forecaster, [row.y], [row.model_extra])
+            step = model.dates.steps([row.ds])[0]
         except ValidationError as error:
             rows.reasons[i] = from_validation(error).detail
         except InputError as error:
             rows.reasons[i] = str(error)
         rows.unique_ids.append(name)
         rows.steps.append(step)
-        rows.values.append(y)
+        rows.values.append(value)
     return rows
 
 
-def read_arrow(body: bytes, dates: Dates) -> Rows:
-    """Rows of an Arrow IPC stream with columns unique_id, ds (text, timestamps or integers) and y.
+def read_arrow(body: bytes, model: ServedModel) -> Rows:
+    """Rows of an Arrow IPC stream with columns unique_id, ds (text, timestamps or integers), y, and covariates.
 
     Raises
     ------
@@ -113,28 +117,50 @@ def read_arrow(body: bytes, dates: Dates) -> Rows:
     except (pa.ArrowException, OSError, ValueError) as error:
         first = (str(error).splitlines() or ["empty"])[0]
         raise Problem(400, "malformed-arrow", f"the body is not an Arrow IPC stream: {first}") from error
-    if set(table.column_names) != _COLUMNS or table.num_columns != 3:
-        raise invalid(f"the columns are {', '.join(table.column_names) or 'none'}; expected unique_id, ds and y")
+    further = [name for name in table.column_names if name not in _COLUMNS]
+    missing = set(_COLUMNS) - set(table.column_names)
+    unknown = set(further) - set(model.forecaster.config.covariates.dynamic)
+    if missing or unknown or len(set(table.column_names)) < table.num_columns:
+        expected = ", ".join(model.forecaster.config.covariates.dynamic)
+        raise invalid(
+            f"the columns are {', '.join(table.column_names) or 'none'}; expected unique_id, ds and y"
+            + (f", and covariates among {expected}" if expected else "")
+        )
+    dates = model.dates
     names, numbers = _text_column(table["unique_id"])
     bad = {name for name in names if not _is_name(name)}
-    values, sound = _value_column(table["y"])
-    rows = Rows([names[k] for k in numbers], [None] * table.num_rows, values)
+    y, sound = _value_column(table["y"])
+    rows = Rows([names[k] for k in numbers], [None] * table.num_rows, list(y))
     ds = table["ds"]
     try:
         steps = _steps(ds, dates)
     except InputError:
         steps = [_one_step(ds, i, dates, rows) for i in range(table.num_rows)]
-    if sound and not bad:
+    if sound and not bad and not further:
         rows.steps = steps
         return rows
-    for i, (name, y) in enumerate(zip(rows.unique_ids, values, strict=True)):
+    for i, (name, value) in enumerate(zip(rows.unique_ids, y, strict=True)):
         if name in bad:
             rows.reasons[i] = "unique_id: expected 1 to 255 printable characters"
-        elif y is not None and not abs(y) <= MAX_ABSOLUTE_Y:
-            rows.reasons[i] = f"y: {y} is not a finite number of at most {MAX_ABSOLUTE_Y:g}; a missing value is null"
+        elif value is not None and not abs(value) <= MAX_ABSOLUTE_Y:
+            rows.reasons[i] = (
+                f"y: {value} is not a finite number of at most {MAX_ABSOLUTE_Y:g}; a missing value is null"
+            )
         else:
             rows.steps[i] = steps[i]
+    if further:
+        _add_covariates(rows, y, table.select(further).to_pylist(), model)
     return rows
+
+
+def _add_covariates(rows: Rows, y: list[float | None], covariates: list[dict[str, Any]], model: ServedModel) -> None:
+    """Join covariates to the values; a row whose covariates cannot be read is invalid."""
+    for i, cells in enumerate(covariates):
+        try:
+            (rows.values[i],) = read_values(model.forecaster, [y[i]], [cells])
+        except InputError as error:
+            rows.steps[i] = None
+            rows.reasons[i] = str(error)
 
 
 def _is_name(name: str) -> bool:
@@ -230,7 +256,7 @@ def verdicts_reply(
 
 
 _REASONS: Mapping[Verdict, str] = {
-    Verdict.CONFLICT: "another y is known for this ds; send it with on_conflict=revise to replace it",
+    Verdict.CONFLICT: "another value is known for this ds; send it with on_conflict=revise to replace it",
     Verdict.TOO_OLD: "before the first step of the stream's log",
     Verdict.GAP_TOO_LONG: "further after the stream's last step than gaps are filled",
 }

@@ -6,11 +6,13 @@ missing steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from forecaster import InputError
-from service.models.dates import Dates
+from service.bodies.covariates import read_columns
+from service.bodies.schemas import StreamHistory
+from service.models.served import ServedModel
+from service.store import Value
 
 __all__ = ["History", "read_history"]
 
@@ -19,7 +21,7 @@ class History(NamedTuple):
     """Observations of one series, in order of time."""
 
     steps: list[int]
-    values: list[float | None]
+    values: list[Value]
 
     @property
     def length(self) -> int:
@@ -27,25 +29,26 @@ class History(NamedTuple):
         return self.steps[-1] - self.steps[0] + 1
 
 
-def read_history(
-    dates: Dates, unique_id: str, ds: Sequence[str | int], y: Sequence[float | None], max_steps: int
-) -> History:
+def read_history(model: ServedModel, unique_id: str, body: StreamHistory, max_steps: int) -> History:
     """Check and convert one history.
 
     Raises
     ------
     InputError
-        A `ds` is unreadable or off the grid, repeats or goes back, the history is too long, or has no value at all.
+        A `ds` is unreadable or off the grid, repeats or goes back, the history is too long, has no value at all, or
+        covariates that the model does not know or cannot read.
     """
+    ds, y = body.ds, body.y
     try:
-        steps = dates.steps(ds)
+        steps = model.dates.steps(ds)
+        values = read_columns(model.forecaster, y, body.covariates)
     except InputError as error:
         raise InputError(f"series {unique_id!r}: {error}") from error
     for i in range(1, len(steps)):
         if steps[i] <= steps[i - 1]:
             what = "repeats" if steps[i] == steps[i - 1] else f"comes after {ds[i - 1]}"
             raise InputError(f"series {unique_id!r}: ds {ds[i]} {what} (row {i}); ds must ascend")
-    history = History(steps, list(y))
+    history = History(steps, values)
     if history.length > max_steps:
         raise InputError(
             f"series {unique_id!r}: from {ds[0]} to {ds[-1]} are {history.length} steps, more than {max_steps}"

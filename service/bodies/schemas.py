@@ -18,6 +18,7 @@ __all__ = [
     "ObservationsRequest",
     "Row",
     "SeriesHistory",
+    "StreamForecastRequest",
     "StreamHistory",
     "check_unique_id",
 ]
@@ -54,6 +55,16 @@ Y = Annotated[
 Horizon = Annotated[int | None, Field(ge=1, description="steps to forecast; default: the trained horizon")]
 Level = Annotated[float, Field(gt=0, lt=1)]
 Levels = Annotated[list[Level] | None, Field(min_length=1, max_length=99, description="default: 0.1 … 0.9")]
+Cell = bool | int | Annotated[float, Field(allow_inf_nan=False)] | Annotated[str, Field(max_length=255)] | None
+Cells = Annotated[dict[str, Cell] | None, Field(description="covariate -> value; null = missing")]
+Columns = Annotated[dict[str, list[Cell]] | None, Field(description="covariate -> one value per ds")]
+FutureColumns = Annotated[
+    dict[str, Annotated[list[Cell], Field(min_length=1, max_length=100_000)]] | Literal["missing"] | None,
+    Field(
+        description="known covariate -> values at the coming steps: from the one after the cutoff on, or at those of "
+        '`ds`; "missing": forecast without. For models with known covariates only'
+    ),
+]
 OnConflict = Annotated[Literal["refuse", "revise"], Field(description="what another y for a known ds means")]
 
 
@@ -62,10 +73,14 @@ class Observation(_Strict):
 
     ds: Ds
     y: Y
+    covariates: Cells = None
 
 
 class Row(_Strict):
-    """One row of a bulk body."""
+    """One row of a bulk body; further fields are covariates."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    __pydantic_extra__: dict[str, Cell] = Field(init=False)
 
     unique_id: UniqueId
     ds: Ds
@@ -77,6 +92,8 @@ class StreamHistory(_Strict):
 
     ds: Annotated[list[Ds], Field(min_length=1)]
     y: Annotated[list[Y], Field(min_length=1)]
+    covariates: Columns = None
+    static: Cells = None
 
     @model_validator(mode="after")
     def _same_length(self) -> Self:
@@ -89,6 +106,7 @@ class SeriesHistory(StreamHistory):
     """A named history, for a stateless forecast."""
 
     unique_id: UniqueId
+    future: FutureColumns = None
 
 
 class ForecastsRequest(_Strict):
@@ -106,6 +124,15 @@ class ObservationsRequest(_Strict):
     on_conflict: OnConflict = "refuse"
     horizon: Horizon = None
     quantile_levels: Levels = None
+    future: FutureColumns = None
+
+
+class StreamForecastRequest(_Strict):
+    """A forecast of one stream, with what is known of the coming steps."""
+
+    horizon: Horizon = None
+    quantile_levels: Levels = None
+    future: FutureColumns = None
 
 
 class ForecastQuery(BaseModel):
@@ -115,6 +142,7 @@ class ForecastQuery(BaseModel):
 
     horizon: Horizon = None
     quantile_levels: Levels = None
+    future: Annotated[Literal["missing"] | None, Field(description="forecast without known covariates")] = None
 
     @model_validator(mode="before")
     @classmethod

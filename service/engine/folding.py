@@ -1,4 +1,4 @@
-"""From logs to states: dense values of a stretch of log, ragged batches of them, restoring and rewinding.
+"""From logs to states: a stretch of log made dense, ragged batches of them, restoring and rewinding.
 
 It knows the library's `fold` and the store's rows, and keeps nothing. Invariant: whatever the path (append, restore,
 rewind), the state is the fold of exactly the log's steps from the first to the last, filled steps being missing ones.
@@ -8,30 +8,79 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+import orjson
 import torch
 
-from forecaster import ArtifactError, Forecaster, StreamState
+from forecaster import ArtifactError, Forecaster, InputError, StreamState
 from service.models.served import ServedModel
-from service.store import Recovery, Store, StreamRecord
+from service.store import Recovery, Store, StreamRecord, Value
+from service.store.values import covariates_of, y_of
 
-__all__ = ["dense", "fold_ragged", "restore", "rewind"]
+__all__ = ["Stretch", "begin", "dense", "fold_ragged", "restore", "rewind", "stacked", "static_values"]
 
 _CELLS = 1 << 20  # values of one padded batch, to bound memory
 
 
-def dense(rows: Iterable[tuple[int, float | None]], after: int, last_step: int) -> list[float]:
-    """Values of the steps after `after` up to `last_step`; NaN where there is no row or no value."""
+class Stretch(NamedTuple):
+    """Consecutive steps of one stream: y, NaN where missing, and the model's dynamic covariates if it has any."""
+
+    values: list[float]
+    table: npt.NDArray[np.float64] | None = None
+
+
+def dense(forecaster: Forecaster, rows: Iterable[tuple[int, Value]], after: int, last_step: int) -> Stretch:
+    """The steps after `after` up to `last_step`; missing where there is no row or no value."""
     values = [math.nan] * (last_step - after)
-    for step, y in rows:
+    if not forecaster.config.covariates.dynamic:
+        for step, value in rows:
+            y = y_of(value)
+            if y is not None:
+                values[step - after - 1] = y
+        return Stretch(values)
+    given: list[dict[str, Any] | None] = [None] * len(values)
+    for step, value in rows:
+        y, place = y_of(value), step - after - 1
+        given[place] = _readable(forecaster, covariates_of(value))
         if y is not None:
-            values[step - after - 1] = y
-    return values
+            values[place] = y
+    return Stretch(values, forecaster.table(given))
 
 
-def fold_ragged(forecaster: Forecaster, state: StreamState, values: Sequence[Sequence[float]]) -> StreamState:
-    """Fold a list of values of its own length into each row.
+def _readable(forecaster: Forecaster, covariates: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Without what this model cannot read: the log may have been written under another one."""
+    try:
+        forecaster.table([covariates])
+    except InputError:
+        return {k: v for k, v in (covariates or {}).items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    return covariates
+
+
+def begin(forecaster: Forecaster, records: Sequence[StreamRecord]) -> StreamState:
+    """Initial states of streams."""
+    static: list[dict[str, Any] | None] = [None if r.static is None else orjson.loads(r.static) for r in records]
+    steps = torch.tensor([record.first_step for record in records])
+    return forecaster.initial_state(steps, static_values(forecaster, [r.unique_id for r in records], static))
+
+
+def static_values(
+    forecaster: Forecaster, names: Sequence[str], static: Sequence[dict[str, Any] | None]
+) -> torch.Tensor | None:
+    """Static numbers of streams, None for models without static covariates; what a model cannot read is missing."""
+    covariates = forecaster.config.covariates
+    if not covariates.static and not covariates.holidays:
+        return None
+    try:
+        return forecaster.static(names, static)
+    except InputError:
+        return forecaster.static(names, [None] * len(names))
+
+
+def fold_ragged(forecaster: Forecaster, state: StreamState, stretches: Sequence[Stretch]) -> StreamState:
+    """Fold a stretch of its own length into each row.
 
     Parameters
     ----------
@@ -39,19 +88,20 @@ def fold_ragged(forecaster: Forecaster, state: StreamState, values: Sequence[Seq
         The model.
     state
         B rows.
-    values
-        B lists; NaN = missing.
+    stretches
+        B of them.
     """
-    lengths = [len(v) for v in values]
+    lengths = [len(stretch.values) for stretch in stretches]
     longest = max(lengths, default=0)
     if longest == 0:
         return state
-    if min(lengths) == longest and longest * len(values) <= _CELLS:
-        return forecaster.fold(state, torch.tensor(values, dtype=torch.float64))
+    if min(lengths) == longest and longest * len(stretches) <= _CELLS:
+        y = torch.tensor([stretch.values for stretch in stretches], dtype=torch.float64)
+        return forecaster.fold(state, y, covariates=stacked(stretches))
     # Rows of similar length together, so that one long history does not pad a thousand short ones.
     folded = state.select(slice(None))
     parts: list[tuple[list[int], StreamState]] = []
-    order = sorted(range(len(values)), key=lengths.__getitem__)
+    order = sorted(range(len(stretches)), key=lengths.__getitem__)
     start = 0
     while start < len(order):
         stop = start + 1
@@ -63,23 +113,34 @@ def fold_ragged(forecaster: Forecaster, state: StreamState, values: Sequence[Seq
         ):
             stop += 1
         rows = order[start:stop]
-        parts.append((rows, _fold_padded(forecaster, state.select(torch.tensor(rows)), [values[r] for r in rows])))
+        parts.append((rows, _fold_padded(forecaster, state.select(torch.tensor(rows)), [stretches[r] for r in rows])))
         start = stop
     folded = StreamState.concat([part for _, part in parts])
-    back = torch.empty(len(values), dtype=torch.int64)
-    back[torch.tensor([row for rows, _ in parts for row in rows])] = torch.arange(len(values))
+    back = torch.empty(len(stretches), dtype=torch.int64)
+    back[torch.tensor([row for rows, _ in parts for row in rows])] = torch.arange(len(stretches))
     return folded.select(back)
 
 
-def _fold_padded(forecaster: Forecaster, state: StreamState, values: Sequence[Sequence[float]]) -> StreamState:
-    lengths = np.array([len(v) for v in values], dtype=np.int64)
+def stacked(stretches: Sequence[Stretch]) -> torch.Tensor | None:
+    """Tables of all rows, filled up to the longest with missing values; None for models without dynamic covariates."""
+    tables = [stretch.table for stretch in stretches if stretch.table is not None]
+    if not tables:
+        return None
+    stacked = np.full((len(tables), max(map(len, tables)), tables[0].shape[1]), np.nan)
+    for row, table in zip(stacked, tables, strict=True):
+        row[: len(table)] = table
+    return torch.from_numpy(stacked)
+
+
+def _fold_padded(forecaster: Forecaster, state: StreamState, stretches: Sequence[Stretch]) -> StreamState:
+    lengths = np.array([len(stretch.values) for stretch in stretches], dtype=np.int64)
     longest = int(lengths.max())
     if longest == 0:
         return state
-    padded = np.full((len(values), longest), np.nan)
-    for row, series in zip(padded, values, strict=True):
-        row[: len(series)] = series
-    return forecaster.fold(state, torch.from_numpy(padded), torch.from_numpy(lengths))
+    padded = np.full((len(stretches), longest), np.nan)
+    for row, stretch in zip(padded, stretches, strict=True):
+        row[: len(stretch.values)] = stretch.values
+    return forecaster.fold(state, torch.from_numpy(padded), torch.from_numpy(lengths), stacked(stretches))
 
 
 def restore(model: ServedModel, store: Store, recoveries: Sequence[Recovery]) -> tuple[StreamState, list[int], int]:
@@ -98,28 +159,28 @@ def restore(model: ServedModel, store: Store, recoveries: Sequence[Recovery]) ->
     bases, damaged = _read_snapshots(forecaster, [r.snapshot for r in recoveries])
     with_base = [i for i, base in enumerate(bases) if base is not None]
     without = [i for i, base in enumerate(bases) if base is None]
-    tails: list[list[float]] = []
+    tails: list[Stretch] = []
     for recovery, base in zip(recoveries, bases, strict=True):
         record = recovery.record
         if base is None:
             rows = recovery.tail if recovery.snapshot is None else store.log(record.id)
-            tails.append(dense(_until(rows, record), record.first_step - 1, record.last_step))
+            tails.append(dense(forecaster, _until(rows, record), record.first_step - 1, record.last_step))
         else:
             step = int(base.last_step)
-            tails.append(dense(_until(recovery.tail, record), step, record.last_step))
+            tails.append(dense(forecaster, _until(recovery.tail, record), step, record.last_step))
     parts = []
     if with_base:
         parts.append(StreamState.concat([base for base in bases if base is not None]))
     if without:
-        parts.append(forecaster.initial_state(torch.tensor([recoveries[i].record.first_step for i in without])))
+        parts.append(begin(forecaster, [recoveries[i].record for i in without]))
     order = with_base + without
     states = fold_ragged(forecaster, StreamState.concat(parts), [tails[i] for i in order])
     back = torch.empty(len(order), dtype=torch.int64)
     back[torch.tensor(order)] = torch.arange(len(order))
-    return states.select(back), [len(tail) for tail in tails], damaged
+    return states.select(back), [len(tail.values) for tail in tails], damaged
 
 
-def _until(rows: Iterable[tuple[int, float | None]], record: StreamRecord) -> Iterable[tuple[int, float | None]]:
+def _until(rows: Iterable[tuple[int, Value]], record: StreamRecord) -> Iterable[tuple[int, Value]]:
     # The log may have been read a moment after the record.
     return (row for row in rows if row[0] <= record.last_step)
 
@@ -147,7 +208,7 @@ def _read_snapshots(forecaster: Forecaster, records: Sequence[bytes | None]) -> 
 
 
 def rewind(
-    model: ServedModel, store: Store, record: StreamRecord, changed: dict[int, float | None], last_step: int
+    model: ServedModel, store: Store, record: StreamRecord, changed: dict[int, Value], last_step: int
 ) -> StreamState:
     """State of one stream whose log changes at or before its last step.
 
@@ -160,7 +221,7 @@ def rewind(
     record
         The stream before the change.
     changed
-        step → y of new and revised rows.
+        step → value of new and revised rows.
     last_step
         The stream's last step after the change.
     """
@@ -168,7 +229,7 @@ def rewind(
     snapshot = store.snapshot_before(record.id, model.key, min(changed))
     (base,), _ = _read_snapshots(forecaster, [snapshot])
     if base is None:
-        base = forecaster.initial_state(torch.tensor([record.first_step]))
+        base = begin(forecaster, [record])
     after = int(base.last_step)
     rows = dict(store.log(record.id, after)) | changed
-    return fold_ragged(forecaster, base, [dense(rows.items(), after, last_step)])
+    return fold_ragged(forecaster, base, [dense(forecaster, rows.items(), after, last_step)])

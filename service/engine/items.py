@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from service.engine.verdicts import Judgement
+from service.models.coming import Coming
 from service.models.served import ServedModel, Want
 from service.problems import Problem
-from service.store import StreamRecord
+from service.store import StreamRecord, Value
 
 __all__ = ["Bundle", "Create", "Delete", "Item", "Look", "Observe", "Outcome", "Render", "Single", "wanted"]
 
@@ -106,33 +107,40 @@ class Item:
 class Look(Item):
     """Describe a stream, with a forecast if wanted."""
 
-    __slots__ = ("render", "want")
+    __slots__ = ("future", "render", "want")
     writes = False
 
     def __init__(
-        self, ticket: Single | Bundle, unique_id: str, want: Want | None = None, render: Render | None = None
+        self,
+        ticket: Single | Bundle,
+        unique_id: str,
+        want: Want | None = None,
+        render: Render | None = None,
+        future: Coming | None = None,
     ) -> None:
         super().__init__(ticket, unique_id)
         self.want = want
         self.render = render
+        self.future = future
 
 
 class Observe(Item):
     """Take observations; all or none of them if `whole`."""
 
-    __slots__ = ("if_version", "render", "revise", "steps", "values", "want", "whole")
+    __slots__ = ("future", "if_version", "render", "revise", "steps", "values", "want", "whole")
 
     def __init__(
         self,
         ticket: Single | Bundle,
         unique_id: str,
         steps: list[int],
-        values: list[float | None],
+        values: list[Value],
         *,
         revise: bool = False,
         whole: bool = True,
         want: Want | None = None,
         render: Render | None = None,
+        future: Coming | None = None,
         if_version: int | None = None,
     ) -> None:
         super().__init__(ticket, unique_id)
@@ -142,6 +150,7 @@ class Observe(Item):
         self.revise = revise
         self.whole = whole
         self.want = want
+        self.future = future
         self.if_version = if_version
 
     @property
@@ -153,19 +162,21 @@ class Observe(Item):
 class Create(Item):
     """Create or replace a stream; `steps` ascend strictly."""
 
-    __slots__ = ("if_version", "steps", "values")
+    __slots__ = ("if_version", "static", "steps", "values")
 
     def __init__(
         self,
         ticket: Single | Bundle,
         unique_id: str,
         steps: list[int],
-        values: list[float | None],
+        values: list[Value],
         if_version: int | None = None,
+        static: str | None = None,
     ) -> None:
         super().__init__(ticket, unique_id)
         self.steps = steps
         self.values = values
+        self.static = static
         self.if_version = if_version
 
     @property

@@ -7,7 +7,7 @@ computed on copies before the transaction ends, then memory follows; forecasts a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from itertools import chain, repeat
@@ -17,13 +17,15 @@ import numpy.typing as npt
 import torch
 
 from forecaster import InputError, StreamState
-from service.engine.folding import dense, fold_ragged, rewind
+from service.engine.folding import begin, dense, fold_ragged, rewind, stacked
 from service.engine.items import Create, Delete, Item, Look, Observe, Outcome, wanted
 from service.engine.residents import Resident, Residents
 from service.engine.verdicts import Judgement, Verdict, judge
+from service.models.coming import Coming
 from service.models.served import Want
 from service.problems import Problem, conflict, from_library, unknown_stream
-from service.store import Changes, NewStream, Store, StreamRecord
+from service.store import Changes, NewStream, Store, StreamRecord, Value
+from service.store.values import Covered, y_of
 
 __all__ = ["MicroBatch", "Result"]
 
@@ -130,6 +132,9 @@ class MicroBatch:
                 plan.deletes.append(_Step(item, resident, resident.record))
             else:
                 assert isinstance(item, Look)
+                if refusal := self._refused_future(item, resident.record.last_step):
+                    self._results[item] = refusal
+                    continue
                 plan.reads.append(_Step(item, resident, resident.record))
         self._judge(plan, observed)
         return plan
@@ -168,11 +173,16 @@ class MicroBatch:
             if item.whole and (refusal := self._refusal(item, record, judgement)):
                 self._results[item] = refusal
                 continue
+            if refusal := self._refused_future(item, judgement.last_step):
+                self._results[item] = refusal
+                continue
             after = record
             if judgement.changes:
                 inserted, updated = judgement.inserted, judgement.updated
-                missing = record.missing + list(inserted.values()).count(None)
-                missing += sum((y is None) - (known[record.id][step] is None) for step, y in updated.items())
+                missing = record.missing + _count_missing(inserted.values())
+                missing += sum(
+                    (y_of(value) is None) - (y_of(known[record.id][step]) is None) for step, value in updated.items()
+                )
                 after = StreamRecord(
                     record.id,
                     record.unique_id,
@@ -181,6 +191,7 @@ class MicroBatch:
                     record.version + 1,
                     record.observations + len(inserted),
                     missing,
+                    record.static,
                 )
             step = _Step(item, resident, after, judgement)
             if not judgement.changes:
@@ -189,6 +200,20 @@ class MicroBatch:
                 plan.rewinds.append(step)
             else:
                 plan.appends.append(step)
+
+    def _refused_future(self, item: Observe | Look, cutoff: int) -> Problem | None:
+        """Why the wanted forecast cannot be made from what the request knows of the future, before anything changes."""
+        known = self._model.forecaster.config.covariates.known
+        if not known or item.want is None:
+            return None
+        if item.future is None or (item.future.table is not None and item.future.table.shape[1] != len(known)):
+            # The model changed since the request was checked.
+            return from_library(InputError(f"model {self._model.name} {self._model.version} needs other covariates"))
+        try:
+            item.future.check(cutoff, item.want.horizon, self._model.dates)
+        except InputError as error:
+            return from_library(error)
+        return None
 
     def _refusal(self, item: Observe, record: StreamRecord, judgement: Judgement) -> Problem | None:
         refused = [i for i, verdict in enumerate(judgement.verdicts) if verdict.refused]
@@ -199,7 +224,7 @@ class MicroBatch:
         last, name = dates.text(record.last_step), f"stream {item.unique_id!r}"
         rows = [{"ds": dates.text(item.steps[i]), "verdict": judgement.verdicts[i]} for i in refused[:20]]
         if verdict is Verdict.CONFLICT:
-            detail = f'{name} already has another y at ds {ds}; send "on_conflict": "revise" to replace it'
+            detail = f'{name} already has another value at ds {ds}; send "on_conflict": "revise" to replace it'
             return conflict(detail, observations=rows)
         if verdict is Verdict.TOO_OLD:
             detail = f"ds {ds} lies before the log of {name}, which begins at {dates.text(record.first_step)}"
@@ -217,15 +242,18 @@ class MicroBatch:
     def _append(self, steps: list[_Step]) -> StreamState | None:
         if not steps:
             return None
-        values = []
+        stretches = []
         for step in steps:
             assert step.judgement is not None
             last = step.resident.record.last_step
-            values.append(dense(step.judgement.inserted.items(), last, step.judgement.last_step))
+            forecaster = self._model.forecaster
+            stretches.append(dense(forecaster, step.judgement.inserted.items(), last, step.judgement.last_step))
         slab, rows = self._residents.slab, [step.resident.row for step in steps]
-        if all(len(v) == 1 for v in values):
-            return slab.change(rows, torch.tensor(values, dtype=torch.float64).squeeze(1))
-        return fold_ragged(self._model.forecaster, slab.gather(rows), values)
+        if all(len(stretch.values) == 1 for stretch in stretches):
+            y = torch.tensor([stretch.values for stretch in stretches], dtype=torch.float64).squeeze(1)
+            table = stacked(stretches)
+            return slab.change(rows, y, None if table is None else table.squeeze(1))
+        return fold_ragged(self._model.forecaster, slab.gather(rows), stretches)
 
     def _rewind(self, steps: list[_Step]) -> StreamState | None:
         if not steps:
@@ -241,11 +269,25 @@ class MicroBatch:
         if not creates:
             return None
         forecaster = self._model.forecaster
-        initial = forecaster.initial_state(torch.tensor([item.steps[0] for item, _ in creates]))
+        records = [self._new_record(item, resident) for item, resident in creates]
         return fold_ragged(
             forecaster,
-            initial,
-            [dense(zip(i.steps, i.values, strict=True), i.steps[0] - 1, i.steps[-1]) for i, _ in creates],
+            begin(forecaster, records),
+            [dense(forecaster, zip(i.steps, i.values, strict=True), i.steps[0] - 1, i.steps[-1]) for i, _ in creates],
+        )
+
+    @staticmethod
+    def _new_record(item: Create, resident: Resident | None) -> StreamRecord:
+        before = resident.record if resident else None
+        return StreamRecord(
+            before.id if before else 0,
+            item.unique_id,
+            item.steps[0],
+            item.steps[-1],
+            before.version + 1 if before else 1,
+            len(item.steps),
+            _count_missing(item.values),
+            item.static,
         )
 
     def _decode(
@@ -269,7 +311,8 @@ class MicroBatch:
         for want, asked in wants.items():
             rows = states if len(asked) == len(states) else states.select([position for _, position in asked])
             try:
-                quantiles = self._model.forecaster.forecast(rows, want.horizon, want.quantile_levels)
+                future = self._future([(step.item, step.record.last_step) for step, _ in asked], want.horizon)
+                quantiles = self._model.forecaster.forecast(rows, want.horizon, want.quantile_levels, future)
             except InputError as error:
                 # The model changed since the request was checked, to one that cannot answer it.
                 self._results.update((step.item, from_library(error)) for step, _ in asked)
@@ -288,6 +331,14 @@ class MicroBatch:
         (want, asked), *others = wants.items()
         directly = want.horizon <= self._model.forecaster.config.horizon
         return directly and not others and [position for _, position in asked] == list(range(len(appended)))
+
+    def _future(self, asked: list[tuple[Item, int]], horizon: int) -> torch.Tensor | None:
+        """What is known of the steps after each item's cutoff, shape [B, horizon, K]."""
+        known = len(self._model.forecaster.config.covariates.known)
+        if not known:
+            return None
+        futures = [(getattr(item, "future", None) or Coming(None), cutoff) for item, cutoff in asked]
+        return torch.from_numpy(np.stack([future.ahead(cutoff, horizon, known) for future, cutoff in futures]))
 
     def _conclude(self, plan: _Plan, forecasts: dict[Item, npt.NDArray[np.float64]]) -> None:
         """Outcomes of all but creations, for the case that the commit succeeds."""
@@ -316,16 +367,7 @@ class MicroBatch:
             if changed <= before.last_step:
                 changes.rewound.append((record.id, changed))
         for item, resident in plan.creates:
-            before_or_none = resident.record if resident else None
-            record = StreamRecord(
-                before_or_none.id if before_or_none else 0,
-                item.unique_id,
-                item.steps[0],
-                item.steps[-1],
-                before_or_none.version + 1 if before_or_none else 1,
-                len(item.steps),
-                sum(y is None for y in item.values),
-            )
+            record, before_or_none = self._new_record(item, resident), resident.record if resident else None
             changes.created.append(NewStream(record, before_or_none, list(zip(item.steps, item.values, strict=True))))
         changes.deleted.extend(step.record for step in plan.deletes)
         return changes
@@ -355,3 +397,7 @@ class MicroBatch:
             for (item, before), record in zip(plan.creates, created, strict=True):
                 self._results[item] = Outcome(record, self._model, created=before is None)
         residents.drop(step.item.unique_id for step in plan.deletes)
+
+
+def _count_missing(values: Collection[Value]) -> int:
+    return list(values).count(None) + sum(1 for value in values if type(value) is Covered and value.y is None)

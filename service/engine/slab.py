@@ -58,9 +58,9 @@ class Slab:
         """A copy of some rows."""
         return self._state.select(_index(rows))
 
-    def change(self, rows: Sequence[int], y: torch.Tensor) -> StreamState:
+    def change(self, rows: Sequence[int], y: torch.Tensor, covariates: torch.Tensor | None = None) -> StreamState:
         """What observing one value each, `y` [B], would change in some rows; `scatter` writes it."""
-        return self._forecaster.change(self._state, _index(rows), y)
+        return self._forecaster.change(self._state, _index(rows), y, covariates)
 
     def whole(self, rows: Sequence[int], change: StreamState) -> StreamState:
         """A copy of some rows with a change of them."""

@@ -5,13 +5,14 @@ It knows no store, no model and no clock. Words, one per observation:
 ========== ==========================================================================================
 accepted   new, at the end of the stream; a gap before it is filled with missing steps
 late       a step that had been filled as missing now has its value (or is confirmed as missing)
-duplicate  the same y for the same ds again: acknowledged, nothing changes
-revised    another y for a known ds, where the caller asked to revise
-conflict   another y for a known ds, where the caller did not
+duplicate  the same value for the same ds again: acknowledged, nothing changes
+revised    another value for a known ds, where the caller asked to revise
+conflict   another value for a known ds, where the caller did not
 too_old    before the first step of the stream's log
 gap_too_long  further after the stream's last step than may be filled
 ========== ==========================================================================================
 
+A value is y, with covariates if there are any; one without them says nothing about covariates that are known.
 (`invalid` and `unknown_stream` are decided before a stream is looked at.) Invariant: the outcome depends on the set of
 observations, not on how it was cut into requests, duplicated or, within the gap limit, shuffled.
 """
@@ -21,6 +22,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+from service.store.values import Value, merged
 
 __all__ = ["Judgement", "Verdict", "judge"]
 
@@ -56,7 +59,7 @@ class Judgement:
     verdicts
         One per observation, in the order given.
     inserted, updated
-        step → y of new and of changed rows of the log; y None = missing.
+        step → value of new and of changed rows of the log; y None = missing.
     filled
         Steps between the old and the new last step that nobody reported.
     last_step
@@ -66,8 +69,8 @@ class Judgement:
     verdicts: list[Verdict]
     last_step: int
     filled: int = 0
-    inserted: dict[int, float | None] = field(default_factory=dict)
-    updated: dict[int, float | None] = field(default_factory=dict)
+    inserted: dict[int, Value] = field(default_factory=dict)
+    updated: dict[int, Value] = field(default_factory=dict)
 
     @property
     def changes(self) -> bool:
@@ -78,9 +81,9 @@ class Judgement:
 def judge(
     first_step: int,
     last_step: int,
-    known: Mapping[int, float | None],
+    known: Mapping[int, Value],
     steps: Sequence[int],
-    values: Sequence[float | None],
+    values: Sequence[Value],
     *,
     revise: bool,
     max_gap: int,
@@ -92,11 +95,11 @@ def judge(
     first_step, last_step
         Where the stream's log begins and ends.
     known
-        step → y of the log's rows, at least of those among `steps`.
+        step → value of the log's rows, at least of those among `steps`.
     steps, values
         The observations, in any order; None = missing.
     revise
-        Whether another y for a known ds replaces it.
+        Whether another value for a known ds replaces it.
     max_gap
         Most missing steps filled in one go.
 
@@ -115,7 +118,7 @@ def judge(
     inserted, updated = out.inserted, out.updated
     # In order of time, so that a shuffled request fills no gap that its own observations close.
     for i in sorted(range(count), key=steps.__getitem__):
-        step, y = steps[i], values[i]
+        step, value = steps[i], values[i]
         if step > last_step:
             gap = step - last_step - 1
             if gap > max_gap:
@@ -124,20 +127,21 @@ def judge(
             verdicts[i] = Verdict.ACCEPTED
             out.filled += gap
             last_step = step
-            inserted[step] = y
+            inserted[step] = value
         elif step < first_step:
             verdicts[i] = Verdict.TOO_OLD
         elif step in inserted or step in known:
             present = inserted[step] if step in inserted else updated.get(step, known.get(step))
-            if present == y:
+            value = merged(present, value)
+            if present == value:
                 verdicts[i] = Verdict.DUPLICATE
             elif not revise:
                 verdicts[i] = Verdict.CONFLICT
             else:
                 verdicts[i] = Verdict.REVISED
-                (inserted if step in inserted else updated)[step] = y
+                (inserted if step in inserted else updated)[step] = value
         else:
             verdicts[i] = Verdict.LATE
-            inserted[step] = y
+            inserted[step] = value
     out.last_step = last_step
     return out

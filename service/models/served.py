@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from forecaster import ArtifactError, Forecaster, InputError
 from service.errors import ModelError
@@ -77,7 +78,9 @@ class ServedModel:
         """
         try:
             state = self.forecaster.warm_up([np.sin(np.arange(32.0)) + 10.0, np.array([1.0, np.nan, 2.0])], [0, 5])
-            quantiles = self.forecaster.forecast(state)
+            known = len(self.forecaster.config.covariates.known)
+            future = torch.zeros(2, self.forecaster.config.horizon, known, dtype=torch.float64)
+            quantiles = self.forecaster.forecast(state, future=future)
         except Exception as error:
             raise ModelError(f"model {self.name} {self.version} fails on a trial forecast: {error}") from error
         if not np.isfinite(quantiles).all():

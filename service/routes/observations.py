@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request, Response
 from service.bodies.bulk import ARROW, JSON_LINES, Rows, read_arrow, read_json_lines, verdicts_reply
 from service.bodies.replies import json_reply
 from service.engine.items import Bundle, Item, Observe, Outcome
-from service.models.dates import Dates
+from service.models.served import ServedModel
 from service.problems import Problem, invalid
 from service.routes.common import engine_of, refuse_query
 
@@ -56,7 +56,7 @@ async def _observe(request: Request) -> Response:
     engine = engine_of(request)
     body = await request.body()
     # Bulk bodies take long enough to read that others must not wait behind them.
-    rows, grouped = await asyncio.to_thread(_read, reader, body, engine.model.dates)
+    rows, grouped = await asyncio.to_thread(_read, reader, body, engine.model)
     if not rows.unique_ids:
         raise invalid("the body has no rows")
     results: dict[str, Outcome | Problem] = {}
@@ -78,8 +78,8 @@ async def _observe(request: Request) -> Response:
     return await asyncio.to_thread(_reply, rows, grouped, results)
 
 
-def _read(reader: Any, body: bytes, dates: Dates) -> tuple[Rows, dict[str, list[int]]]:
-    rows: Rows = reader(body, dates)
+def _read(reader: Any, body: bytes, model: ServedModel) -> tuple[Rows, dict[str, list[int]]]:
+    rows: Rows = reader(body, model)
     return rows, rows.by_stream()
 
 

@@ -10,9 +10,10 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
+from service.bodies.covariates import read_future, read_static, read_values
 from service.bodies.histories import read_history
 from service.bodies.replies import description, json_reply, observed, stream_forecast
-from service.bodies.schemas import ForecastQuery, ObservationsRequest, StreamHistory
+from service.bodies.schemas import ForecastQuery, ObservationsRequest, StreamForecastRequest, StreamHistory
 from service.engine.items import Create, Delete, Look, Observe, Single
 from service.problems import invalid
 from service.routes.common import body_of, engine_of, if_match, model_body, refuse_query, service_of, unique_id_of
@@ -29,9 +30,10 @@ _QUERY: dict[str, Any] = {
         *_NAME["parameters"],
         {"name": "horizon", "in": "query", "schema": {"type": "integer", "minimum": 1}},
         {"name": "quantile_levels", "in": "query", "schema": {"type": "string"}, "example": "0.1,0.5,0.9"},
+        {"name": "future", "in": "query", "schema": {"enum": ["missing"]}},
     ]
 }
-_FORECAST_QUERY = frozenset(("horizon", "quantile_levels"))
+_FORECAST_QUERY = frozenset(("horizon", "quantile_levels", "future"))
 _LIST_QUERY = frozenset(("limit", "cursor"))
 
 
@@ -48,6 +50,13 @@ def add_to(app: FastAPI) -> None:
         openapi_extra={**_NAME, **model_body(ObservationsRequest)},
     )
     add(f"{name}/forecast", _forecast, methods=["GET"], summary="Forecast from where it stands", openapi_extra=_QUERY)
+    add(
+        f"{name}/forecast",
+        _forecast_with_future,
+        methods=["POST"],
+        summary="Forecast from where it stands and what is known of the coming steps",
+        openapi_extra={**_NAME, **model_body(StreamForecastRequest)},
+    )
     add(
         name,
         _put,
@@ -66,16 +75,19 @@ async def _observe(request: Request) -> Response:
     body = await body_of(request, ObservationsRequest)
     model = engine.model
     want = model.want(body.horizon, body.quantile_levels)
+    future = read_future(model, body.future, want.horizon, model.dates)
     steps = model.dates.steps([o.ds for o in body.observations])
+    values = read_values(model.forecaster, [o.y for o in body.observations], [o.covariates for o in body.observations])
     ticket = Single()
     item = Observe(
         ticket,
         unique_id_of(request),
         steps,
-        [o.y for o in body.observations],
+        values,
         revise=body.on_conflict == "revise",
         want=want,
         render=observed,
+        future=future,
         if_version=if_match(request),
     )
     engine.submit([item])
@@ -85,13 +97,24 @@ async def _observe(request: Request) -> Response:
 
 async def _forecast(request: Request) -> Response:
     refuse_query(request, _FORECAST_QUERY)
-    engine = engine_of(request)
     query = ForecastQuery.model_validate(
         {name: values if name == "quantile_levels" else values[-1] for name, values in _grouped(request).items()}
     )
-    want = engine.model.want(query.horizon, query.quantile_levels)
+    return await _look(request, query.horizon, query.quantile_levels, query.future)
+
+
+async def _forecast_with_future(request: Request) -> Response:
+    refuse_query(request)
+    body = await body_of(request, StreamForecastRequest)
+    return await _look(request, body.horizon, body.quantile_levels, body.future)
+
+
+async def _look(request: Request, horizon: int | None, levels: list[float] | None, future: Any) -> Response:
+    engine = engine_of(request)
+    want = engine.model.want(horizon, levels)
+    known = read_future(engine.model, future, want.horizon, engine.model.dates)
     ticket = Single()
-    engine.submit([Look(ticket, unique_id_of(request), want, stream_forecast)])
+    engine.submit([Look(ticket, unique_id_of(request), want, stream_forecast, known)])
     outcome = await ticket.future
     return json_reply(outcome.reply, version=outcome.record.version)
 
@@ -108,9 +131,11 @@ async def _put(request: Request) -> Response:
     body = await body_of(request, StreamHistory)
     longest = service.settings.max_history_steps
     # A long history takes long enough to check that others must not wait behind it.
-    history = await run_in_threadpool(read_history, engine.model.dates, unique_id, body.ds, body.y, longest)
+    model = engine.model
+    history = await run_in_threadpool(read_history, model, unique_id, body, longest)
+    static = read_static(model.forecaster, unique_id, body.static)
     ticket = Single()
-    engine.submit([Create(ticket, unique_id, history.steps, history.values, if_match(request))])
+    engine.submit([Create(ticket, unique_id, history.steps, history.values, if_match(request), static)])
     outcome = await ticket.future
     reply = description(outcome.record, outcome.model)
     return json_reply(reply, status=201 if outcome.created else 200, version=outcome.record.version)

@@ -4,5 +4,6 @@ It knows SQL and step numbers; no calendar, no model, no engine, no HTTP.
 """
 
 from service.store.store import Changes, NewStream, Recovery, Store, StreamRecord
+from service.store.values import Value
 
-__all__ = ["Changes", "NewStream", "Recovery", "Store", "StreamRecord"]
+__all__ = ["Changes", "NewStream", "Recovery", "Store", "StreamRecord", "Value"]

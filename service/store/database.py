@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, select
+from sqlalchemy import Connection, Engine, create_engine, event, select, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
 from service.errors import StoreError
-from service.store.tables import SCHEMA_VERSION, Tables
+from service.store.tables import SCHEMA_VERSION, UPGRADES, Tables
 
 __all__ = ["open_database", "prepare_schema", "reading"]
 
@@ -78,7 +78,7 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
 
 
 def prepare_schema(engine: Engine, tables: Tables) -> None:
-    """Create what is missing, in one transaction that excludes other starting processes.
+    """Create what is missing and upgrade what is old, in one transaction that excludes other starting processes.
 
     Raises
     ------
@@ -101,8 +101,14 @@ def prepare_schema(engine: Engine, tables: Tables) -> None:
                 )
             for statement in tables.create_statements()[1:]:
                 connection.execute(statement)
+            facts, version = tables.facts, str(SCHEMA_VERSION)
             if found is None:
-                connection.execute(tables.facts.insert().values(name="schema_version", value=str(SCHEMA_VERSION)))
+                connection.execute(facts.insert().values(name="schema_version", value=version))
+            elif found != version:
+                for before in range(int(found), SCHEMA_VERSION):
+                    for text in UPGRADES[before]:
+                        connection.exec_driver_sql(text)
+                connection.execute(update(facts).where(facts.c.name == "schema_version").values(value=version))
             connection.commit()
     except OperationalError as error:
         raise StoreError(f"the store cannot be opened: {error.orig}".splitlines()[0]) from error

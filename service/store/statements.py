@@ -9,19 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from typing import cast
 
 from sqlalchemy import Connection
+
+from service.store.values import Covered, Value
 
 __all__ = ["advance", "append"]
 
 _LARGEST = 512
 
-Row = tuple[int | float | None, ...]
+Row = tuple[int | float | str | None, ...]
 
 
-def append(connection: Connection, rows: Sequence[tuple[int, int, float | None]]) -> None:
-    """Insert (stream id, step, y) into the log."""
-    _run(connection, _append_sql, rows)
+def append(connection: Connection, rows: Sequence[tuple[int, int, Value]]) -> None:
+    """Insert (stream id, step, value) into the log."""
+    covered = [(stream_id, step, *value) for stream_id, step, value in rows if isinstance(value, Covered)]
+    if covered:
+        _run(connection, _append_covered_sql, covered)
+        rows = [row for row in rows if not isinstance(row[2], Covered)]
+    _run(connection, _append_sql, cast(Sequence[Row], rows))
 
 
 def advance(connection: Connection, rows: Sequence[tuple[int, int, int, int, int]]) -> int:
@@ -51,6 +58,12 @@ def _blocks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
 def _append_sql(count: int, mark: str) -> str:
     row = f"({mark}, {mark}, {mark})"
     return f"INSERT INTO observations (stream_id, step, y) VALUES {', '.join([row] * count)}"
+
+
+@cache
+def _append_covered_sql(count: int, mark: str) -> str:
+    row = f"({mark}, {mark}, {mark}, {mark})"
+    return f"INSERT INTO observations (stream_id, step, y, covariates) VALUES {', '.join([row] * count)}"
 
 
 @cache

@@ -20,6 +20,7 @@ from service.errors import StaleStreams, StoreError
 from service.store.database import open_database, prepare_schema, reading
 from service.store.statements import advance, append
 from service.store.tables import Tables, build_tables
+from service.store.values import Covered, Value, value_of, y_of
 
 __all__ = ["Changes", "NewStream", "Recovery", "Store", "StreamRecord"]
 
@@ -38,6 +39,7 @@ class StreamRecord(NamedTuple):
     version: int
     observations: int
     missing: int
+    static: str | None = None
 
 
 class Recovery(NamedTuple):
@@ -46,7 +48,7 @@ class Recovery(NamedTuple):
     record: StreamRecord
     snapshot: bytes | None
     snapshot_step: int | None
-    tail: list[tuple[int, float | None]]
+    tail: list[tuple[int, Value]]
 
 
 class NewStream(NamedTuple):
@@ -54,7 +56,7 @@ class NewStream(NamedTuple):
 
     record: StreamRecord
     replaces: StreamRecord | None
-    rows: list[tuple[int, float | None]]
+    rows: list[tuple[int, Value]]
 
 
 @dataclass(slots=True)
@@ -64,7 +66,7 @@ class Changes:
     Attributes
     ----------
     inserted, updated
-        (stream id, step, y) of log rows; y None = missing.
+        (stream id, step, value) of log rows.
     streams
         (record after the change, version before it).
     rewound
@@ -75,8 +77,8 @@ class Changes:
         Streams to forget.
     """
 
-    inserted: list[tuple[int, int, float | None]] = field(default_factory=list)
-    updated: list[tuple[int, int, float | None]] = field(default_factory=list)
+    inserted: list[tuple[int, int, Value]] = field(default_factory=list)
+    updated: list[tuple[int, int, Value]] = field(default_factory=list)
     streams: list[tuple[StreamRecord, int]] = field(default_factory=list)
     rewound: list[tuple[int, int]] = field(default_factory=list)
     created: list[NewStream] = field(default_factory=list)
@@ -103,7 +105,7 @@ class Store:
         self._update = (
             update(tables.observations)
             .where(observations.stream_id == bindparam("b_id"), observations.step == bindparam("b_step"))
-            .values(y=bindparam("b_y"))
+            .values(y=bindparam("b_y"), covariates=bindparam("b_covariates"))
         )
         self._void = delete(tables.snapshots).where(
             snapshots.stream_id == bindparam("b_id"), snapshots.step >= bindparam("b_step")
@@ -197,15 +199,15 @@ class Store:
                 found.update((row[0], row[1]) for row in connection.execute(query))
         return found
 
-    def known(self, wanted: Mapping[int, Sequence[int]]) -> dict[int, dict[int, float | None]]:
-        """Stream id → (step → y) of the log's rows, at least of those among the wanted steps."""
-        found: dict[int, dict[int, float | None]] = {stream_id: {} for stream_id in wanted}
+    def known(self, wanted: Mapping[int, Sequence[int]]) -> dict[int, dict[int, Value]]:
+        """Stream id → (step → value) of the log's rows, at least of those among the wanted steps."""
+        found: dict[int, dict[int, Value]] = {stream_id: {} for stream_id in wanted}
         lows = {stream_id: min(steps) for stream_id, steps in wanted.items()}
         highs = {stream_id: max(steps) for stream_id, steps in wanted.items()}
         asked = sum(len(steps) for steps in wanted.values())
         low, high = min(lows.values()), max(highs.values())
         observations = self._tables.observations.c
-        columns = select(observations.stream_id, observations.step, observations.y)
+        columns = select(observations.stream_id, observations.step, observations.y, observations.covariates)
         with self._engine.connect() as connection:
             if (high - low + 1) * len(wanted) <= 4 * asked + 1000:
                 # Usual for a repeated bulk body: many streams, the same few steps.
@@ -220,8 +222,8 @@ class Store:
                     for chunk in _chunks(sorted(set(steps)))
                 ]
             for query in queries:
-                for stream_id, step, y in connection.execute(query):
-                    found[stream_id][step] = y
+                for stream_id, step, y, covariates in connection.execute(query):
+                    found[stream_id][step] = value_of(y, covariates)
         return found
 
     def recover(self, unique_ids: Sequence[str], model_key: str) -> dict[str, Recovery]:
@@ -259,29 +261,29 @@ class Store:
             ),
         )
         tails = (
-            select(observations.stream_id, observations.step, observations.y)
+            select(observations.stream_id, observations.step, observations.y, observations.covariates)
             .outerjoin_from(self._tables.observations, newest, observations.stream_id == newest.c.stream_id)
             .where(observations.stream_id.in_(ids), observations.step > func.coalesce(newest.c.step, _BEFORE_ALL))
             .order_by(observations.stream_id, observations.step)
         )
         by_id = {row[0]: (row[1], row[2]) for row in connection.execute(states)}
-        rows: dict[int, list[tuple[int, float | None]]] = {i: [] for i in ids}
-        for stream_id, step, y in connection.execute(tails):
-            rows[stream_id].append((step, y))
+        rows: dict[int, list[tuple[int, Value]]] = {i: [] for i in ids}
+        for stream_id, step, y, covariates in connection.execute(tails):
+            rows[stream_id].append((step, value_of(y, covariates)))
         for record in records:
             step, state = by_id.get(record.id, (None, None))
             yield record.unique_id, Recovery(record, state, step, rows[record.id])
 
-    def log(self, stream_id: int, after: int | None = None) -> list[tuple[int, float | None]]:
-        """(step, y) of the log of one stream after a step, in order; y None = missing."""
+    def log(self, stream_id: int, after: int | None = None) -> list[tuple[int, Value]]:
+        """(step, value) of the log of one stream after a step, in order."""
         observations = self._tables.observations.c
         query = (
-            select(observations.step, observations.y)
+            select(observations.step, observations.y, observations.covariates)
             .where(observations.stream_id == stream_id, observations.step > (_BEFORE_ALL if after is None else after))
             .order_by(observations.step)
         )
         with self._engine.connect() as connection:
-            return [(row[0], row[1]) for row in connection.execute(query)]
+            return [(row[0], value_of(row[1], row[2])) for row in connection.execute(query)]
 
     def snapshot_before(self, stream_id: int, model_key: str, step: int) -> bytes | None:
         """The newest snapshot of a state that has not folded `step`."""
@@ -331,9 +333,7 @@ class Store:
                     created.append(self._create(connection, new))
                 append(connection, changes.inserted)
                 if changes.updated:
-                    connection.execute(
-                        self._update, [{"b_id": i, "b_step": s, "b_y": y} for i, s, y in changes.updated]
-                    )
+                    connection.execute(self._update, [_changed(*row) for row in changes.updated])
                 if changes.rewound:
                     connection.execute(self._void, [{"b_id": i, "b_step": s} for i, s in changes.rewound])
                 if proceed is not None:
@@ -447,6 +447,11 @@ class Store:
         table = self._tables.snapshots
         with self._engine.begin() as connection:
             connection.execute(delete(table).where(table.c.model_key.not_in(list(keep))))
+
+
+def _changed(stream_id: int, step: int, value: Value) -> dict[str, Any]:
+    covariates = value.covariates if isinstance(value, Covered) else None
+    return {"b_id": stream_id, "b_step": step, "b_y": y_of(value), "b_covariates": covariates}
 
 
 def _chunks(items: Sequence[_T]) -> Iterator[list[_T]]:

@@ -2,19 +2,23 @@
 
 It knows only column types that SQLite and PostgreSQL share. Invariant: a step between a stream's first and last one
 without a row was never observed ("filled"); a row whose y is NULL was reported as missing.
+Static and other covariates are JSON objects, NULL where there are none.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import BigInteger, Column, Double, ForeignKey, Integer, LargeBinary, MetaData, String, Table
+from sqlalchemy import BigInteger, Column, Double, ForeignKey, Integer, LargeBinary, MetaData, String, Table, Text
 from sqlalchemy.schema import CreateTable
 
-__all__ = ["SCHEMA_VERSION", "Tables", "build_tables"]
+__all__ = ["SCHEMA_VERSION", "UPGRADES", "Tables", "build_tables"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Written into every store; code that finds a higher number there refuses to touch it."""
+
+UPGRADES = {1: ("ALTER TABLE streams ADD COLUMN static TEXT", "ALTER TABLE observations ADD COLUMN covariates TEXT")}
+"""Statements that lead from a schema version to the next."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ def build_tables() -> Tables:
         Column("version", BigInteger, nullable=False),
         Column("observations", BigInteger, nullable=False),
         Column("missing", BigInteger, nullable=False),
+        Column("static", Text, nullable=True),
         # Ids are never given out twice, or a snapshot of a deleted stream could meet its successor.
         sqlite_autoincrement=True,
     )
@@ -63,6 +68,7 @@ def build_tables() -> Tables:
         Column("stream_id", big, ForeignKey("streams.id"), primary_key=True),
         Column("step", BigInteger, primary_key=True),
         Column("y", Double, nullable=True),
+        Column("covariates", Text, nullable=True),
         sqlite_with_rowid=False,
     )
     snapshots = Table(

@@ -269,6 +269,20 @@ def test_a_series_of_an_unknown_shop_still_has_a_forecast(trained: Forecaster):
     assert np.isfinite(forecast["0.5"]).all()
 
 
+def test_sample_paths_follow_what_is_known_of_each_step(trained: Forecaster):
+    state = trained.warm_up_panel(Panel.from_frame(FRAME, "D", trained.config.covariates))
+    future = torch.full((2, 6, 2), 5.0, dtype=torch.float64)
+    future[..., 1] = torch.tensor([1.0, 2.0, 1.0, 2.0, 1.0, 2.0])  # every other day a promotion, beyond the horizon too
+
+    paths = trained.simulate(state, 6, 50, future=future)
+
+    assert np.isfinite(paths).all()
+    middle = np.median(paths, axis=1)
+    assert (middle[:, [1, 3, 5]] > 1.3 * middle[:, [0, 2, 4]]).all()
+    with pytest.raises(InputError, match="needs values of price, promo"):
+        trained.simulate(state, 4, 10)
+
+
 def test_an_artifact_keeps_vocabularies_and_scales(trained: Forecaster, tmp_path):
     panel = Panel.from_frame(FRAME, "D", trained.config.covariates)
 

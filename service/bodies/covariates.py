@@ -1,0 +1,126 @@
+"""Covariates of a request, checked against the model that serves: names it knows, values it can read.
+
+It knows a model's columns, no stream and no store's rows. Invariant: what passes is kept as it came, as JSON text, so
+that the next model can read it anew; what is unknown is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from forecaster import Forecaster, InputError
+from service.models.coming import Coming
+from service.models.dates import Dates
+from service.models.served import ServedModel
+from service.store.values import Value, value_of, written
+
+__all__ = ["read_columns", "read_future", "read_static", "read_values"]
+
+Cells = Mapping[str, Any]
+
+
+def read_values(
+    forecaster: Forecaster, values: Sequence[float | None], covariates: Sequence[Cells | None]
+) -> list[Value]:
+    """Values as the log keeps them, from y and covariates by name of each observation.
+
+    Raises
+    ------
+    InputError
+        A name is not one of the model's known or past covariates, or a value is not a number where it has to be.
+    """
+    if not any(covariates):
+        return list(values)
+    _check_names("covariates", {name for row in covariates if row for name in row}, _dynamic(forecaster))
+    forecaster.table(covariates)
+    return [value_of(y, written(row)) for y, row in zip(values, covariates, strict=True)]
+
+
+def read_columns(
+    forecaster: Forecaster, values: Sequence[float | None], columns: Mapping[str, Sequence[Any]] | None
+) -> list[Value]:
+    """The same from columns, one list per name.
+
+    Raises
+    ------
+    InputError
+        As `read_values`, or a list has another length.
+    """
+    if not columns:
+        return list(values)
+    for name, cells in columns.items():
+        if len(cells) != len(values):
+            raise InputError(f"covariate {name!r} has {len(cells)} values, expected {len(values)}, one per ds")
+    rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+    return read_values(forecaster, values, rows)
+
+
+def read_static(forecaster: Forecaster, unique_id: str, static: Cells | None) -> str | None:
+    """Static covariates as the log keeps them.
+
+    Raises
+    ------
+    InputError
+        A name is not one of the model's static covariates, or a value is not a number where it has to be.
+    """
+    if not static:
+        return None
+    declared = forecaster.config.covariates.static
+    _check_names("static", set(static), tuple(name for name in declared if name != "unique_id"))
+    forecaster.static([unique_id], [static])
+    return written(static)
+
+
+def read_future(
+    model: ServedModel, future: Mapping[str, Sequence[Any]] | str | None, horizon: int, dates: Dates
+) -> Coming | None:
+    """What a request knows of the coming steps; None for models without known covariates.
+
+    Raises
+    ------
+    InputError
+        The model needs it and it is not there, a name is unknown or lacking, or the lists do not fit one another.
+    """
+    declared = model.forecaster.config.covariates
+    if not declared.known:
+        if future is not None:
+            raise InputError("the request has a future, but this model knows no covariates in the future")
+        return None
+    names = ", ".join(declared.known)
+    if future is None:
+        raise InputError(
+            f"this model needs {names} of the {horizon} steps to forecast: send them as future, "
+            'or "missing" as future to forecast without'
+        )
+    if isinstance(future, str):
+        return Coming(None)
+    columns = {name: cells for name, cells in future.items() if name != "ds"}
+    _check_names("future", set(columns), declared.known)
+    lacking = [name for name in declared.known if name not in columns]
+    if lacking:
+        raise InputError(f"future lacks {', '.join(lacking)}; this model needs {names}")
+    lengths = {name: len(cells) for name, cells in future.items()}
+    if len(set(lengths.values())) != 1:
+        raise InputError(f"the lists of future have different lengths: {lengths}")
+    (length,) = set(lengths.values())
+    if "ds" not in future and length < horizon:
+        raise InputError(f"future has {length} steps, but {horizon} are to be forecast")
+    rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+    table = model.forecaster.table(rows)[:, : len(declared.known)]
+    if "ds" not in future:
+        return Coming(table)
+    steps = dates.steps(future["ds"])
+    if steps != list(range(steps[0], steps[0] + length)):
+        raise InputError("the ds of future must be consecutive steps")
+    return Coming(table, steps[0])
+
+
+def _dynamic(forecaster: Forecaster) -> tuple[str, ...]:
+    return forecaster.config.covariates.dynamic
+
+
+def _check_names(where: str, found: set[str], expected: Sequence[str]) -> None:
+    unknown = sorted(found - set(expected))
+    if unknown:
+        raise InputError(f"{where}: {', '.join(unknown[:5])} unknown; this model has {', '.join(expected) or 'none'}")

@@ -1,0 +1,59 @@
+"""What the log holds at one step: y alone, or y with covariates.
+
+Covariates are kept as they came, as JSON text with sorted names, so that any model can read them anew. Invariant: a
+value without covariates is a plain float or None, so streams that have none cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import orjson
+
+__all__ = ["Covered", "Value", "covariates_of", "merged", "value_of", "written", "y_of"]
+
+
+class Covered(NamedTuple):
+    """A value with covariates; y None = missing."""
+
+    y: float | None
+    covariates: str
+
+
+Value = float | None | Covered
+
+
+def written(covariates: Mapping[str, Any] | None) -> str | None:
+    """Covariates as the log keeps them: without missing ones, None if none are left."""
+    known = {name: value for name, value in (covariates or {}).items() if value is not None}
+    return orjson.dumps(known, option=orjson.OPT_SORT_KEYS).decode() if known else None
+
+
+def value_of(y: float | None, covariates: str | None) -> Value:
+    """Put together what the log holds in two columns."""
+    return y if covariates is None else Covered(y, covariates)
+
+
+def y_of(value: Value) -> float | None:
+    """The y of a value."""
+    return value.y if isinstance(value, Covered) else value
+
+
+def covariates_of(value: Value) -> dict[str, Any] | None:
+    """The covariates of a value by name."""
+    if not isinstance(value, Covered):
+        return None
+    found: dict[str, Any] = orjson.loads(value.covariates)
+    return found
+
+
+def merged(present: Value, new: Value) -> Value:
+    """What a new value for a known step comes to: one without covariates says nothing about those that are known.
+
+    Examples
+    --------
+    >>> merged(Covered(1.0, '{"t":2}'), 3.0)
+    Covered(y=3.0, covariates='{"t":2}')
+    """
+    return Covered(new, present.covariates) if isinstance(present, Covered) and not isinstance(new, Covered) else new

@@ -1,0 +1,327 @@
+"""Covariates over HTTP: state and forecast are those of the library, after a restart, a rewind and a swap too."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from forecaster import Forecaster
+from service.app import create_app
+from service.settings import Settings
+from service.store import Store
+from tests.forecaster.kit import COVERED, network_of
+from tests.service.kit import LocalClient, ds
+
+CONFIG = COVERED[0]
+HOURS, HORIZON = 40, 6
+STATIC = {"size": 3.5, "country": "FR"}
+
+
+def plain(seed: int = 0) -> Forecaster:
+    """The model, given only what a test gives it."""
+    return Forecaster(network_of(CONFIG, seed))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("covered") / "model"
+    plain().save(path)
+    return path
+
+
+@pytest.fixture
+def settings(folder: Path, store_url: str) -> Settings:
+    return Settings(model=str(folder), store=store_url, max_gap_steps=10)
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[LocalClient]:
+    with LocalClient(create_app(settings)) as running:
+        yield running
+
+
+def cells(hour: int) -> dict[str, Any]:
+    """Covariates of an hour; some are missing, one value is unknown to the model."""
+    found = {"price": hour % 7 / 2, "weather": ("sun", "rain", "fog")[hour % 3], "visitors": float(hour % 5)}
+    return {name: None if (hour + len(name)) % 9 == 0 else value for name, value in found.items()}
+
+
+def columns(hours: range, *names: str) -> dict[str, list[Any]]:
+    return {name: [cells(hour)[name] for hour in hours] for name in names}
+
+
+def y_at(hour: int) -> float | None:
+    return None if hour == 7 else 20.0 + hour % 4 + hour / 50
+
+
+BODY = {
+    "ds": [ds(hour) for hour in range(HOURS)],
+    "y": [y_at(hour) for hour in range(HOURS)],
+    "covariates": columns(range(HOURS), "price", "weather", "visitors"),
+    "static": STATIC,
+}
+
+
+def future(first: int, steps: int = HORIZON) -> dict[str, list[Any]]:
+    return columns(range(first, first + steps), "price", "weather")
+
+
+def expected(hours: int, steps: int = HORIZON, seed: int = 0, known: bool = True, changed: Any = ()) -> np.ndarray:
+    """The library's forecast from the first hours, [levels, steps]."""
+    forecaster = plain(seed)
+    rows = {hour: (y_at(hour), cells(hour)) for hour in range(hours)} | dict(changed)
+    y = np.array([np.nan if rows[hour][0] is None else rows[hour][0] for hour in range(hours)], dtype=np.float64)
+    table = forecaster.table([rows[hour][1] for hour in range(hours)])
+    first = int(forecaster.calendar.parse([ds(0)])[0])
+    state = forecaster.warm_up([y], [first], [table], forecaster.static(["a"], [STATIC]).numpy())
+    ahead = forecaster.table([cells(hour) for hour in range(hours, hours + steps)])[None, :, :2]
+    given = torch.from_numpy(ahead if known else np.full_like(ahead, np.nan))
+    return forecaster.forecast(state, steps, future=given)[0].T
+
+
+def quantiles(reply: Any) -> np.ndarray:
+    assert reply.status_code == 200, reply.text
+    return np.array(list(reply.json()["quantiles"].values()))
+
+
+def observe(client: LocalClient, *hours: int, **more: Any) -> Any:
+    rows = [{"ds": ds(hour), "y": y_at(hour), "covariates": cells(hour)} for hour in hours]
+    return client.post("/v1/streams/a/observations", json={"observations": rows, **more})
+
+
+@pytest.fixture
+def stream(client: LocalClient) -> LocalClient:
+    assert client.put("/v1/streams/a", json=BODY).status_code == 201
+    return client
+
+
+def test_an_observation_and_its_forecast_are_the_librarys(stream: LocalClient) -> None:
+    found = quantiles(observe(stream, HOURS, HOURS + 1, future=future(HOURS + 2)))
+
+    np.testing.assert_allclose(found, expected(HOURS + 2), rtol=1e-5)
+    assert not np.allclose(found, expected(HOURS + 2, known=False), rtol=1e-3)
+
+
+def test_a_forecast_takes_the_future_in_its_body_or_is_told_to_do_without(stream: LocalClient) -> None:
+    path = "/v1/streams/a/forecast"
+    dated = {"ds": [ds(hour) for hour in range(HOURS - 3, HOURS + 9)], **future(HOURS - 3, 12)}
+
+    np.testing.assert_allclose(quantiles(stream.post(path, json={"future": future(HOURS)})), expected(HOURS), rtol=1e-5)
+    np.testing.assert_allclose(
+        quantiles(stream.post(path, json={"future": dated, "horizon": 9})), expected(HOURS, 9), rtol=1e-5
+    )
+    np.testing.assert_allclose(quantiles(stream.get(f"{path}?future=missing")), expected(HOURS, known=False), rtol=1e-5)
+    np.testing.assert_allclose(
+        quantiles(stream.post(path, json={"future": "missing"})), expected(HOURS, known=False), rtol=1e-5
+    )
+
+
+def test_a_stateless_forecast_is_the_same(client: LocalClient) -> None:
+    series = {"unique_id": "a", **BODY, "future": future(HOURS)}
+
+    reply = client.post("/v1/forecasts", json={"series": [series]})
+
+    assert reply.status_code == 200, reply.text
+    found = np.array(list(reply.json()["forecasts"][0]["quantiles"].values()))
+    np.testing.assert_allclose(found, expected(HOURS), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["application/x-ndjson", "application/vnd.apache.arrow.stream"])
+def test_bulk_bodies_carry_covariates_as_further_columns(stream: LocalClient, kind: str) -> None:
+    rows = [{"unique_id": "a", "ds": ds(hour), "y": y_at(hour), **cells(hour)} for hour in range(HOURS, HOURS + 5)]
+    if kind.endswith("ndjson"):
+        body = "\n".join(json.dumps(row) for row in rows).encode()
+    else:
+        table = pa.Table.from_pylist(rows)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        body = sink.getvalue().to_pybytes()
+
+    reply = stream.post("/v1/observations", content=body, headers={"content-type": kind})
+
+    assert reply.json()["counts"] == {"accepted": 5}, reply.text
+    found = quantiles(stream.post("/v1/streams/a/forecast", json={"future": future(HOURS + 5)}))
+    np.testing.assert_allclose(found, expected(HOURS + 5), rtol=1e-5)
+
+
+def test_a_bulk_row_that_cannot_be_read_costs_only_itself(stream: LocalClient) -> None:
+    rows = [
+        {"unique_id": "a", "ds": ds(HOURS), "y": 1.0, "price": "dear"},
+        {"unique_id": "a", "ds": ds(HOURS), "y": 1.0, "prize": 2.0},
+        {"unique_id": "a", "ds": ds(HOURS), "y": 1.0, "price": 2.0},
+    ]
+
+    reply = stream.post(
+        "/v1/observations",
+        content="\n".join(map(json.dumps, rows)).encode(),
+        headers={"content-type": "application/x-ndjson"},
+    ).json()
+
+    assert reply["verdicts"] == ["invalid", "invalid", "accepted"]
+    assert "covariate 'price': 'dear' is not a number" in reply["refused"][0]["detail"]
+    assert "prize unknown; this model has price, weather, visitors" in reply["refused"][1]["detail"]
+
+
+def test_a_late_and_a_revised_value_fold_with_the_covariates_of_the_log(stream: LocalClient) -> None:
+    """A revision of y alone leaves the covariates that are known."""
+    observe(stream, HOURS + 2, future="missing")
+    late = observe(stream, HOURS, HOURS + 1, future="missing")
+    assert (late.json()["late"], late.json()["filled"]) == (2, 0)
+
+    revised = stream.post(
+        "/v1/streams/a/observations",
+        json={
+            "observations": [{"ds": ds(20), "y": 50.0}, {"ds": ds(21), "y": y_at(21), "covariates": {"price": 9.0}}],
+            "on_conflict": "revise",
+            "future": future(HOURS + 3),
+        },
+    )
+
+    assert revised.json()["revised"] == 2
+    changed = {20: (50.0, cells(20)), 21: (y_at(21), {"price": 9.0})}.items()
+    np.testing.assert_allclose(quantiles(revised), expected(HOURS + 3, changed=changed), rtol=1e-5)
+
+
+def test_a_repeat_is_acknowledged_and_other_covariates_are_a_conflict(stream: LocalClient) -> None:
+    again = observe(stream, 3, future="missing")
+    bare = stream.post(
+        "/v1/streams/a/observations", json={"observations": [{"ds": ds(3), "y": y_at(3)}], "future": "missing"}
+    )
+    other = stream.post(
+        "/v1/streams/a/observations",
+        json={"observations": [{"ds": ds(3), "y": y_at(3), "covariates": {"price": 99.0}}], "future": "missing"},
+    )
+
+    assert (again.json()["duplicate"], bare.json()["duplicate"], other.status_code) == (1, 1, 409)
+    assert stream.get("/v1/streams/a").json()["version"] == 1
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_restart_and_another_model_derive_the_same_state_from_the_log(
+    settings: Settings, tmp_path: Path, seed: int
+) -> None:
+    with LocalClient(create_app(settings)) as before:
+        before.put("/v1/streams/a", json=BODY)
+        observe(before, HOURS, HOURS + 1, future="missing")
+    if seed:
+        plain(seed).save(tmp_path / "other")
+        settings = settings.model_copy(update={"model": str(tmp_path / "other")})
+    else:
+        store = Store.open(settings.store)
+        store.drop_snapshots(keep=[])
+        store.close()
+
+    with LocalClient(create_app(settings)) as after:
+        found = quantiles(after.post("/v1/streams/a/forecast", json={"future": future(HOURS + 2)}))
+
+    np.testing.assert_allclose(found, expected(HOURS + 2, seed=seed), rtol=1e-5)
+
+
+def test_a_model_without_covariates_reads_the_same_log(settings: Settings, artifact: Path) -> None:
+    with LocalClient(create_app(settings)) as before:
+        before.put("/v1/streams/a", json=BODY)
+
+    with LocalClient(create_app(settings.model_copy(update={"model": str(artifact)}))) as after:
+        bare = after.get("/v1/streams/a/forecast")
+        refused = after.post(
+            "/v1/streams/a/observations",
+            json={"observations": [{"ds": ds(HOURS), "y": 1.0, "covariates": {"price": 1.0}}]},
+        )
+        needless = after.post("/v1/streams/a/forecast", json={"future": {"price": [1.0]}})
+
+    y = np.array([np.nan if v is None else v for v in BODY["y"]], dtype=np.float64)
+    tiny = Forecaster.load(artifact)
+    np.testing.assert_allclose(
+        quantiles(bare), tiny.forecast(tiny.warm_up([y], [int(tiny.calendar.parse([ds(0)])[0])]))[0].T, rtol=1e-5
+    )
+    assert (refused.status_code, needless.status_code) == (422, 422)
+    assert "price unknown; this model has none" in refused.json()["detail"]
+    assert "knows no covariates in the future" in needless.json()["detail"]
+
+
+ONE = {"ds": ds(HOURS), "y": 1.0}
+EARLIER = {"ds": [ds(h) for h in range(6)], **future(0)}
+LATER = {"ds": [ds(h) for h in range(HOURS + 3, HOURS + 9)], **future(HOURS + 3)}
+REFUSED = {
+    "no future": ({"observations": [ONE]}, "needs price, weather of the 6 steps"),
+    "another word": ({"observations": [ONE], "future": "none"}, "future"),
+    "a column lacks": ({"observations": [ONE], "future": {"price": [1.0] * 6}}, "future lacks weather"),
+    "unknown column": ({"observations": [ONE], "future": {**future(0), "rain": [1] * 6}}, "rain unknown"),
+    "past is not known": ({"observations": [ONE], "future": {**future(0), "visitors": [1] * 6}}, "visitors unknown"),
+    "too short": ({"observations": [ONE], "future": future(0, 5)}, "5 steps, but 6"),
+    "uneven": ({"observations": [ONE], "future": {"price": [1.0] * 6, "weather": ["sun"] * 7}}, "different lengths"),
+    "begins later": ({"observations": [ONE], "future": LATER}, f"after ds {ds(HOURS + 1)}"),
+    "ends before": ({"observations": [ONE], "future": EARLIER}, "step 1 of the 6"),
+    "gap in ds": ({"observations": [ONE], "future": {"ds": [ds(2 * h) for h in range(6)], **future(0)}}, "consecutive"),
+    "text for a number": ({"observations": [{**ONE, "covariates": {"price": "1"}}], "future": "missing"}, "'price'"),
+    "truth for a number": ({"observations": [{**ONE, "covariates": {"price": True}}], "future": "missing"}, "'price'"),
+    "infinite": ({"observations": [{**ONE, "covariates": {"price": 1e31}}], "future": "missing"}, "finite"),
+    "a list": ({"observations": [{**ONE, "covariates": {"price": [1]}}], "future": "missing"}, "price"),
+    "unknown name": ({"observations": [{**ONE, "covariates": {"prize": 1}}], "future": "missing"}, "prize unknown"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_wrong_is_one_clear_problem_and_changes_nothing(stream: LocalClient, name: str) -> None:
+    body, word = REFUSED[name]
+
+    reply = stream.post("/v1/streams/a/observations", json=body)
+
+    assert reply.status_code == 422, reply.text
+    assert word in reply.json()["detail"]
+    assert stream.get("/v1/streams/a").json()["version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"static": {"colour": "red"}}, "colour unknown; this model has size, country"),
+        ({"static": {"size": "large"}}, "'size'"),
+        ({"covariates": {"price": [1.0]}}, "has 1 values, expected 40"),
+        ({"covariates": {"prize": [1.0] * HOURS}}, "prize unknown"),
+    ],
+)
+def test_a_bad_history_is_refused(client: LocalClient, change: dict[str, Any], word: str) -> None:
+    put = client.put("/v1/streams/a", json=BODY | change)
+    stateless = client.post(
+        "/v1/forecasts", json={"series": [{"unique_id": "a", **BODY, "future": "missing"} | change]}
+    )
+
+    for reply in (put, stateless):
+        assert reply.status_code == 422, reply.text
+        assert word in reply.json()["detail"]
+    assert client.get("/v1/streams/a").status_code == 404
+
+
+def test_a_store_of_the_first_schema_is_upgraded_and_keeps_its_log(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "old.db") as old:
+        old.executescript(
+            """
+            CREATE TABLE facts (name VARCHAR(64) PRIMARY KEY, value VARCHAR(255) NOT NULL);
+            INSERT INTO facts VALUES ('schema_version', '1'), ('calendar', 'h');
+            CREATE TABLE streams (id INTEGER PRIMARY KEY AUTOINCREMENT, unique_id VARCHAR(255) NOT NULL UNIQUE,
+                first_step BIGINT NOT NULL, last_step BIGINT NOT NULL, version BIGINT NOT NULL,
+                observations BIGINT NOT NULL, missing BIGINT NOT NULL);
+            INSERT INTO streams VALUES (1, 'a', 0, 2, 1, 3, 0);
+            CREATE TABLE observations (stream_id INTEGER NOT NULL, step BIGINT NOT NULL, y DOUBLE,
+                PRIMARY KEY (stream_id, step)) WITHOUT ROWID;
+            INSERT INTO observations VALUES (1, 0, 1.0), (1, 1, 2.0), (1, 2, 3.0);
+            CREATE TABLE snapshots (stream_id INTEGER NOT NULL, model_key VARCHAR(64) NOT NULL, step BIGINT NOT NULL,
+                state BLOB NOT NULL, PRIMARY KEY (stream_id, model_key, step));
+            """
+        )
+
+    for _ in range(2):
+        store = Store.open(f"sqlite:///{tmp_path / 'old.db'}")
+        assert store.log(1) == [(0, 1.0), (1, 2.0), (2, 3.0)]
+        assert store.page("", 9)[0].static is None
+        store.close()
