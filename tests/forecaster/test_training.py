@@ -46,6 +46,7 @@ CONFIG = Config(
     training=TrainingConfig(
         lanes=6, chunk_length=12, updates=12, epoch_updates=4, averaging=0.5, learning_rate=5e-3, finish=0.0
     ),
+    support="nonnegative",
     covariates=CovariatesConfig(calendar=()),
 )
 
