@@ -40,7 +40,7 @@ SHORTEST_FLIGHT = 8
 OUTER = 0.1
 """This level and its mirror image are held against observations; it is the share of misses wanted on each side."""
 
-SHARED, SIDED, OWN = 0.25, 0.04, 0.04
+SHARED, SIDED, OWN = 0.4, 0.04, 0.04
 """What a flight that missed everywhere adds to the logarithms: to all of them, to those of a side, to each group's."""
 
 
