@@ -49,6 +49,11 @@ class RecurrentStack(nn.Module):
     config
         Cell, sizes and options.
 
+    Attributes
+    ----------
+    mixed
+        Whether the layers, and they alone, compute in bfloat16 while training; states and outputs stay float32.
+
     Examples
     --------
     >>> stack = RecurrentStack(3, NetworkConfig(hidden_size=5, num_layers=2, proj_size=4))
@@ -68,6 +73,7 @@ class RecurrentStack(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(size) for size in sizes[1:-1]) if config.layer_norm else None
         self.dropout = nn.Dropout(config.dropout)
         self.cell_size = config.hidden_size if config.cell == "lstm" else 0
+        self.mixed = False
         self.reset_parameters()
 
     @torch.no_grad()
@@ -131,10 +137,11 @@ class RecurrentStack(nn.Module):
                 output = self._drop(output if self.norms is None else self.norms[index - 1](output), packed is None)
             before = (state.hidden[index : index + 1].contiguous(), state.cell[index : index + 1].contiguous())
             given = output if packed is None else packed._replace(data=output)
-            output, after = layer(given, before if self.cell_size else before[0])
-            output = output.data if isinstance(output, PackedSequence) else output
-            hidden.append(after[0] if self.cell_size else after)
-            cell.append(after[1] if self.cell_size else before[1])
+            with torch.autocast(output.device.type, torch.bfloat16, enabled=self.mixed and self.training):
+                output, after = layer(given, before if self.cell_size else before[0])
+            output = (output.data if isinstance(output, PackedSequence) else output).float()
+            hidden.append((after[0] if self.cell_size else after).float())
+            cell.append(after[1].float() if self.cell_size else before[1])
             if self.config.residual and index > 0:
                 output = output + below
         if packed is not None:

@@ -115,11 +115,13 @@ class StreamState:
         """Write `other`, or a change of these rows, over `rows`, in place; the only method that changes a state."""
         object.__setattr__(self, "moment", None)
         index = _index(rows)
+        # By way of NumPy, whose row copies take a third of the time.
+        place = index.numpy()
         for mine, theirs in zip(self._tensors(), other._tensors(), strict=True):
             if mine is self.ring and theirs.shape[1:] != mine.shape[1:]:
-                mine[index, other.last_step % mine.shape[1]] = theirs[:, 0]
+                mine.numpy()[place, (other.last_step % mine.shape[1]).numpy()] = theirs[:, 0].numpy()
             else:
-                mine.index_copy_(0, index, theirs)
+                mine.numpy()[place] = theirs.numpy()
 
     def replace_rows(self, rows: Tensor, other: StreamState) -> StreamState:
         """Copy of `self` with `rows` taken from `other`, row by row."""

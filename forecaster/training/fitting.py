@@ -205,7 +205,6 @@ def _train(
             max_steps=updates,
             max_epochs=-1,
             max_time=None if module.max_seconds is None else {"seconds": max(1, int(module.max_seconds))},
-            precision="bf16-mixed" if settings.precision == "bf16" else "32-true",
             gradient_clip_val=settings.gradient_clip_val,
             callbacks=callbacks,
             enable_progress_bar=progress,

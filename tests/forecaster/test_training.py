@@ -33,7 +33,7 @@ from forecaster.scaling import transform
 from forecaster.training import Fitted, fit
 from forecaster.training.choosing import choose
 from forecaster.training.data import MOST_PASSES, SHORTEST_EPOCH, ChunkDataModule
-from forecaster.training.module import TrainingModule
+from forecaster.training.module import TrainingModule, mixed_precision
 from tests.forecaster.kit import Float, assert_identical_state, assert_same_state, network_of
 
 CONFIG = Config(
@@ -587,12 +587,28 @@ def test_a_boxed_run_ends_with_its_box_and_a_usable_model() -> None:
     assert np.isfinite(forecaster.forecast(forecaster.warm_up([histories(1)[0]], [0]))).all()
 
 
-def test_mixed_precision_trains_to_about_the_same_weights_and_serves_in_full_precision() -> None:
-    full, mixed = fitted().forecaster, fitted(with_training(precision="bf16")).forecaster
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_mixed_precision_trains_to_about_the_same_weights_and_serves_in_full_precision(cell: str) -> None:
+    def trained(precision: str) -> Forecaster:
+        config = with_training(precision=precision)
+        return fitted(dataclasses.replace(config, network=dataclasses.replace(config.network, cell=cell))).forecaster
+
+    full, mixed = trained("32"), trained("bf16")
 
     states = [forecaster.warm_up([histories()[0]], [0]) for forecaster in (full, mixed)]
     assert states[1].hidden.dtype == torch.float32
+    assert mixed.fingerprint() != full.fingerprint()
     np.testing.assert_allclose(mixed.forecast(states[1]), full.forecast(states[0]), rtol=0.2)
+
+
+def test_automatic_precision_is_one_of_the_two_and_never_bf16_where_no_fused_kernel_gains_by_it() -> None:
+    assert mixed_precision(with_training(precision="bf16"))
+    assert not mixed_precision(with_training(precision="32"))
+    auto = with_training(precision="auto")
+    able = torch.cpu.get_capabilities()
+    assert mixed_precision(auto) == bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    for options in ({"cell": "gru"}, {"cell": "rnn"}, {"proj_size": 4}):
+        assert not mixed_precision(dataclasses.replace(auto, network=dataclasses.replace(auto.network, **options)))
 
 
 def test_the_transform_is_chosen_by_the_sign_of_the_panel() -> None:
