@@ -250,11 +250,16 @@ def assert_identical_state(found: StreamState, expected: StreamState) -> None:
 
 
 def assert_same_forecast(found: Float, expected: Float, rtol: float = 1e-5, counts: bool = False) -> None:
-    """Equal to 1e-5 of each row's largest value; counts may differ by a few, where rounding crosses levels."""
+    """Equal to 1e-5 of each row's largest value; counts may differ by a few, where rounding crosses levels.
+
+    Beyond the trained horizon of 6, each block of steps is folded from the medians of the one before it, through the
+    exponential of the log transform, so that rounding adds up from block to block.
+    """
     assert found.shape == expected.shape
     magnitude = np.nan_to_num(np.abs(expected)).max(axis=tuple(range(1, expected.ndim)), keepdims=True, initial=0.0)
     np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
     error = np.nan_to_num(np.abs(found - expected))
-    assert np.all(error <= rtol * magnitude + 3 * counts), (
+    blocks = 1 + np.arange(expected.shape[1]).reshape(-1, *[1] * (expected.ndim - 2)) // 6
+    assert np.all(error <= rtol * blocks * magnitude + 3 * counts), (
         f"off by {np.max(error / np.where(magnitude > 0, magnitude, 1.0))}"
     )
