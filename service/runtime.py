@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -217,14 +219,21 @@ class Service:
             503 if too many are waiting, 422 for a bad history.
         """
         model = self.require_engine().model
+        return await self.beside(forecast_histories, model, body, self.settings.max_history_steps)
+
+    async def beside(self, work: Callable[..., bytes], *arguments: object) -> bytes:
+        """Do long work on the one thread beside the engine: it never takes more than one core from it.
+
+        Raises
+        ------
+        Problem
+            503 if too much is waiting.
+        """
         if self._stateless_waiting >= _STATELESS_WAITING:
             raise overloaded()
         self._stateless_waiting += 1
         try:
-            # One thread, so that folding long histories never takes more than one core from the engine.
-            return await asyncio.get_running_loop().run_in_executor(
-                self._stateless, forecast_histories, model, body, self.settings.max_history_steps
-            )
+            return await asyncio.get_running_loop().run_in_executor(self._stateless, partial(work, *arguments))
         finally:
             self._stateless_waiting -= 1
 

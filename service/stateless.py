@@ -13,6 +13,7 @@ from service.bodies.replies import forecast
 from service.bodies.schemas import ForecastsRequest
 from service.engine.folding import dense, fold_ragged, static_values
 from service.models.served import ServedModel
+from service.sampling import draw_of, draw_paths
 
 __all__ = ["forecast_histories"]
 
@@ -28,6 +29,7 @@ def forecast_histories(model: ServedModel, body: ForecastsRequest, max_history_s
         A history cannot be read, a name repeats, all together are too long, or the horizon or levels are not answered.
     """
     want = model.want(body.horizon, body.quantile_levels)
+    draw = draw_of(body.num_samples, body.seed, want.horizon * len(body.series))
     names = [series.unique_id for series in body.series]
     if len(set(names)) < len(names):
         repeated = next(name for i, name in enumerate(names) if name in names[:i])
@@ -51,11 +53,15 @@ def forecast_histories(model: ServedModel, body: ForecastsRequest, max_history_s
     finite = np.isfinite(quantiles).all(axis=(1, 2))
     if not finite.all():
         raise InputError(f"series {names[int(np.argmin(finite))]!r} has no finite forecast: its values are too extreme")
+    paths = None if draw is None else draw_paths(model, names, states, want.horizon, draw, future)
     by_level = np.ascontiguousarray(quantiles.transpose(0, 2, 1))  # [B, Q, H]
     replies = [
         forecast(model, name, history.steps[-1], want, rows)
         for name, history, rows in zip(names, histories, by_level, strict=True)
     ]
+    if paths is not None:
+        for reply, drawn in zip(replies, paths, strict=True):
+            reply["samples"] = drawn
     return orjson.dumps({"forecasts": replies}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 

@@ -65,6 +65,8 @@ FutureColumns = Annotated[
         '`ds`; "missing": forecast without. For models with known covariates only'
     ),
 ]
+NumSamples = Annotated[int | None, Field(ge=1, le=1000, description="joint sample paths, as samples, beside quantiles")]
+Seed = Annotated[int | None, Field(ge=0, le=2**63 - 1, description="of the sample paths; default: 0")]
 OnConflict = Annotated[Literal["refuse", "revise"], Field(description="what another y for a known ds means")]
 
 
@@ -115,6 +117,8 @@ class ForecastsRequest(_Strict):
     series: Annotated[list[SeriesHistory], Field(min_length=1, max_length=10_000)]
     horizon: Horizon = None
     quantile_levels: Levels = None
+    num_samples: NumSamples = None
+    seed: Seed = None
 
 
 class ObservationsRequest(_Strict):
@@ -132,6 +136,8 @@ class StreamForecastRequest(_Strict):
 
     horizon: Horizon = None
     quantile_levels: Levels = None
+    num_samples: NumSamples = None
+    seed: Seed = None
     future: FutureColumns = None
 
 
@@ -142,6 +148,8 @@ class ForecastQuery(BaseModel):
 
     horizon: Horizon = None
     quantile_levels: Levels = None
+    num_samples: NumSamples = None
+    seed: Seed = None
     future: Annotated[Literal["missing"] | None, Field(description="forecast without known covariates")] = None
 
     @model_validator(mode="before")

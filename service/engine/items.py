@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from forecaster import StreamState
 from service.engine.verdicts import Judgement
 from service.models.coming import Coming
 from service.models.served import ServedModel, Want
@@ -38,6 +39,8 @@ class Outcome:
         The forecast asked for, float64 [Q, H].
     reply
         The same as the item's `render` wrote it.
+    state
+        A copy of the stream's, if that was asked for.
     """
 
     record: StreamRecord
@@ -46,6 +49,7 @@ class Outcome:
     quantiles: npt.NDArray[np.float64] | None = None
     created: bool = False
     reply: bytes | None = None
+    state: StreamState | None = None
 
 
 Render = Callable[[Outcome, Want], bytes]
@@ -105,9 +109,9 @@ class Item:
 
 
 class Look(Item):
-    """Describe a stream, with a forecast if wanted."""
+    """Describe a stream, with a forecast if wanted, and then with a copy of its state if that is wanted too."""
 
-    __slots__ = ("future", "render", "want")
+    __slots__ = ("copy", "future", "render", "want")
     writes = False
 
     def __init__(
@@ -117,11 +121,14 @@ class Look(Item):
         want: Want | None = None,
         render: Render | None = None,
         future: Coming | None = None,
+        *,
+        copy: bool = False,
     ) -> None:
         super().__init__(ticket, unique_id)
         self.want = want
         self.render = render
         self.future = future
+        self.copy = copy
 
 
 class Observe(Item):

@@ -80,6 +80,7 @@ class MicroBatch:
         self._check_versions = check_versions
         self._writer = writer
         self._results: dict[Item, Result] = {}
+        self._copies: dict[Item, StreamState] = {}
         self.due: list[Resident] = []
 
     def run(self, items: Sequence[Item]) -> dict[Item, Result]:
@@ -319,8 +320,10 @@ class MicroBatch:
                 continue
             by_level = np.ascontiguousarray(quantiles.transpose(0, 2, 1))  # [B, Q, H]
             finite = np.asarray(np.isfinite(quantiles).all(axis=(1, 2)))
-            for (step, _), row, usable in zip(asked, by_level, finite, strict=True):
+            for place, ((step, _), row, usable) in enumerate(zip(asked, by_level, finite, strict=True)):
                 forecasts[step.item] = row
+                if isinstance(step.item, Look) and step.item.copy:
+                    self._copies[step.item] = rows.select([place])
                 if not usable and isinstance(step.item, Look):
                     detail = f"stream {step.item.unique_id!r} has no finite forecast: no value was observed yet"
                     self._results[step.item] = Problem(409, "no-forecast", detail)
@@ -349,6 +352,7 @@ class MicroBatch:
             outcome = Outcome(step.record, self._model, step.judgement, forecasts.get(item))
             if outcome.quantiles is not None and isinstance(item, Observe | Look) and item.want and item.render:
                 outcome.reply = item.render(outcome, item.want)
+            outcome.state = self._copies.get(item)
             self._results[item] = outcome
 
     # -- commit, then follow in memory -----------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from service.bodies.schemas import ForecastQuery, ObservationsRequest, StreamFor
 from service.engine.items import Create, Delete, Look, Observe, Single
 from service.problems import invalid
 from service.routes.common import body_of, engine_of, if_match, model_body, refuse_query, service_of, unique_id_of
+from service.sampling import draw_of, stream_samples
 
 __all__ = ["add_to"]
 
@@ -31,9 +32,11 @@ _QUERY: dict[str, Any] = {
         {"name": "horizon", "in": "query", "schema": {"type": "integer", "minimum": 1}},
         {"name": "quantile_levels", "in": "query", "schema": {"type": "string"}, "example": "0.1,0.5,0.9"},
         {"name": "future", "in": "query", "schema": {"enum": ["missing"]}},
+        {"name": "num_samples", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000}},
+        {"name": "seed", "in": "query", "schema": {"type": "integer", "minimum": 0}},
     ]
 }
-_FORECAST_QUERY = frozenset(("horizon", "quantile_levels", "future"))
+_FORECAST_QUERY = frozenset(("horizon", "quantile_levels", "future", "num_samples", "seed"))
 _LIST_QUERY = frozenset(("limit", "cursor"))
 
 
@@ -100,23 +103,28 @@ async def _forecast(request: Request) -> Response:
     query = ForecastQuery.model_validate(
         {name: values if name == "quantile_levels" else values[-1] for name, values in _grouped(request).items()}
     )
-    return await _look(request, query.horizon, query.quantile_levels, query.future)
+    return await _look(request, query, query.future)
 
 
 async def _forecast_with_future(request: Request) -> Response:
     refuse_query(request)
     body = await body_of(request, StreamForecastRequest)
-    return await _look(request, body.horizon, body.quantile_levels, body.future)
+    return await _look(request, body, body.future)
 
 
-async def _look(request: Request, horizon: int | None, levels: list[float] | None, future: Any) -> Response:
+async def _look(request: Request, asked: ForecastQuery | StreamForecastRequest, future: Any) -> Response:
     engine = engine_of(request)
-    want = engine.model.want(horizon, levels)
+    want = engine.model.want(asked.horizon, asked.quantile_levels)
+    draw = draw_of(asked.num_samples, asked.seed, want.horizon)
     known = read_future(engine.model, future, want.horizon, engine.model.dates)
     ticket = Single()
-    engine.submit([Look(ticket, unique_id_of(request), want, stream_forecast, known)])
+    render = stream_forecast if draw is None else None
+    engine.submit([Look(ticket, unique_id_of(request), want, render, known, copy=draw is not None)])
     outcome = await ticket.future
-    return json_reply(outcome.reply, version=outcome.record.version)
+    reply = outcome.reply
+    if draw is not None:
+        reply = await service_of(request).beside(stream_samples, outcome, want, draw, known)
+    return json_reply(reply, version=outcome.record.version)
 
 
 def _grouped(request: Request) -> dict[str, list[str]]:
