@@ -36,9 +36,7 @@ def evaluate(forecaster: Forecaster, task: Task) -> dict[str, float]:
 
 def warm_state(forecaster: Forecaster, task: Task, last: int | None = None) -> StreamState:
     """State of all series at the first origin, after all of their past or only its last `last` steps."""
-    histories = [y if last is None else y[-last:] for y in task.histories]
-    starts = task.panel.first_steps + [len(y) - len(h) for y, h in zip(task.histories, histories, strict=True)]
-    return forecaster.warm_up(histories, starts.tolist())
+    return forecaster.warm_up_panel(task.learnable if last is None else task.learnable.tail(last))
 
 
 def forecast_batches(forecaster: Forecaster, task: Task, state: StreamState) -> Iterator[tuple[Sequence[int], Float]]:
@@ -60,13 +58,22 @@ def forecast_batches(forecaster: Forecaster, task: Task, state: StreamState) -> 
     """
     horizon, origins = task.protocol.horizon, task.protocol.origins
     size = max(1, LARGEST_BATCH // (len(task.panel) * horizon * len(LEVELS)))
+    panel = task.panel.with_covariates(forecaster.config.covariates)
     for first in range(0, len(origins), size):
-        lefts, states = origins[first : first + size], []
+        lefts, states, futures = origins[first : first + size], [], []
         for left in lefts:
+            past = panel.drop_last(left)
             if left != origins[0]:
-                state = forecaster.fold(state, torch.from_numpy(task.between(left - origins.step, left)))
+                new = past.tail(task.protocol.step)
+                given = np.stack([table[: task.protocol.step] for table in new.tables])
+                state = forecaster.fold(
+                    state, torch.from_numpy(np.stack(new.values)), covariates=torch.from_numpy(given)
+                )
             states.append(state)
-        quantiles = forecaster.forecast(StreamState.concat(states), horizon, LEVELS)
+            futures.append(past.future(horizon))
+        quantiles = forecaster.forecast(
+            StreamState.concat(states), horizon, LEVELS, torch.from_numpy(np.concatenate(futures))
+        )
         yield lefts, quantiles.reshape(len(lefts), len(task.panel), horizon, len(LEVELS))
 
 
@@ -81,6 +88,7 @@ def costs(forecaster: Forecaster, task: Task, rounds: int = 30) -> dict[str, flo
         it, of one series (medians of `rounds`).
     """
     warm = warm_state(forecaster, task, last=2 * forecaster.config.ring_length)
+    future = task.learnable.with_covariates(forecaster.config.covariates).future(task.protocol.horizon)[:1]
     found = {"parameters": float(forecaster.num_parameters), "state_bytes": float(len(warm.select([0]).to_bytes()[0]))}
     values = torch.from_numpy(np.nan_to_num(task.between(task.protocol.test, task.protocol.test - 1)[:, 0]))
     for name, rows, decode in (
@@ -94,7 +102,7 @@ def costs(forecaster: Forecaster, task: Task, rounds: int = 30) -> dict[str, flo
             started = time.perf_counter()
             state = forecaster.observe(state, y)
             if decode:
-                forecaster.forecast(state, task.protocol.horizon, LEVELS)
+                forecaster.forecast(state, task.protocol.horizon, LEVELS, torch.from_numpy(future))
             seconds.append(time.perf_counter() - started)
         found[name] = 1e6 * statistics.median(seconds) / rows
     return found

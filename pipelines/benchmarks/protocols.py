@@ -7,7 +7,7 @@ knows nothing of models: baselines, this library and other libraries all answer 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from forecaster import Config, InputError, Panel
+from forecaster import Config, CovariatesConfig, InputError, Panel
 from forecaster.metrics import naive_error
 from pipelines.data import read_frame
 
@@ -59,6 +59,10 @@ class Protocol:
         Rows of each series that are used; 0 for all.
     scaled_by
         First rows whose mean and standard deviation scale a series (z-score); 0 for unscaled.
+    covariates
+        Columns beside y that the model is given.
+    beside
+        Name of a protocol whose result the targets are shares of; empty: they are values.
     """
 
     name: str
@@ -73,6 +77,8 @@ class Protocol:
     validation: int = 0
     rows: int = 0
     scaled_by: int = 0
+    covariates: CovariatesConfig = field(default_factory=CovariatesConfig)
+    beside: str = ""
 
     @property
     def origins(self) -> range:
@@ -82,7 +88,7 @@ class Protocol:
     @property
     def config(self) -> Config:
         """The default configuration for this set."""
-        return Config(self.freq, self.horizon, self.seasonality)
+        return Config(self.freq, self.horizon, self.seasonality, covariates=self.covariates)
 
 
 def etth1(horizon: int, must: float, goal: float) -> Protocol:
@@ -101,6 +107,21 @@ def etth1(horizon: int, must: float, goal: float) -> Protocol:
         scaled_by=8640,
     )
 
+
+BIKES = Protocol(
+    name="bike-sharing",
+    files=("bike-sharing-hourly.parquet",),
+    freq="h",
+    horizon=24,
+    seasonality=(24, 168),
+    period=24,
+    targets=(),
+    test=28 * 24,
+    step=24,
+)
+
+WEATHER = ("weather", "temp", "atemp", "hum", "windspeed")
+"""As it came: a perfect weather forecast, which the set's own description allows for."""
 
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
@@ -158,16 +179,13 @@ PROTOCOLS: dict[str, Protocol] = {
             targets=(Target("mase", 1.74, 1.64),),
             test=30,
         ),
-        Protocol(
-            name="bike-sharing",
-            files=("bike-sharing-hourly.parquet",),
-            freq="h",
-            horizon=24,
-            seasonality=(24, 168),
-            period=24,
-            targets=(),
-            test=28 * 24,
-            step=24,
+        BIKES,
+        replace(
+            BIKES,
+            name="bike-sharing-known",
+            targets=(Target("mase", 0.85, 0.70),),
+            covariates=CovariatesConfig(known=("holiday", "workingday", *WEATHER)),
+            beside="bike-sharing",
         ),
     )
 }
@@ -253,7 +271,8 @@ def load(protocol: Protocol, folder: str | Path) -> Task:
         A file is missing or not as the protocol says.
     """
     check_files([protocol], folder)
-    frames = [read_frame(Path(folder) / name)[["unique_id", "ds", "y"]] for name in protocol.files]
+    columns = ["unique_id", "ds", "y", *protocol.covariates.columns]
+    frames = [read_frame(Path(folder) / name, columns)[columns] for name in protocol.files]
     return task_of(protocol, pd.concat(frames, ignore_index=True))
 
 
@@ -265,7 +284,7 @@ def task_of(protocol: Protocol, frame: pd.DataFrame) -> Task:
     InputError
         A series has nothing before the test part.
     """
-    panel = Panel.from_frame(frame, protocol.freq)
+    panel = Panel.from_frame(frame, protocol.freq, protocol.covariates)
     values = [y[: protocol.rows or None] for y in panel.values]
     if protocol.scaled_by:
         values = [(y - np.nanmean(y[: protocol.scaled_by])) / np.nanstd(y[: protocol.scaled_by]) for y in values]
@@ -275,4 +294,4 @@ def task_of(protocol: Protocol, frame: pd.DataFrame) -> Task:
                 f"{protocol.name}: series {name!r} has {len(y)} steps, expected more than "
                 f"{protocol.test + protocol.validation}"
             )
-    return Task(protocol, Panel(panel.calendar, panel.unique_ids, panel.first_steps, values))
+    return Task(protocol, replace(panel, values=values))

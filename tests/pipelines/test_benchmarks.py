@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from mlflow import MlflowClient
 
-from forecaster import Config, Forecaster, InputError, backtest
+from forecaster import Config, CovariatesConfig, Forecaster, InputError, backtest
 from forecaster.baselines import seasonal_naive
 from pipelines.benchmarks.ablation import VARIANTS, choose_variants, run_ablation
 from pipelines.benchmarks.accuracy import AccuracyRequest, milestones, run_accuracy
-from pipelines.benchmarks.evaluation import evaluate, forecast_batches, warm_state
+from pipelines.benchmarks.evaluation import costs, evaluate, forecast_batches, warm_state
 from pipelines.benchmarks.peers import (
     PeersRequest,
     best_wql,
@@ -29,7 +30,7 @@ from pipelines.benchmarks.peers import (
     without_gaps,
 )
 from pipelines.benchmarks.protocols import PROTOCOLS, Protocol, Target, Task, choose, load, task_of
-from pipelines.benchmarks.report import ablation_table, accuracy_table, milestones_table
+from pipelines.benchmarks.report import ablation_table, accuracy_table, milestones_table, verdict
 from pipelines.benchmarks.scores import LEVELS, Scores, naive_scores
 from pipelines.benchmarks.streams import (
     age_rows,
@@ -396,3 +397,34 @@ def test_a_carried_state_forecasts_what_a_fresh_one_of_the_whole_past_does() -> 
 
     for left in (40, 33, 12):
         np.testing.assert_allclose(follow(left), short_memory(forecaster, task, left, 10_000), rtol=1e-5)
+
+
+# -- covariates --------------------------------------------------------------------------------------------------------
+
+
+def test_known_columns_reach_every_forecast_and_only_where_they_are_known(tmp_path: Path) -> None:
+    """Batched origins with their own futures: each as if it were the only one; another future, another forecast."""
+    frame = long_frame()
+    frame["plan"] = np.random.default_rng(0).normal(size=len(frame))
+    frame.to_parquet(tmp_path / "tiny.parquet", index=False)
+    covariates = CovariatesConfig(known=("plan",), calendar=())
+    protocol = replace(TINY, covariates=covariates)
+    task = load(protocol, tmp_path)
+    forecaster = Forecaster.create(tiny_config(covariates={"known": ["plan"], "calendar": []}), seed=1)
+    batches = list(forecast_batches(forecaster, task, warm_state(forecaster, task)))
+
+    for lefts, quantiles in batches:
+        for left, found in zip(lefts, quantiles, strict=True):
+            past = task.panel.drop_last(left)
+            future = torch.from_numpy(past.future(HORIZON))
+            alone = forecaster.forecast(forecaster.warm_up_panel(past), HORIZON, LEVELS, future)
+            np.testing.assert_allclose(found, alone, rtol=1e-4)
+    assert costs(forecaster, task, rounds=1)["forecast_us_single"] > 0
+
+
+def test_targets_may_be_shares_of_another_result() -> None:
+    plain, known = {"set": "bike-sharing", "mase": 1.0}, {"set": "bike-sharing-known", "mase": 0.8}
+
+    assert verdict("bike-sharing-known", [known], [plain]) == "must"
+    assert verdict("bike-sharing-known", [known], [{**plain, "mase": 0.9}]) == "no"
+    assert verdict("bike-sharing-known", [known]) == "-"
