@@ -107,8 +107,8 @@ class TrainingConfig:
     origins
         Steps of a chunk that count in the loss: ``all``, or only the ``last``, as with windows (for comparison).
     updates
-        Updates of the weights, the length of the learning-rate schedule; more on panels that one pass of so many
-        updates does not cover, fewer on small ones.
+        Updates of the weights, the length of the learning-rate schedule. 0: as many as the panel's size calls for,
+        1,200 on most.
     epoch_updates
         Updates in an epoch, which ends with a validation; fewer on small panels.
     learning_rate
@@ -141,15 +141,15 @@ class TrainingConfig:
     chunk_length: int = 56
     carry: bool = True
     origins: Literal["all", "last"] = "all"
-    updates: int = 1200
+    updates: int = 0
     epoch_updates: int = 75
-    learning_rate: float = 5e-3
+    learning_rate: float = 4e-3
     lr_warmup_share: float = 0.05
     weight_decay: float = 1e-3
     gradient_clip_val: float = 1.0
     averaging: float = 0.998
     validation_horizons: int = 1
-    patience: int = 6
+    patience: int = 16
     finish: float = 0.25
     precision: Literal["auto", "32", "bf16"] = "32"
     seed: int = 0
@@ -157,7 +157,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         _check_types(self)
-        for name in ("lanes", "chunk_length", "updates", "epoch_updates", "patience"):
+        _require(self.updates >= 0, "training.updates", self.updates, "at least 0")
+        for name in ("lanes", "chunk_length", "epoch_updates", "patience"):
             _require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
         _require(self.origins in ("all", "last"), "training.origins", self.origins, "all or last")
         _require(0 < self.learning_rate < 1, "training.learning_rate", self.learning_rate, "between 0 and 1")

@@ -50,7 +50,8 @@ class Choice(NamedTuple):
 
 def race_length(config: Config) -> int:
     """Updates of each candidate of a race; 0 where the run is too short for one."""
-    updates = min(LONGEST_RACE, int(RACE_SHARE * config.training.updates))
+    whole = config.training.updates
+    updates = min(LONGEST_RACE, int(RACE_SHARE * whole)) if whole else LONGEST_RACE
     return updates if updates >= SHORTEST_RACE else 0
 
 

@@ -26,6 +26,9 @@ WARM_UP_CHUNKS = 4
 LARGEST_VALIDATION = 512
 """Series validated at most: a sample of a larger panel tells as much, sooner."""
 
+UPDATES = 1200
+"""Updates of a run where the configuration names none."""
+
 MOST_PASSES = 100
 """Passes over a panel at most: what a small one can teach, it has taught by then."""
 
@@ -34,7 +37,7 @@ SHORTEST_EPOCH = 10
 """Small panels are validated after so many passes, but not before so many updates: they are learnt by heart soon."""
 
 LARGEST_RUN = 20
-"""A panel whose one pass takes more updates than asked for gets up to this many times as many."""
+"""A panel whose one pass takes more updates than that gets up to this many times as many."""
 
 
 class _Stream(IterableDataset[Chunk]):
@@ -91,7 +94,7 @@ class ChunkDataModule(LightningDataModule):
             targets=without_blocks(learnt, self.blocks),
         )
         a_pass = self.lanes.chunks_per_pass
-        updates = max(min(settings.updates, MOST_PASSES * a_pass), min(a_pass, LARGEST_RUN * settings.updates))
+        updates = settings.updates or max(min(UPDATES, MOST_PASSES * a_pass), min(a_pass, LARGEST_RUN * UPDATES))
         epoch = min(settings.epoch_updates, max(SHORTEST_EPOCH, EPOCH_PASSES * a_pass))
         self.epochs = -(-updates // epoch)
         self.epoch_updates = -(-updates // self.epochs)

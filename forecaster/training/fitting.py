@@ -161,13 +161,13 @@ class _Runner:
 
     def train(self, config: Config) -> Forecaster:
         """Train one candidate from scratch."""
-        settings = replace(config.training, updates=race_length(config), validation_horizons=0)
+        settings = replace(config.training, validation_horizons=0)
         torch.manual_seed(settings.seed)
         config = replace(config, training=settings)
         data = ChunkDataModule(self.panel, config)
         network = _fresh(config, data)
         seconds = None if self.clock.seconds is None else RACE_BOX * self.clock.seconds
-        _train(network, data, min(settings.updates, data.updates), _Clock(seconds, None).until(1))
+        _train(network, data, min(race_length(config), data.updates), _Clock(seconds, None).until(1))
         return Forecaster(network)
 
 
