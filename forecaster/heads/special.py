@@ -119,6 +119,7 @@ def negative_binomial_cdf(y: Tensor, mean: Tensor, dispersion: Tensor) -> Tensor
     return torch.where(y < 0, 0.0, below)
 
 
+@torch.no_grad()
 def negative_binomial_quantile(level: Tensor, mean: Tensor, dispersion: Tensor) -> Tensor:
     """Smallest whole number that is not exceeded with probability `level`; to a ten-thousandth where it is large.
 
