@@ -98,7 +98,7 @@ def etth1(horizon: int, must: float, goal: float) -> Protocol:
         files=("ETTh1.parquet",),
         freq="h",
         horizon=horizon,
-        seasonality=(24,),
+        seasonality=(24, 168),
         period=24,
         targets=(Target("mse", must, goal),),
         test=2880,
