@@ -118,7 +118,7 @@ class TrainingConfig:
     weight_decay
         Decoupled (AdamW).
     gradient_clip_val
-        Largest global norm of the gradient.
+        Largest global norm of the gradient. Usual norms are 0.05 to 0.3; a few volatile series send ten times that.
     averaging
         Decay per update of the exponential moving average of the weights that validation and the final model use;
         0 for none.
@@ -146,7 +146,7 @@ class TrainingConfig:
     learning_rate: float = 4e-3
     lr_warmup_share: float = 0.05
     weight_decay: float = 1e-3
-    gradient_clip_val: float = 1.0
+    gradient_clip_val: float = 0.1
     averaging: float = 0.998
     validation_horizons: int = 1
     patience: int = 16
