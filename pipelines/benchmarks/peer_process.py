@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -32,7 +33,7 @@ ONE_BY_ONE = 5
 """Forecasts after one new value that are timed; their median counts."""
 
 
-class Peer:
+class Peer(ABC):
     """A library behind two verbs. `histories` are whole pasts; a library uses as much of them as it wants."""
 
     packages: tuple[str, ...] = ()
@@ -51,12 +52,12 @@ class Peer:
         for package in self.packages:
             importlib.import_module(package)
 
-    def fit(self, series: list[Float]) -> None:
+    def fit(self, series: list[Float]) -> None:  # noqa: B027  (what only repeats the past has nothing to learn)
         """Learn from series."""
 
+    @abstractmethod
     def predict(self, histories: list[Float]) -> Float:
         """Quantiles [n, H, levels], or a point forecast [n, H, 1]."""
-        raise NotImplementedError
 
 
 class PlainNaive(Peer):
