@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from service import problems
 from service.bodies.schemas import ForecastsRequest, ObservationsRequest, Row, StreamHistory
 from service.front import Front
-from service.routes import forecasts, observations, operations, streams
+from service.routes import forecasts, listing, observations, operations, streams
 from service.runtime import Service
 from service.settings import Settings
 
@@ -62,7 +62,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         telemetry=None if settings.open_telemetry else {"tracing": False, "metrics": False, "logs": False},
     )
     # The busiest first: routes are tried in order.
-    for resource in (streams, observations, forecasts, operations):
+    for resource in (streams, listing, observations, forecasts, operations):
         resource.add_to(app)
     problems.install(app)
     return app

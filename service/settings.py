@@ -37,6 +37,9 @@ class Settings(BaseSettings):
     )
     poll_seconds: float = Field(5.0, gt=0, description="how often the alias is looked up in the registry")
 
+    require_if_match: bool = Field(
+        False, description="a write to one stream without If-Match or If-None-Match is refused with 428"
+    )
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="larger bodies are refused with 413")
     max_history_steps: int = Field(1_000_000, ge=1, description="longest history, gaps included, of one series")
     max_gap_steps: int | None = Field(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,19 @@ from service.models.served import ServedModel, Want
 from service.problems import Problem
 from service.store import StreamRecord, Value
 
-__all__ = ["Bundle", "Create", "Delete", "Item", "Look", "Observe", "Outcome", "Render", "Single", "wanted"]
+__all__ = [
+    "Bundle",
+    "Create",
+    "Delete",
+    "Item",
+    "Look",
+    "Observe",
+    "Outcome",
+    "Precondition",
+    "Render",
+    "Single",
+    "wanted",
+]
 
 
 @dataclass(slots=True)
@@ -54,6 +67,39 @@ class Outcome:
 
 Render = Callable[[Outcome, Want], bytes]
 """Writes a forecast for whoever asked; runs on the engine's thread while the disk works."""
+
+
+class Precondition(NamedTuple):
+    """What a write asks of the stream it meets; judged with the write itself, so nothing can come in between.
+
+    Attributes
+    ----------
+    versions
+        The stream is at one of these; None: at any. It exists in either case.
+    absent
+        Instead of all that: no such stream exists.
+
+    Examples
+    --------
+    >>> Precondition((3, 4)).holds(4), Precondition(None).holds(None), Precondition(absent=True).holds(None)
+    (True, False, True)
+    """
+
+    versions: tuple[int, ...] | None = None
+    absent: bool = False
+
+    def holds(self, version: int | None) -> bool:
+        """Whether a stream at `version` will do; None = there is none."""
+        if self.absent or version is None:
+            return self.absent and version is None
+        return self.versions is None or version in self.versions
+
+    def __str__(self) -> str:
+        if self.absent:
+            return "no such stream to exist"
+        if self.versions is None:
+            return "the stream to exist"
+        return f"version {' or '.join(map(str, self.versions))}"
 
 
 class Single:
@@ -134,7 +180,7 @@ class Look(Item):
 class Observe(Item):
     """Take observations; all or none of them if `whole`."""
 
-    __slots__ = ("future", "if_version", "render", "revise", "steps", "values", "want", "whole")
+    __slots__ = ("future", "precondition", "render", "revise", "steps", "values", "want", "whole")
 
     def __init__(
         self,
@@ -148,7 +194,7 @@ class Observe(Item):
         want: Want | None = None,
         render: Render | None = None,
         future: Coming | None = None,
-        if_version: int | None = None,
+        precondition: Precondition | None = None,
     ) -> None:
         super().__init__(ticket, unique_id)
         self.steps = steps
@@ -158,7 +204,7 @@ class Observe(Item):
         self.whole = whole
         self.want = want
         self.future = future
-        self.if_version = if_version
+        self.precondition = precondition
 
     @property
     def weight(self) -> int:
@@ -169,7 +215,7 @@ class Observe(Item):
 class Create(Item):
     """Create or replace a stream; `steps` ascend strictly."""
 
-    __slots__ = ("if_version", "static", "steps", "values")
+    __slots__ = ("precondition", "static", "steps", "values")
 
     def __init__(
         self,
@@ -177,14 +223,14 @@ class Create(Item):
         unique_id: str,
         steps: list[int],
         values: list[Value],
-        if_version: int | None = None,
+        precondition: Precondition | None = None,
         static: str | None = None,
     ) -> None:
         super().__init__(ticket, unique_id)
         self.steps = steps
         self.values = values
         self.static = static
-        self.if_version = if_version
+        self.precondition = precondition
 
     @property
     def weight(self) -> int:
@@ -195,11 +241,11 @@ class Create(Item):
 class Delete(Item):
     """Forget a stream and its log."""
 
-    __slots__ = ("if_version",)
+    __slots__ = ("precondition",)
 
-    def __init__(self, ticket: Single | Bundle, unique_id: str, if_version: int | None = None) -> None:
+    def __init__(self, ticket: Single | Bundle, unique_id: str, precondition: Precondition | None = None) -> None:
         super().__init__(ticket, unique_id)
-        self.if_version = if_version
+        self.precondition = precondition
 
 
 def wanted(item: Item) -> Want | None:

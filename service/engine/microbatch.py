@@ -18,7 +18,7 @@ import torch
 
 from forecaster import InputError, StreamState
 from service.engine.folding import begin, dense, fold_ragged, rewind, stacked
-from service.engine.items import Create, Delete, Item, Look, Observe, Outcome, wanted
+from service.engine.items import Create, Delete, Item, Look, Observe, Outcome, Precondition, wanted
 from service.engine.residents import Resident, Residents
 from service.engine.verdicts import Judgement, Verdict, judge
 from service.models.coming import Coming
@@ -121,7 +121,7 @@ class MicroBatch:
         observed: list[tuple[Observe, Resident]] = []
         for item in items:
             resident = self._residents.get(item.unique_id)
-            if not self._version_fits(item, resident):
+            if not self._meets(item, resident):
                 continue
             if isinstance(item, Create):
                 plan.creates.append((item, resident))
@@ -140,15 +140,17 @@ class MicroBatch:
         self._judge(plan, observed)
         return plan
 
-    def _version_fits(self, item: Item, resident: Resident | None) -> bool:
-        expected: int | None = getattr(item, "if_version", None)
+    def _meets(self, item: Item, resident: Resident | None) -> bool:
+        """Whether the item's precondition holds; if not, its result says so."""
+        precondition: Precondition | None = getattr(item, "precondition", None)
         found = resident.record.version if resident else None
-        if expected is None or expected == found:
+        if precondition is None or precondition.holds(found):
             return True
+        where = "does not exist" if found is None else f"is at version {found}"
         self._results[item] = Problem(
             412,
             "version-mismatch",
-            f"stream {item.unique_id!r} is at version {found}, but If-Match asks for {expected}",
+            f"stream {item.unique_id!r} {where}; the request asks for {precondition}",
             version=found,
         )
         return False

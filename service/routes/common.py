@@ -1,4 +1,4 @@
-"""What all routes share: the running service behind a request, bodies as models, and waiting for the engine."""
+"""What all routes share: the running service behind a request, bodies as models, preconditions."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pydantic import BaseModel
 
 from service.bodies.schemas import check_unique_id
 from service.engine import Engine
-from service.engine.items import Outcome, Single
+from service.engine.items import Precondition
 from service.problems import Problem, invalid
 from service.runtime import Service
 
-__all__ = ["body_of", "engine_of", "if_match", "model_body", "outcome_of", "service_of", "unique_id_of"]
+__all__ = ["body_of", "engine_of", "model_body", "precondition_of", "refuse_query", "service_of", "unique_id_of"]
 
 _M = TypeVar("_M", bound=BaseModel)
 
@@ -59,31 +59,43 @@ def unique_id_of(request: Request) -> str:
         raise invalid(str(error)) from error
 
 
-def if_match(request: Request) -> int | None:
-    """The stream version that ``If-Match`` asks for.
+def precondition_of(request: Request) -> Precondition | None:
+    """What ``If-Match`` or ``If-None-Match: *`` asks of the stream, before a write.
 
     Raises
     ------
     Problem
-        422 if it is not the ETag of a stream.
+        422 if it is not the ETag of a stream, 428 if there is neither and the service requires one.
     """
-    for name, value in request.scope["headers"]:
-        if name == b"if-match":
-            header = value.decode("latin-1")
-            break
-    else:
+    wanted, unwanted = _header(request, b"if-match"), _header(request, b"if-none-match")
+    if unwanted is not None:
+        if unwanted != "*" or wanted is not None:
+            raise invalid("If-None-Match can only be *, and not together with If-Match")
+        return Precondition(absent=True)
+    if wanted is None:
+        if service_of(request).settings.require_if_match:
+            detail = (
+                'this service takes writes to a stream only with If-Match: "version", or If-None-Match: * for a new one'
+            )
+            raise Problem(428, "precondition-required", detail)
         return None
-    if header == "*":
-        return None
-    text = header.strip().strip('"')
-    if not text.isdecimal() or len(text) > 18:
-        raise invalid(f'If-Match is {header!r}, expected a stream version such as "7"')
-    return int(text)
+    if wanted == "*":
+        return Precondition()
+    tags = [tag.strip() for tag in wanted.split(",")]
+    # A weak tag never matches here (RFC 9110, section 13.1.1), so it is a tag of no version.
+    numbers = [tag[1:-1] for tag in tags if len(tag) > 2 and tag[0] == tag[-1] == '"']
+    if len(numbers) < len(tags) or not all(text.isdecimal() and len(text) <= 18 for text in numbers):
+        raise invalid(f'If-Match is {wanted!r}, expected a stream version such as "7"')
+    return Precondition(tuple(map(int, numbers)))
 
 
-async def outcome_of(ticket: Single) -> Outcome:
-    """Wait for the engine."""
-    return await ticket.future
+def _header(request: Request, name: bytes) -> str | None:
+    # Looked up on every observation; the mapping that FastAPI makes of headers costs more than this.
+    for found, value in request.scope["headers"]:
+        if found == name:
+            text: str = value.decode("latin-1").strip()
+            return text
+    return None
 
 
 def refuse_query(request: Request, allowed: frozenset[str] = frozenset()) -> None:

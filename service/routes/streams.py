@@ -1,9 +1,7 @@
-"""Streams: create or replace, describe, list, forget, observe, forecast."""
+"""Streams: create or replace, describe, forget, observe, forecast."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 from functools import partial
 from typing import Any
 
@@ -15,8 +13,15 @@ from service.bodies.histories import read_history
 from service.bodies.replies import description, json_reply, observed, stream_forecast
 from service.bodies.schemas import ForecastQuery, ObservationsRequest, StreamForecastRequest, StreamHistory
 from service.engine.items import Create, Delete, Look, Observe, Single
-from service.problems import invalid
-from service.routes.common import body_of, engine_of, if_match, model_body, refuse_query, service_of, unique_id_of
+from service.routes.common import (
+    body_of,
+    engine_of,
+    model_body,
+    precondition_of,
+    refuse_query,
+    service_of,
+    unique_id_of,
+)
 from service.sampling import draw_of, stream_samples
 
 __all__ = ["add_to"]
@@ -37,7 +42,6 @@ _QUERY: dict[str, Any] = {
     ]
 }
 _FORECAST_QUERY = frozenset(("horizon", "quantile_levels", "future", "num_samples", "seed"))
-_LIST_QUERY = frozenset(("limit", "cursor"))
 
 
 def add_to(app: FastAPI) -> None:
@@ -68,7 +72,6 @@ def add_to(app: FastAPI) -> None:
         summary="Create or replace with a history",
         openapi_extra={**_NAME, **model_body(StreamHistory)},
     )
-    add("/v1/streams", _list, methods=["GET"], summary="Streams by unique_id, a page at a time")
     add(name, _get, methods=["GET"], summary="Where it stands", openapi_extra=_NAME)
     add(name, _delete, methods=["DELETE"], status_code=204, summary="Forget it and its log", openapi_extra=_NAME)
 
@@ -91,7 +94,7 @@ async def _observe(request: Request) -> Response:
         want=want,
         render=observed,
         future=future,
-        if_version=if_match(request),
+        precondition=precondition_of(request),
     )
     engine.submit([item])
     outcome = await ticket.future
@@ -143,7 +146,7 @@ async def _put(request: Request) -> Response:
     history = await run_in_threadpool(read_history, model, unique_id, body, longest)
     static = read_static(model.forecaster, unique_id, body.static)
     ticket = Single()
-    engine.submit([Create(ticket, unique_id, history.steps, history.values, if_match(request), static)])
+    engine.submit([Create(ticket, unique_id, history.steps, history.values, precondition_of(request), static)])
     outcome = await ticket.future
     reply = description(outcome.record, outcome.model)
     return json_reply(reply, status=201 if outcome.created else 200, version=outcome.record.version)
@@ -162,31 +165,6 @@ async def _delete(request: Request) -> Response:
     refuse_query(request)
     engine = engine_of(request)
     ticket = Single()
-    engine.submit([Delete(ticket, unique_id_of(request), if_match(request))])
+    engine.submit([Delete(ticket, unique_id_of(request), precondition_of(request))])
     await ticket.future
     return Response(status_code=204)
-
-
-async def _list(request: Request) -> Response:
-    refuse_query(request, _LIST_QUERY)
-    engine = engine_of(request)
-    limit_text = request.query_params.get("limit", "100")
-    if not limit_text.isdecimal() or not 1 <= (limit := int(limit_text[:9])) <= 1000:
-        raise invalid(f"limit is {limit_text!r}, expected 1 to 1000")
-    after = _read_cursor(request.query_params.get("cursor", ""))
-    records = await run_in_threadpool(service_of(request).store.page, after, limit + 1)
-    shown = records[:limit]
-    more = _write_cursor(shown[-1].unique_id) if len(records) > limit else None
-    model = engine.model
-    return json_reply({"streams": [description(r, model) for r in shown], "next_cursor": more})
-
-
-def _write_cursor(unique_id: str) -> str:
-    return base64.urlsafe_b64encode(unique_id.encode()).decode().rstrip("=")
-
-
-def _read_cursor(cursor: str) -> str:
-    try:
-        return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
-    except (binascii.Error, ValueError) as error:
-        raise invalid("cursor is not one that this service gave out") from error

@@ -3,7 +3,7 @@
 It knows SQL and step numbers; no calendar, no model, no engine, no HTTP.
 """
 
-from service.store.store import Changes, NewStream, Recovery, Store, StreamRecord
+from service.store.store import Changes, Filter, NewStream, Recovery, Store, StreamRecord
 from service.store.values import Value
 
-__all__ = ["Changes", "NewStream", "Recovery", "Store", "StreamRecord", "Value"]
+__all__ = ["Changes", "Filter", "NewStream", "Recovery", "Store", "StreamRecord", "Value"]

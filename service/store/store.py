@@ -22,7 +22,7 @@ from service.store.statements import advance, append
 from service.store.tables import Tables, build_tables
 from service.store.values import Covered, Value, value_of, y_of
 
-__all__ = ["Changes", "NewStream", "Recovery", "Store", "StreamRecord"]
+__all__ = ["Changes", "Filter", "NewStream", "Recovery", "Store", "StreamRecord"]
 
 _CHUNK = 500  # parameters of one IN list
 _BEFORE_ALL = -(2**62)
@@ -40,6 +40,14 @@ class StreamRecord(NamedTuple):
     observations: int
     missing: int
     static: str | None = None
+
+
+class Filter(NamedTuple):
+    """Which streams to list: by the beginning of their name, and where they stand (`last_step` from, and before)."""
+
+    prefix: str = ""
+    first: int | None = None
+    before: int | None = None
 
 
 class Recovery(NamedTuple):
@@ -175,10 +183,21 @@ class Store:
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    def page(self, after: str, limit: int) -> list[StreamRecord]:
-        """Up to `limit` streams whose unique_id sorts after `after`."""
+    def page(self, after: str, limit: int, chosen: Filter | None = None) -> list[StreamRecord]:
+        """Up to `limit` streams whose unique_id sorts after `after`, those that are chosen."""
         streams = self._tables.streams
+        prefix, first, before = chosen or Filter()
         query = select(streams).where(streams.c.unique_id > after).order_by(streams.c.unique_id).limit(limit)
+        if prefix:
+            # LIKE would take upper for lower case on SQLite.
+            query = query.where(func.substr(streams.c.unique_id, 1, len(prefix)) == prefix)
+            if self.is_embedded:
+                # There names sort by code point, so the index can skip what comes before and after.
+                query = query.where(streams.c.unique_id.between(prefix, prefix + chr(0x10FFFF)))
+        if first is not None:
+            query = query.where(streams.c.last_step >= first)
+        if before is not None:
+            query = query.where(streams.c.last_step < before)
         with self._engine.connect() as connection:
             return [StreamRecord(*row) for row in connection.execute(query)]
 

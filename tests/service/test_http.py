@@ -123,30 +123,6 @@ def test_late_and_revised_values_rewrite_the_state(client, stream):
         np.testing.assert_allclose(revised["quantiles"][level], quantiles, rtol=1e-5)
 
 
-def test_if_match_lets_one_version_win(client, stream):
-    headers = {"if-match": '"1"'}
-    won = client.post(f"{stream}/observations", json=observations((40, 1.0)), headers=headers)
-    lost = client.post(f"{stream}/observations", json=observations((41, 1.0)), headers=headers)
-
-    assert won.status_code == 200
-    assert_problem(lost, 412, "version 2")
-
-
-def test_listing_pages_through_every_stream_once(client):
-    names = sorted(f"s/{i}" for i in range(7))
-    for name in names:
-        client.put(f"/v1/streams/{name}", json=history([1.0]))
-    seen, query = [], "?limit=3"
-    while True:
-        page = client.get(f"/v1/streams{query}").json()
-        seen += [found["unique_id"] for found in page["streams"]]
-        if page["next_cursor"] is None:
-            break
-        query = f"?limit=3&cursor={page['next_cursor']}"
-
-    assert seen == names
-
-
 def test_bulk_gives_each_row_its_verdict(client, stream):
     rows = [
         ("a", ds(40), 1.0), ("a", ds(40), 1.0), ("a", ds(40), 2.0), ("nobody", ds(0), 1.0), ("a", ds(42), None),
@@ -293,8 +269,6 @@ def test_a_name_twice_in_one_stateless_request_is_refused(client):
         ("GET", "/v1/streams/a/forecast?horizon=many", 422, "horizon"),
         ("GET", "/v1/streams/a/forecast?quantile_levels=0.5,x", 422, "quantile_levels"),
         ("GET", "/v1/streams/a/forecast?level=80", 422, "level"),
-        ("GET", "/v1/streams?limit=0", 422, "limit"),
-        ("GET", "/v1/streams?cursor=!!", 422, "cursor"),
         ("GET", f"/v1/streams/{'x' * 300}", 422, "255"),
         ("GET", "/v1/streams/a%00b", 422, "printable"),
     ],

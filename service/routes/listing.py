@@ -1,0 +1,132 @@
+"""The list of streams: filtered, in the order of their names, a page at a time.
+
+It knows the store, not the engine: a listing is as of the last commit. Invariant: whoever follows the cursors meets
+every stream that is there all the while exactly once, whatever is created or deleted meanwhile.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, NamedTuple, Self
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+from service.bodies.replies import description, json_reply
+from service.models.dates import Dates
+from service.problems import invalid
+from service.routes.common import engine_of, refuse_query, service_of
+from service.store import Filter
+
+__all__ = ["add_to"]
+
+_OPENAPI: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "limit",
+            "in": "query",
+            "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
+        },
+        {
+            "name": "cursor",
+            "in": "query",
+            "schema": {"type": "string"},
+            "description": "next_cursor of the page before; it carries the filters along",
+        },
+        {"name": "prefix", "in": "query", "schema": {"type": "string"}, "description": "of unique_id"},
+        {
+            "name": "cutoff_from",
+            "in": "query",
+            "schema": {"type": "string"},
+            "description": "a ds: streams that have got as far as that",
+        },
+        {
+            "name": "cutoff_before",
+            "in": "query",
+            "schema": {"type": "string"},
+            "description": "a ds: streams that have not got as far as that, for example because they fell silent",
+        },
+    ]
+}
+_NAMES = frozenset(parameter["name"] for parameter in _OPENAPI["parameters"])
+
+
+def add_to(app: FastAPI) -> None:
+    """Add the routes of this resource."""
+    app.add_api_route(
+        "/v1/streams",
+        _list,
+        methods=["GET"],
+        tags=["streams"],
+        summary="Streams by unique_id, a page at a time",
+        openapi_extra=_OPENAPI,
+    )
+
+
+class _Cursor(NamedTuple):
+    """Where the next page begins, and of which list."""
+
+    after: str
+    chosen: Filter
+
+    def text(self) -> str:
+        """As clients get it."""
+        return base64.urlsafe_b64encode(orjson.dumps([self.after, *self.chosen])).decode().rstrip("=")
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """What clients send back.
+
+        Raises
+        ------
+        Problem
+            422 if this service did not give it out.
+        """
+        try:
+            padded = text + "=" * (-len(text) % 4)
+            after, prefix, first, before = orjson.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+        except (ValueError, TypeError) as error:
+            raise invalid("cursor is not one that this service gave out") from error
+        texts = all(type(text) is str and text.isprintable() for text in (after, prefix))
+        steps = all(bound is None or (type(bound) is int and abs(bound) < 2**63) for bound in (first, before))
+        if not texts or not steps:
+            raise invalid("cursor is not one that this service gave out")
+        return cls(after, Filter(prefix, first, before))
+
+
+async def _list(request: Request) -> Response:
+    refuse_query(request, _NAMES)
+    model = engine_of(request).model
+    query = request.query_params
+    limit_text = query.get("limit", "100")
+    if not limit_text.isdecimal() or not 1 <= (limit := int(limit_text[:9])) <= 1000:
+        raise invalid(f"limit is {limit_text!r}, expected 1 to 1000")
+    prefix = query.get("prefix", "")
+    if not prefix.isprintable():
+        raise invalid(f"prefix is {prefix!r}; a unique_id holds printable characters only")
+    chosen = Filter(
+        prefix,
+        _step(model.dates, query.get("cutoff_from")),
+        _step(model.dates, query.get("cutoff_before")),
+    )
+    after = ""
+    if "cursor" in query:
+        cursor = _Cursor.read(query["cursor"])
+        if chosen not in (Filter(), cursor.chosen):
+            raise invalid("cursor is of a list with other filters; leave them out, the cursor carries them along")
+        after, chosen = cursor
+    records = await run_in_threadpool(service_of(request).store.page, after, limit + 1, chosen)
+    shown = records[:limit]
+    more = _Cursor(shown[-1].unique_id, chosen).text() if len(records) > limit else None
+    reply = json_reply({"streams": [description(r, model) for r in shown], "next_cursor": more})
+    if more is not None:
+        reply.raw_headers.append((b"link", f'</v1/streams?limit={limit}&cursor={more}>; rel="next"'.encode()))
+    return reply
+
+
+def _step(dates: Dates, ds: str | None) -> int | None:
+    if ds is None:
+        return None
+    is_number = dates.calendar.is_integer and ds.removeprefix("-").isdecimal() and len(ds) <= 18
+    return dates.steps([int(ds) if is_number else ds])[0]
