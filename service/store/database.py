@@ -1,4 +1,4 @@
-"""Opening a database: pragmas, schema creation by many processes at once, and consistent reads.
+"""Opening a database: pragmas, and consistent reads.
 
 It knows the two dialects and nothing of streams. Invariant: a connection given out commits durably (WAL with
 synchronous=FULL on SQLite, the server's own synchronous commit on PostgreSQL).
@@ -12,17 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, select, update
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from service.errors import StoreError
-from service.store.tables import SCHEMA_VERSION, UPGRADES, Tables
 
-__all__ = ["open_database", "prepare_schema", "reading"]
+__all__ = ["open_database", "reading"]
 
 _BUSY_SECONDS = 30
-_LOCK = 0x666F7265  # any number; PostgreSQL's advisory lock for creating the schema
 
 
 def open_database(url: str) -> Engine:
@@ -75,45 +73,6 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
             time.sleep(0.02)
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.close()
-
-
-def prepare_schema(engine: Engine, tables: Tables) -> None:
-    """Create what is missing and upgrade what is old, in one transaction that excludes other starting processes.
-
-    Raises
-    ------
-    StoreError
-        The store has a newer schema, or cannot be reached.
-    """
-    try:
-        with engine.connect() as connection:
-            if engine.dialect.name == "sqlite":
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            else:
-                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
-            connection.execute(tables.create_statements()[0])
-            query = select(tables.facts.c.value).where(tables.facts.c.name == "schema_version")
-            found = connection.execute(query).scalar()
-            if found is not None and int(found) > SCHEMA_VERSION:
-                raise StoreError(
-                    f"the store has schema version {found}, newer than {SCHEMA_VERSION}, the newest this code knows; "
-                    "start the newer service"
-                )
-            for statement in tables.create_statements()[1:]:
-                connection.execute(statement)
-            facts, version = tables.facts, str(SCHEMA_VERSION)
-            if found is None:
-                connection.execute(facts.insert().values(name="schema_version", value=version))
-            elif found != version:
-                for before in range(int(found), SCHEMA_VERSION):
-                    for text in UPGRADES[before]:
-                        connection.exec_driver_sql(text)
-                connection.execute(update(facts).where(facts.c.name == "schema_version").values(value=version))
-            connection.commit()
-    except OperationalError as error:
-        raise StoreError(f"the store cannot be opened: {error.orig}".splitlines()[0]) from error
-    except SQLAlchemyError as error:
-        raise StoreError(f"the store is not usable: {error}".splitlines()[0]) from error
 
 
 @contextmanager

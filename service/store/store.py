@@ -17,7 +17,8 @@ from sqlalchemy import Connection, Engine, and_, bindparam, delete, func, insert
 from sqlalchemy.exc import IntegrityError
 
 from service.errors import StaleStreams, StoreError
-from service.store.database import open_database, prepare_schema, reading
+from service.store.database import open_database, reading
+from service.store.schema import prepare_schema
 from service.store.statements import advance, append
 from service.store.tables import Tables, build_tables
 from service.store.values import Covered, Value, value_of, y_of
@@ -121,17 +122,20 @@ class Store:
 
     @classmethod
     def open(cls, url: str) -> Self:
-        """Open a store by URL, creating its schema where it is new.
+        """Open a store by URL, creating its schema where it is new and upgrading it where it is old.
 
         Raises
         ------
         StoreError
             The URL is not understood, the database cannot be reached, or its schema is newer than this code.
         """
-        tables = build_tables()
         engine = open_database(url)
-        prepare_schema(engine, tables)
-        return cls(engine, tables)
+        try:
+            prepare_schema(engine)
+        except StoreError:
+            engine.dispose()
+            raise
+        return cls(engine, build_tables())
 
     def close(self) -> None:
         """Close all connections."""

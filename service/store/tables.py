@@ -1,7 +1,7 @@
-"""The schema: streams, their observation log, snapshots of their states, and facts about the store itself.
+"""The newest schema: streams, their observation log, snapshots of their states, and facts about the store itself.
 
-It knows only column types that SQLite and PostgreSQL share. Invariant: a step between a stream's first and last one
-without a row was never observed ("filled"); a row whose y is NULL was reported as missing.
+It is where `revisions` lead, and knows only column types that SQLite and PostgreSQL share. Invariant: a step between a
+stream's first and last one without a row was never observed ("filled"); a row whose y is NULL was reported as missing.
 Static and other covariates are JSON objects, NULL where there are none.
 """
 
@@ -10,31 +10,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sqlalchemy import BigInteger, Column, Double, ForeignKey, Integer, LargeBinary, MetaData, String, Table, Text
-from sqlalchemy.schema import CreateTable
 
-__all__ = ["SCHEMA_VERSION", "UPGRADES", "Tables", "build_tables"]
-
-SCHEMA_VERSION = 2
-"""Written into every store; code that finds a higher number there refuses to touch it."""
-
-UPGRADES = {1: ("ALTER TABLE streams ADD COLUMN static TEXT", "ALTER TABLE observations ADD COLUMN covariates TEXT")}
-"""Statements that lead from a schema version to the next."""
+__all__ = ["Tables", "build_tables"]
 
 
 @dataclass(frozen=True)
 class Tables:
     """The tables of one `MetaData`."""
 
+    metadata: MetaData
     facts: Table
     streams: Table
     observations: Table
     snapshots: Table
-
-    def create_statements(self) -> list[CreateTable]:
-        """``CREATE TABLE IF NOT EXISTS`` for every table, parents first."""
-        return [
-            CreateTable(t, if_not_exists=True) for t in (self.facts, self.streams, self.observations, self.snapshots)
-        ]
 
 
 def build_tables() -> Tables:
@@ -79,4 +67,4 @@ def build_tables() -> Tables:
         Column("step", BigInteger, primary_key=True),
         Column("state", LargeBinary, nullable=False),
     )
-    return Tables(facts, streams, observations, snapshots)
+    return Tables(metadata, facts, streams, observations, snapshots)

@@ -12,6 +12,7 @@ from service.app import create_app
 from service.settings import Settings
 from tests.forecaster.kit import TINY, forecaster_of
 from tests.service.kit import LocalClient
+from tests.service.servers import new_database, postgres_server
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +41,19 @@ def challenger_artifact(challenger: Forecaster, tmp_path_factory: pytest.TempPat
 def store_url(tmp_path: Path) -> str:
     """A new SQLite file."""
     return f"sqlite:///{tmp_path / 'log.db'}"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A server of its own for this run; the URL of its first database."""
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def any_store_url(request: pytest.FixtureRequest, store_url: str) -> str:
+    """A new database of either kind."""
+    return store_url if request.param == "sqlite" else new_database(request.getfixturevalue("postgres"))
 
 
 @pytest.fixture

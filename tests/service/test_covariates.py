@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -300,28 +299,3 @@ def test_a_bad_history_is_refused(client: LocalClient, change: dict[str, Any], w
         assert reply.status_code == 422, reply.text
         assert word in reply.json()["detail"]
     assert client.get("/v1/streams/a").status_code == 404
-
-
-def test_a_store_of_the_first_schema_is_upgraded_and_keeps_its_log(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "old.db") as old:
-        old.executescript(
-            """
-            CREATE TABLE facts (name VARCHAR(64) PRIMARY KEY, value VARCHAR(255) NOT NULL);
-            INSERT INTO facts VALUES ('schema_version', '1'), ('calendar', 'h');
-            CREATE TABLE streams (id INTEGER PRIMARY KEY AUTOINCREMENT, unique_id VARCHAR(255) NOT NULL UNIQUE,
-                first_step BIGINT NOT NULL, last_step BIGINT NOT NULL, version BIGINT NOT NULL,
-                observations BIGINT NOT NULL, missing BIGINT NOT NULL);
-            INSERT INTO streams VALUES (1, 'a', 0, 2, 1, 3, 0);
-            CREATE TABLE observations (stream_id INTEGER NOT NULL, step BIGINT NOT NULL, y DOUBLE,
-                PRIMARY KEY (stream_id, step)) WITHOUT ROWID;
-            INSERT INTO observations VALUES (1, 0, 1.0), (1, 1, 2.0), (1, 2, 3.0);
-            CREATE TABLE snapshots (stream_id INTEGER NOT NULL, model_key VARCHAR(64) NOT NULL, step BIGINT NOT NULL,
-                state BLOB NOT NULL, PRIMARY KEY (stream_id, model_key, step));
-            """
-        )
-
-    for _ in range(2):
-        store = Store.open(f"sqlite:///{tmp_path / 'old.db'}")
-        assert store.log(1) == [(0, 1.0), (1, 2.0), (2, 3.0)]
-        assert store.page("", 9)[0].static is None
-        store.close()

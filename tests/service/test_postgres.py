@@ -2,73 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
-import subprocess
-from collections.abc import Iterator
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from service.app import create_app
 from service.settings import Settings
-from service.store import Store
-from tests.service.kit import LocalClient, free_port, history, observations, recompute
+from tests.service.kit import LocalClient, history, observations, recompute
+from tests.service.servers import new_database
 
 BASE = 473352
 
 
-def binaries() -> Path | None:
-    """Folder of initdb and postgres."""
-    if found := shutil.which("initdb"):
-        return Path(found).parent
-    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    return installed[-1].parent if installed else None
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[str]:
-    """A throw-away server; the URL of its database."""
-    pytest.importorskip("psycopg")
-    folder = binaries()
-    if folder is None:
-        pytest.skip("there is no PostgreSQL server binary here")
-    user = None
-    if os.geteuid() == 0:
-        # PostgreSQL refuses to run as root.
-        try:
-            user = pwd.getpwnam("postgres").pw_name
-        except KeyError:
-            pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
-    home = Path(subprocess.run(["mktemp", "-d"], check=True, capture_output=True, text=True, user=user).stdout.strip())
-    port = free_port()
-    run = {
-        "check": True,
-        "capture_output": True,
-        "user": user,
-        "cwd": home,
-        "env": {"LC_ALL": "C.UTF-8", "PATH": os.environ["PATH"]},
-    }
-    subprocess.run([folder / "initdb", "-D", home / "data", "-U", "forecaster", "--auth=trust", "-E", "UTF8"], **run)
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -k {home}"
-    subprocess.run([folder / "pg_ctl", "-D", home / "data", "-w", "-o", options, "-l", home / "log", "start"], **run)
-    try:
-        yield f"postgresql+psycopg://forecaster@127.0.0.1:{port}/postgres"
-    finally:
-        subprocess.run([folder / "pg_ctl", "-D", home / "data", "-w", "-m", "immediate", "stop"], **run)
-        shutil.rmtree(home, ignore_errors=True)
-
-
 @pytest.fixture
-def url(server) -> str:
-    """The database, emptied."""
-    store = Store.open(server)
-    with store._engine.begin() as connection:
-        connection.exec_driver_sql("TRUNCATE streams, observations, snapshots")
-    store.close()
-    return server
+def url(postgres: str) -> str:
+    """An empty database."""
+    return new_database(postgres)
 
 
 def test_two_replicas_on_one_database_agree(url, artifact, tiny_forecaster):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
 from service.errors import StaleStreams, StoreError
 from service.store import Changes, NewStream, Store, StreamRecord
-from tests.service.kit import ROOT
 
 
 def created(store: Store, name: str = "a", steps: int = 3) -> StreamRecord:
@@ -34,14 +31,6 @@ def store(store_url):
     opened.close()
 
 
-def test_a_newer_schema_is_refused(store, store_url):
-    with store._engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE facts SET value = '99' WHERE name = 'schema_version'")
-
-    with pytest.raises(StoreError, match=r"schema version 99, newer than \d+"):
-        Store.open(store_url)
-
-
 def test_a_store_of_another_frequency_is_refused(store):
     store.claim_calendar("h", None)
     store.claim_calendar("h", None)
@@ -58,15 +47,6 @@ def test_an_unusable_store_is_refused_in_one_line(url):
         Store.open(url)
 
     assert "\n" not in str(caught.value)
-
-
-def test_several_processes_may_start_at_once_on_a_new_store(store_url):
-    code = f"from service.store import Store; s = Store.open({store_url!r}); s.claim_calendar('h', None); s.probe()"
-    processes = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE) for _ in range(4)]
-
-    errors = [process.communicate()[1].decode() for process in processes]
-
-    assert [process.returncode for process in processes] == [0] * 4, errors
 
 
 def test_a_commit_that_expected_another_version_changes_nothing(store):

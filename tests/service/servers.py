@@ -1,0 +1,70 @@
+"""A throw-away PostgreSQL server, if its binaries are here, and new databases on it."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, make_url
+
+from tests.service.kit import free_port
+
+_NUMBERS = count()
+
+
+def binaries() -> Path | None:
+    """Folder of initdb and postgres."""
+    if found := shutil.which("initdb"):
+        return Path(found).parent
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return installed[-1].parent if installed else None
+
+
+@contextmanager
+def postgres_server() -> Iterator[str]:
+    """A throw-away server; the URL of its database. Skips the test where there is no server binary."""
+    pytest.importorskip("psycopg")
+    folder = binaries()
+    if folder is None:
+        pytest.skip("there is no PostgreSQL server binary here")
+    user = None
+    if os.geteuid() == 0:
+        # PostgreSQL refuses to run as root.
+        try:
+            user = pwd.getpwnam("postgres").pw_name
+        except KeyError:
+            pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
+    home = Path(subprocess.run(["mktemp", "-d"], check=True, capture_output=True, text=True, user=user).stdout.strip())
+    port = free_port()
+    run = {
+        "check": True,
+        "capture_output": True,
+        "user": user,
+        "cwd": home,
+        "env": {"LC_ALL": "C.UTF-8", "PATH": os.environ["PATH"]},
+    }
+    subprocess.run([folder / "initdb", "-D", home / "data", "-U", "forecaster", "--auth=trust", "-E", "UTF8"], **run)
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -k {home}"
+    subprocess.run([folder / "pg_ctl", "-D", home / "data", "-w", "-o", options, "-l", home / "log", "start"], **run)
+    try:
+        yield f"postgresql+psycopg://forecaster@127.0.0.1:{port}/postgres"
+    finally:
+        subprocess.run([folder / "pg_ctl", "-D", home / "data", "-w", "-m", "immediate", "stop"], **run)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def new_database(server: str) -> str:
+    """URL of a new database on a server."""
+    name = f"test{next(_NUMBERS)}"
+    engine = create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    engine.dispose()
+    return make_url(server).set(database=name).render_as_string(hide_password=False)
