@@ -15,6 +15,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.types import ASGIApp
 
 from service import problems
+from service.adapters import kserve, mlflow, timegpt
 from service.bodies.schemas import ForecastsRequest, ObservationsRequest, Row, StreamHistory
 from service.front import Front
 from service.routes import forecasts, listing, observations, operations, streams
@@ -62,7 +63,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         telemetry=None if settings.open_telemetry else {"tracing": False, "metrics": False, "logs": False},
     )
     # The busiest first: routes are tried in order.
-    for resource in (streams, listing, observations, forecasts, operations):
+    for resource in (streams, listing, observations, forecasts, operations, mlflow, kserve, timegpt):
         resource.add_to(app)
     problems.install(app)
     return app
@@ -82,7 +83,14 @@ class _Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document."""
         document = super().openapi()
-        bodies: list[type[BaseModel]] = [ForecastsRequest, ObservationsRequest, Row, StreamHistory]
+        bodies: list[type[BaseModel]] = [
+            ForecastsRequest,
+            ObservationsRequest,
+            Row,
+            StreamHistory,
+            kserve.ForecastRequest,
+            timegpt.TimeGptRequest,
+        ]
         _, described = models_json_schema(
             [(body, "validation") for body in bodies], ref_template="#/components/schemas/{model}"
         )

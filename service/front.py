@@ -8,7 +8,6 @@ whatever an endpoint raises becomes a problem.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Coroutine
 from time import perf_counter
 from typing import Any
@@ -18,9 +17,9 @@ from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.problems import MEDIA_TYPE, Problem, failed, problem_of, problem_response
+from service.problems import MEDIA_TYPE, Problem, explained, problem_response
 
-__all__ = ["Front"]
+__all__ = ["Front", "TooLarge"]
 
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -81,12 +80,12 @@ class Front:
             except ClientDisconnect:
                 status = 499  # nobody is there to read it; the metrics tell it from our own failures
                 return
-            except _TooLarge:
+            except TooLarge:
                 # Raised while the body was read, hence before any reply began.
                 await self._refuse(receive, watched)
                 return
             except Exception as error:
-                response = problem_response(_problem(error, method, path))
+                response = problem_response(explained(error, method, path))
             status = response.status_code
             await response(scope, receive, send)
         finally:
@@ -147,19 +146,11 @@ class _Call(Request):
                 raise ClientDisconnect
             body: bytes = message.get("body", b"")
             if len(parts) + len(body) > self._limit:
-                raise _TooLarge
+                raise TooLarge
             if not message.get("more_body"):
                 return bytes(parts + body) if parts else body
             parts += body
 
 
-class _TooLarge(Exception):
+class TooLarge(Exception):
     """The real body is larger than the limit."""
-
-
-def _problem(error: Exception, method: str, path: str) -> Problem:
-    problem = problem_of(error)
-    if problem is None:
-        logging.getLogger("service").error("%s %s failed", method, path, exc_info=error)
-        problem = failed()
-    return problem

@@ -21,6 +21,7 @@ __all__ = [
     "MEDIA_TYPE",
     "Problem",
     "conflict",
+    "explained",
     "failed",
     "install",
     "invalid",
@@ -147,6 +148,15 @@ def problem_of(error: Exception) -> Problem | None:
     return None
 
 
+def explained(error: Exception, method: str, path: str) -> Problem:
+    """The problem that an error means; what is unexpected goes to the log and is 500."""
+    problem = problem_of(error)
+    if problem is None:
+        logging.getLogger("service").error("%s %s failed", method, path, exc_info=error)
+        problem = failed()
+    return problem
+
+
 def _shorten(value: object, limit: int = 80) -> str:
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
@@ -167,8 +177,7 @@ def install(app: FastAPI) -> None:
         return problem_response(problem)
 
     async def on_anything(request: Request, error: Exception) -> Response:
-        logging.getLogger("service").error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return problem_response(failed())
+        return problem_response(explained(error, request.method, request.url.path))
 
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(Exception, on_anything)

@@ -28,7 +28,7 @@ from service.models.registry import MlflowRegistry, Watcher, parse_reference
 from service.models.served import ServedModel, load_model
 from service.problems import overloaded, unavailable
 from service.settings import Settings
-from service.stateless import forecast_histories
+from service.stateless import forecasts_as_json
 from service.store import Store
 
 __all__ = ["Readiness", "Service"]
@@ -219,7 +219,7 @@ class Service:
             503 if too many are waiting, 422 for a bad history.
         """
         model = self.require_engine().model
-        return await self.beside(forecast_histories, model, body, self.settings.max_history_steps)
+        return await self.beside(forecasts_as_json, model, body, self.settings.max_history_steps)
 
     async def beside(self, work: Callable[..., bytes], *arguments: object) -> bytes:
         """Do long work on the one thread beside the engine: it never takes more than one core from it.

@@ -9,19 +9,26 @@ import torch
 from forecaster import InputError
 from service.bodies.covariates import read_future, read_static
 from service.bodies.histories import History, read_history
-from service.bodies.replies import forecast
+from service.bodies.replies import Json, forecast
 from service.bodies.schemas import ForecastsRequest
 from service.engine.folding import dense, fold_ragged, static_values
 from service.models.served import ServedModel
 from service.sampling import draw_of, draw_paths
 
-__all__ = ["forecast_histories"]
+__all__ = ["forecast_histories", "forecasts_as_json"]
 
 _TOTAL = 5  # times the longest single history
+_LARGEST_REPLY = 20_000_000  # quantiles, all series together: 160 MB of numbers
 
 
-def forecast_histories(model: ServedModel, body: ForecastsRequest, max_history_steps: int) -> bytes:
-    """Forecasts of every series of a request, as JSON.
+def forecasts_as_json(model: ServedModel, body: ForecastsRequest, max_history_steps: int) -> bytes:
+    """Forecasts of every series of a request, as the contract's JSON; errors as `forecast_histories`."""
+    replies = forecast_histories(model, body, max_history_steps)
+    return orjson.dumps({"forecasts": replies}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def forecast_histories(model: ServedModel, body: ForecastsRequest, max_history_steps: int) -> list[Json]:
+    """Forecasts of every series of a request.
 
     Raises
     ------
@@ -30,6 +37,9 @@ def forecast_histories(model: ServedModel, body: ForecastsRequest, max_history_s
     """
     want = model.want(body.horizon, body.quantile_levels)
     draw = draw_of(body.num_samples, body.seed, want.horizon * len(body.series))
+    size = len(body.series) * want.horizon * len(want.quantile_levels)
+    if size > _LARGEST_REPLY:
+        raise InputError(f"the forecasts together would have {size:,} quantiles, more than {_LARGEST_REPLY:,}")
     names = [series.unique_id for series in body.series]
     if len(set(names)) < len(names):
         repeated = next(name for i, name in enumerate(names) if name in names[:i])
@@ -62,7 +72,7 @@ def forecast_histories(model: ServedModel, body: ForecastsRequest, max_history_s
     if paths is not None:
         for reply, drawn in zip(replies, paths, strict=True):
             reply["samples"] = drawn
-    return orjson.dumps({"forecasts": replies}, option=orjson.OPT_SERIALIZE_NUMPY)
+    return replies
 
 
 def _future(model: ServedModel, body: ForecastsRequest, histories: list[History], horizon: int) -> torch.Tensor | None:

@@ -1,0 +1,124 @@
+"""What the adapters share: one way from a foreign body to a foreign reply, beside the engine, errors included.
+
+It knows no foreign format. Invariants: nothing is kept, as with every stateless forecast; an error has the shape that
+the caller's own client reads, and never a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from starlette.requests import ClientDisconnect
+
+from forecaster import InputError
+from service.bodies.schemas import ForecastsRequest
+from service.front import TooLarge
+from service.models.served import ServedModel
+from service.problems import Problem, explained
+from service.routes.common import refuse_query, service_of
+
+__all__ = ["Asked", "add_forecast", "as_json", "made_up_start", "missing_as_none", "read_json", "validated"]
+
+
+class Asked(NamedTuple):
+    """A foreign request, as it came, and who is to answer."""
+
+    body: bytes
+    kind: str
+    model: ServedModel
+    max_history_steps: int
+
+
+Answer = Callable[[Asked], bytes]
+"""From a foreign request to the body of its reply; runs beside the engine."""
+
+
+def add_forecast(
+    app: FastAPI,
+    path: str,
+    answer: Answer,
+    refusal: Callable[[Problem], Response],
+    *,
+    summary: str,
+    description: str,
+    openapi: dict[str, Any],
+) -> None:
+    """Add a route that forecasts in another system's words."""
+
+    async def endpoint(request: Request) -> Response:
+        try:
+            refuse_query(request)
+            service = service_of(request)
+            kind = request.headers.get("content-type", "").lower()
+            asked = Asked(
+                await request.body(), kind, service.require_engine().model, service.settings.max_history_steps
+            )
+            return Response(await service.beside(answer, asked), media_type="application/json")
+        except (ClientDisconnect, TooLarge):
+            raise  # the front door's
+        except Exception as error:
+            return refusal(explained(error, request.method, path))
+
+    app.add_api_route(
+        path,
+        endpoint,
+        methods=["POST"],
+        tags=["adapters"],
+        name=path.strip("/").replace("/", "_"),
+        summary=summary,
+        description=description,
+        openapi_extra=openapi,
+    )
+
+
+def read_json(body: bytes) -> Any:
+    """JSON, and the NaN that Python's own writer leaves in it.
+
+    Raises
+    ------
+    Problem
+        400 if it is neither.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError) as error:
+            first = (str(error).splitlines() or ["too deep"])[0]
+            raise Problem(400, "malformed-json", f"the body is not JSON: {first}") from error
+
+
+def missing_as_none(values: Sequence[Any]) -> list[Any]:
+    """The same with None for NaN."""
+    return [None if isinstance(value, float) and math.isnan(value) else value for value in values]
+
+
+def validated(series: list[dict[str, Any]], **wanted: Any) -> ForecastsRequest:
+    """The request as this service's own clients would have sent it."""
+    return ForecastsRequest.model_validate({"series": series, **wanted})
+
+
+def made_up_start(model: ServedModel, name: str) -> str | int:
+    """Where a series begins that does not say so: anywhere, for a model that takes no notice of dates.
+
+    Raises
+    ------
+    InputError
+        The model does.
+    """
+    covariates = model.forecaster.config.covariates
+    if covariates.holidays or covariates.calendar not in ((), ("auto",)):
+        raise InputError(
+            f"series {name!r} has no start, but this model uses the calendar; say when the first value was"
+        )
+    return model.dates.text(0)
+
+
+as_json = partial(orjson.dumps, option=orjson.OPT_SERIALIZE_NUMPY)
