@@ -406,18 +406,49 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.", show_default="8000")] = None,
+    api_keys_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Hashes of API keys; needed unless the host is this machine.", show_default=False
+        ),
+    ] = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Start the forecast service in place of this process.
 
     Everything else that it can be told stands in its environment variables, FORECASTER_*.
     """
-    given = {"MODEL": model, "STORE": store, "HOST": host, "PORT": port, "TRACKING_URI": tracking_uri}
+    given = {
+        "MODEL": model,
+        "STORE": store,
+        "HOST": host,
+        "PORT": port,
+        "API_KEYS_FILE": api_keys_file,
+        "TRACKING_URI": tracking_uri,
+    }
     environment = os.environ | {f"FORECASTER_{key}": str(value) for key, value in given.items() if value is not None}
     if tracking_uri is not None:
         environment["MLFLOW_TRACKING_URI"] = tracking_uri
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, "-m", "service"], environment)
+
+
+keys = typer.Typer(help="API keys of the service.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+
+
+@keys.command()
+def new(
+    name: Annotated[str | None, typer.Argument(help="How its holder is called.", show_default="a random name")] = None,
+    scopes: Annotated[str, typer.Option(help="Of read, write and admin, separated by commas.")] = "read,write",
+    rate: Annotated[float | None, typer.Option(help="Requests per second.", show_default="no limit")] = None,
+    json: Json = False,
+) -> None:
+    """Make a key. It is shown this once; its line, a hash, goes to standard output, for the file of --api-keys-file."""
+    given = [*([name] if name else []), f"--scopes={scopes}", *([f"--rate={rate:g}"] if rate is not None else [])]
+    sys.stdout.flush()
+    command = [sys.executable, "-m", "service.keys", "new", *given, *(["--json"] if json else [])]
+    os.execve(sys.executable, command, dict(os.environ))
 
 
 @app.command()

@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--store", help="URL of the observation log, sqlite:///FILE or postgresql://…")
     parser.add_argument("--host")
     parser.add_argument("--port", type=int)
+    parser.add_argument("--api-keys-file", help="hashes of the API keys; see `forecaster keys new`")
     parser.add_argument("--log-level", choices=("critical", "error", "warning", "info", "debug"))
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     try:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.types import ASGIApp
@@ -17,7 +18,7 @@ from starlette.types import ASGIApp
 from service import problems
 from service.adapters import kserve, mlflow, timegpt
 from service.bodies.schemas import ForecastsRequest, ObservationsRequest, Row, StreamHistory
-from service.front import Front
+from service.front import KEY_SCHEME, Front, scope_of
 from service.routes import forecasts, listing, observations, operations, streams
 from service.runtime import Service
 from service.settings import Settings
@@ -94,5 +95,14 @@ class _Application(FastAPI):
         _, described = models_json_schema(
             [(body, "validation") for body in bodies], ref_template="#/components/schemas/{model}"
         )
-        document.setdefault("components", {}).setdefault("schemas", {}).update(described["$defs"])
+        components = document.setdefault("components", {})
+        components.setdefault("schemas", {}).update(described["$defs"])
+        scheme = {"type": "http", "scheme": "bearer", "description": "An API key, with the scope that is named."}
+        components["securitySchemes"] = {KEY_SCHEME: scheme}
+        for route in self.routes:
+            if isinstance(route, APIRoute):
+                for method in route.methods or ():
+                    needed = scope_of(route, method)
+                    operation = document["paths"][route.path_format][method.lower()]
+                    operation["security"] = [] if needed is None else [{KEY_SCHEME: [needed]}]
         return document

@@ -1,9 +1,10 @@
-"""The front door: one thin ASGI layer that bounds, routes, answers and counts every request.
+"""The front door: one thin ASGI layer that bounds, routes, admits, answers and counts every request.
 
 FastAPI describes the routes (OpenAPI, docs) and answers what none of them takes. Its own chain of layers and its
 resolution of dependencies cost several times a request's share of a micro-batch, and the endpoints here need neither:
 they read bodies and write replies by themselves. Invariants: no more than the limit of a body is ever held in memory;
-whatever an endpoint raises becomes a problem.
+where API keys are needed, nothing of a body is read before the request's key is admitted; whatever an endpoint raises
+becomes a problem.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.problems import MEDIA_TYPE, Problem, explained, problem_response
 
-__all__ = ["Front", "TooLarge"]
+__all__ = ["KEY_SCHEME", "Front", "TooLarge", "scope_of"]
 
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
+
+KEY_SCHEME = "key"
+"""Name of the API key's scheme in OpenAPI."""
 
 _CONTENT_LENGTH = b"content-length"
 
@@ -44,7 +48,7 @@ class Front:
         self._rest = rest
         self._limit = limit
         self._routes = [
-            (method, route.path_regex.match, route)
+            (method, route.path_regex.match, route, scope_of(route, method))
             for route in app.routes
             if isinstance(route, APIRoute)
             for method in route.methods or ()
@@ -69,13 +73,16 @@ class Front:
             if method not in ("GET", "HEAD") and self._declares_too_much(scope):
                 await self._refuse(receive, watched)
                 return
-            route = self._route(scope, method, path)
+            route, needed = self._route(scope, method, path)
             if route is None:
                 await self._rest(scope, receive, watched)
                 return
             template = route.path
             endpoint: Endpoint = route.endpoint
             try:
+                keys = self._app.state.service.keys
+                if keys is not None and needed is not None:
+                    keys.admit(_header(scope, b"authorization"), needed, started)
                 response = await endpoint(_Call(scope, receive, self._limit))
             except ClientDisconnect:
                 status = 499  # nobody is there to read it; the metrics tell it from our own failures
@@ -91,12 +98,12 @@ class Front:
         finally:
             self._app.state.service.metrics.request(method, template, status, perf_counter() - started)
 
-    def _route(self, scope: Scope, method: str, path: str) -> APIRoute | None:
-        for accepted, match, route in self._routes:
+    def _route(self, scope: Scope, method: str, path: str) -> tuple[APIRoute | None, str | None]:
+        for accepted, match, route, needed in self._routes:
             if accepted == method and (found := match(path)):
                 scope["route"], scope["path_params"] = route, found.groupdict()
-                return route
-        return None
+                return route, needed
+        return None, None
 
     def _declares_too_much(self, scope: Scope) -> bool:
         for name, value in scope["headers"]:
@@ -150,6 +157,21 @@ class _Call(Request):
             if not message.get("more_body"):
                 return bytes(parts + body) if parts else body
             parts += body
+
+
+def scope_of(route: APIRoute, method: str) -> str | None:
+    """The scope that a route needs of a key: as its OpenAPI security says, else by method; None: no key is needed."""
+    security = (route.openapi_extra or {}).get("security")
+    if security is None:
+        return "read" if method in ("GET", "HEAD") else "write"
+    return str(security[0][KEY_SCHEME][0]) if security else None
+
+
+def _header(scope: Scope, wanted: bytes) -> bytes | None:
+    for name, value in scope["headers"]:
+        if name == wanted:
+            return bytes(value)
+    return None
 
 
 class TooLarge(Exception):

@@ -7,6 +7,7 @@ engine; stopping drains what was taken in.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -22,7 +23,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from service.bodies.schemas import ForecastsRequest
 from service.engine import Engine, Limits
 from service.engine.rederive import rederive
-from service.errors import ModelError, StoreError
+from service.errors import ModelError, ServiceError, StoreError
+from service.keys import KeyRing, is_loopback
 from service.metrics import Metrics
 from service.models.registry import MlflowRegistry, Watcher, parse_reference
 from service.models.served import ServedModel, load_model
@@ -34,6 +36,7 @@ from service.store import Store
 __all__ = ["Readiness", "Service"]
 
 _STATELESS_WAITING = 64
+_KEYS_SECONDS = 2.0  # how often the file of API keys is looked at
 
 
 @dataclass(slots=True)
@@ -60,11 +63,16 @@ class Service:
         Opened.
     model
         Serves from the start; None if a registry is to be asked first.
+    keys
+        Who may call; None: everybody who can reach it.
     """
 
-    def __init__(self, settings: Settings, store: Store, model: ServedModel | None) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, model: ServedModel | None, keys: KeyRing | None = None
+    ) -> None:
         self.settings = settings
         self.store = store
+        self.keys = keys
         self.metrics = Metrics()
         self.engine: Engine | None = None
         self._first_model = model
@@ -72,16 +80,25 @@ class Service:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stateless = ThreadPoolExecutor(1, thread_name_prefix="stateless")
         self._stateless_waiting = 0
+        self._keys_watch: asyncio.Task[None] | None = None
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
-        """Open the store and, if the model is a folder, load it.
+        """Read the API keys, open the store and, if the model is a folder, load it.
 
         Raises
         ------
-        StoreError, ModelError
-            One of them cannot be used.
+        ServiceError
+            One of them cannot be used, or others than this machine would be listened to without keys.
         """
+        keys = None
+        if settings.api_keys_file is not None:
+            keys = KeyRing.open(settings.api_keys_file, settings.rate_limit)
+        elif not is_loopback(settings.host):
+            raise ServiceError(
+                f"host {settings.host} listens to other machines, which needs API keys: make one with `forecaster keys "
+                "new` and name the file in FORECASTER_API_KEYS_FILE, or use host 127.0.0.1"
+            )
         model = None
         if parse_reference(settings.model) is None:
             model = load_model(Path(settings.model))
@@ -92,11 +109,13 @@ class Service:
         except StoreError:
             store.close()
             raise
-        return cls(settings, store, model)
+        return cls(settings, store, model, keys)
 
     async def start(self) -> None:
         """Start engine and watcher; call it on the event loop."""
         self._loop = asyncio.get_running_loop()
+        if self.keys is not None:
+            self._keys_watch = self._loop.create_task(self._watch_keys(self.keys))
         torch.set_num_threads(self.settings.torch_threads)
         if self._first_model is not None:
             self._begin(self._first_model)
@@ -115,12 +134,27 @@ class Service:
 
     async def stop(self) -> None:
         """Stop watching, finish what was taken in, write snapshots, close the store."""
+        if self._keys_watch is not None:
+            self._keys_watch.cancel()
         if self._watcher is not None:
             await asyncio.to_thread(self._watcher.stop)
         if self.engine is not None:
             await asyncio.to_thread(self.engine.stop)
         self._stateless.shutdown(wait=True, cancel_futures=True)
         self.store.close()
+
+    async def _watch_keys(self, keys: KeyRing) -> None:
+        """Keys come and go without a restart."""
+        trouble = ""
+        while True:
+            await asyncio.sleep(_KEYS_SECONDS)
+            try:
+                keys.refresh()
+                trouble = ""
+            except ServiceError as error:
+                if str(error) != trouble:
+                    logging.getLogger("service").error("API keys stay as they are: %s", error)
+                trouble = str(error)
 
     # -- models ----------------------------------------------------------------------------------------------------
 

@@ -27,6 +27,12 @@ class Settings(BaseSettings):
     store: str = Field("sqlite:///forecaster.db", description="SQLAlchemy URL of the observation log")
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    api_keys_file: Path | None = Field(
+        None, description="hashes of the API keys, one a line; without it only this machine may be listened to"
+    )
+    rate_limit: float | None = Field(
+        None, gt=0, description="requests per second of each API key that has no rate of its own; default: no limit"
+    )
     log_level: str = Field("warning", pattern="^(critical|error|warning|info|debug)$")
 
     tracking_uri: str | None = Field(

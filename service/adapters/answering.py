@@ -21,7 +21,7 @@ from service.bodies.schemas import ForecastsRequest
 from service.front import TooLarge
 from service.models.served import ServedModel
 from service.problems import Problem, explained
-from service.routes.common import refuse_query, service_of
+from service.routes.common import needs, refuse_query, service_of
 
 __all__ = ["Asked", "add_forecast", "as_json", "made_up_start", "missing_as_none", "read_json", "validated"]
 
@@ -73,7 +73,7 @@ def add_forecast(
         name=path.strip("/").replace("/", "_"),
         summary=summary,
         description=description,
-        openapi_extra=openapi,
+        openapi_extra={**openapi, **needs("read")},
     )
 
 

@@ -17,7 +17,7 @@ from fastapi import FastAPI, Request, Response
 from forecaster import CovariatesConfig, InputError
 from service.adapters.answering import Asked, add_forecast, as_json, missing_as_none, read_json, validated
 from service.problems import Problem
-from service.routes.common import service_of
+from service.routes.common import needs, service_of
 from service.stateless import forecast_histories
 
 __all__ = ["add_to"]
@@ -77,7 +77,15 @@ def add_to(app: FastAPI) -> None:
         openapi=_OPENAPI,
     )
     for path in ("/ping", "/health"):
-        app.add_api_route(path, _ping, methods=["GET"], tags=["adapters"], name=path[1:], summary="Is there a model?")
+        app.add_api_route(
+            path,
+            _ping,
+            methods=["GET"],
+            tags=["adapters"],
+            name=path[1:],
+            summary="Is there a model?",
+            openapi_extra=needs(None),
+        )
     app.add_api_route("/version", _version, methods=["GET"], tags=["adapters"], summary="MLflow's version")
 
 

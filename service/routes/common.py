@@ -10,10 +10,20 @@ from pydantic import BaseModel
 from service.bodies.schemas import check_unique_id
 from service.engine import Engine
 from service.engine.items import Precondition
+from service.front import KEY_SCHEME
 from service.problems import Problem, invalid
 from service.runtime import Service
 
-__all__ = ["body_of", "engine_of", "model_body", "precondition_of", "refuse_query", "service_of", "unique_id_of"]
+__all__ = [
+    "body_of",
+    "engine_of",
+    "model_body",
+    "needs",
+    "precondition_of",
+    "refuse_query",
+    "service_of",
+    "unique_id_of",
+]
 
 _M = TypeVar("_M", bound=BaseModel)
 
@@ -43,6 +53,14 @@ def model_body(model: type[BaseModel]) -> dict[str, Any]:
     """OpenAPI description of a body that a route reads by itself."""
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def needs(scope: str | None) -> dict[str, Any]:
+    """OpenAPI description, which the front door obeys, of the scope a key needs where its method does not tell.
+
+    Without it a GET needs ``read`` and anything else ``write``; None: no key is needed.
+    """
+    return {"security": [] if scope is None else [{KEY_SCHEME: [scope]}]}
 
 
 def unique_id_of(request: Request) -> str:

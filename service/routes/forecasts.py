@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI, Request, Response
 
 from service.bodies.schemas import ForecastsRequest
-from service.routes.common import body_of, model_body, refuse_query, service_of
+from service.routes.common import body_of, model_body, needs, refuse_query, service_of
 
 __all__ = ["add_to"]
 
@@ -18,7 +18,7 @@ def add_to(app: FastAPI) -> None:
         methods=["POST"],
         tags=["forecasts"],
         summary="Forecast from histories in the request",
-        openapi_extra=model_body(ForecastsRequest),
+        openapi_extra={**model_body(ForecastsRequest), **needs("read")},
     )
 
 

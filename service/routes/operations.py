@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.bodies.replies import json_reply
 from service.problems import Problem
-from service.routes.common import service_of
+from service.routes.common import needs, service_of
 
 __all__ = ["add_to"]
 
@@ -18,8 +18,8 @@ __all__ = ["add_to"]
 def add_to(app: FastAPI) -> None:
     """Add the routes of this resource."""
     add = partial(app.add_api_route, tags=["operations"])
-    add("/healthz", _health, methods=["GET"], summary="Is the process alive?")
-    add("/readyz", _ready, methods=["GET"], summary="Can it serve: model, engine, store?")
+    add("/healthz", _health, methods=["GET"], summary="Is the process alive?", openapi_extra=needs(None))
+    add("/readyz", _ready, methods=["GET"], summary="Can it serve: model, engine, store?", openapi_extra=needs(None))
     add("/metrics", _metrics, methods=["GET"], summary="Prometheus metrics")
     add("/v1/models", _models, methods=["GET"], summary="The model that serves")
 

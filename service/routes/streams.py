@@ -17,6 +17,7 @@ from service.routes.common import (
     body_of,
     engine_of,
     model_body,
+    needs,
     precondition_of,
     refuse_query,
     service_of,
@@ -62,7 +63,7 @@ def add_to(app: FastAPI) -> None:
         _forecast_with_future,
         methods=["POST"],
         summary="Forecast from where it stands and what is known of the coming steps",
-        openapi_extra={**_NAME, **model_body(StreamForecastRequest)},
+        openapi_extra={**_NAME, **model_body(StreamForecastRequest), **needs("read")},
     )
     add(
         name,

@@ -44,6 +44,7 @@ def test_the_commands():
         "backtest",
         "bench",
         "demo",
+        "keys",
         "models",
         "predict",
         "promote",

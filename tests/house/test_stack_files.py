@@ -68,6 +68,16 @@ def test_secrets_come_from_the_environment():
     assert not re.search(r"PASSWORD|SECRET|TOKEN", DOCKERFILE)
 
 
+def test_the_service_that_others_can_reach_is_given_api_keys():
+    """It would not start without."""
+    service = SERVICES["forecaster"]
+
+    assert "FORECASTER_HOST=0.0.0.0" in DOCKERFILE
+    assert service["environment"]["FORECASTER_API_KEYS_FILE"] == "/run/secrets/api-keys"
+    assert service["secrets"] == ["api-keys"]
+    assert "/api-keys" in read(".gitignore").splitlines()
+
+
 def test_the_example_environment_names_every_variable_that_has_to_be_set():
     required = set(re.findall(r"\$\{(\w+):\?", read("docker-compose.yml")))
     offered = set(re.findall(r"^#?(\w+)=", read(".env.example"), flags=re.MULTILINE))

@@ -362,7 +362,7 @@ def test_ctrl_c_ends_training_with_status_130_and_a_killed_run(folder: Path) -> 
     assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["KILLED"]
 
 
-COMMANDS = ("train", "predict", "backtest", "score", "promote", "models", "serve", "demo", "schedule", "bench")
+COMMANDS = ("train", "predict", "backtest", "score", "promote", "models", "keys", "serve", "demo", "schedule", "bench")
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -387,6 +387,15 @@ def test_serve_becomes_the_service_with_its_settings(run: Runner, monkeypatch: p
         "FORECASTER_STORE": "s",
         "FORECASTER_PORT": "1",
     }
+
+
+def test_a_new_key_is_made_by_the_service(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    became: list[list[str]] = []
+    monkeypatch.setattr("os.execve", lambda _, arguments, _environment: became.append(arguments[1:]))
+
+    run("keys", "new", "me", "--scopes", "read", "--rate", "5", "--json")
+
+    assert became == [["-m", "service.keys", "new", "me", "--scopes=read", "--rate=5", "--json"]]
 
 
 def test_simulate_writes_paths_that_a_seed_repeats(folder: Path, run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -18,9 +20,22 @@ FRONT_DOORS = ("FORECASTER_PORT", "DAGSTER_PORT", "MLFLOW_PORT")
 
 
 class Stack:
-    """A compose project of its own; a context that leaves neither containers nor volumes behind."""
+    """A compose project of its own; a context that leaves neither containers nor volumes behind.
 
-    def __init__(self, settings: Mapping[str, str]) -> None:
+    Parameters
+    ----------
+    settings
+        Variables of the compose file.
+    folder
+        Gets the file of API keys.
+    """
+
+    def __init__(self, settings: Mapping[str, str], folder: Path) -> None:
+        made = [sys.executable, "-m", "service.keys", "new", "stack-test", "--json"]
+        key = json.loads(subprocess.run(made, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+        self.headers = {"authorization": f"Bearer {key['key']}"}
+        keys_file = folder / "api-keys"
+        keys_file.write_text(key["line"] + "\n")
         self.ports = dict(zip(FRONT_DOORS, free_ports(len(FRONT_DOORS)), strict=True))
         self._compose = [*compose_command(), "--project-name", PROJECT, "--file", str(ROOT / "docker-compose.yml")]
         self._environment = {
@@ -28,6 +43,7 @@ class Stack:
             **settings,
             **{name: str(port) for name, port in self.ports.items()},
             "POSTGRES_PASSWORD": secrets.token_hex(16),
+            "FORECASTER_API_KEYS_FILE": str(keys_file),
         }
 
     def __enter__(self) -> Stack:

@@ -49,8 +49,11 @@ def main() -> None:
         frame.to_parquet(readable_folder(Path(folder)) / "temperatures.parquet", index=False)
         say("building the images and starting the stack (minutes, the first time)")
         with (
-            Stack({**SETTINGS, "FORECASTER_DATA_FOLDER": folder}) as stack,
-            httpx.Client(base_url=stack.url("FORECASTER_PORT"), timeout=60, trust_env=False) as service,
+            TemporaryDirectory(prefix="forecaster-stack-") as secret,
+            Stack({**SETTINGS, "FORECASTER_DATA_FOLDER": folder}, readable_folder(Path(secret))) as stack,
+            httpx.Client(
+                base_url=stack.url("FORECASTER_PORT"), headers=stack.headers, timeout=60, trust_env=False
+            ) as service,
         ):
             exercise(stack, service, known, to_come)
     say("the stack test passed, and nothing is left of the stack")
@@ -59,6 +62,8 @@ def main() -> None:
 def exercise(stack: Stack, service: httpx.Client, known: Series, to_come: Series) -> None:
     """Do to the stack what its users and its accidents will do to it."""
     wait_until("the service is alive", lambda: answers(service, "/healthz"), minutes=5)
+    keyless = httpx.get(f"{stack.url('FORECASTER_PORT')}/v1/streams", trust_env=False)
+    expect(keyless.status_code == 401, "without a key nothing is answered")
     expect(not answers(service, "/readyz"), "without a champion the service says that it is not ready")
     wait_until("the schedule has trained and promoted by itself", lambda: answers(service, "/readyz"), minutes=10)
     wait_until(f"promotion {PROMOTIONS} has come too", lambda: champion(stack) >= PROMOTIONS, minutes=10)
