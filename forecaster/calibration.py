@@ -99,6 +99,7 @@ class Calibration(nn.Module):
         lengths: Tensor | None,
         head: Head,
         decode: Callable[[Tensor, Tensor], tuple[Tensor, Frame]],
+        trail: Tensor | None = None,
     ) -> StreamState:
         """Put correction and flight after a chunk into `after`; what is not adaptive has none.
 
@@ -118,17 +119,20 @@ class Calibration(nn.Module):
             Gives parameters their meaning.
         decode
             Raw parameters [N, K, H] and their frames at N rows and steps of the chunk.
+        trail
+            Written, if given: the correction of the first horizon step after each step, float32, shape [B, T, 2].
         """
         if not self.adaptive:
             return after
         total = y.shape[1]
         ends = torch.full_like(after.age, total) if lengths is None else lengths
         correction = after.correction.clone()
-        logs, log = correction.flatten(1).numpy(), head.transform == "log"
+        logs, log = correction.flatten(1), head.transform == "log"
         values, steps = y.contiguous().numpy(), ends.numpy()
         slot, gain, wanted = self.slot.numpy(), self.gain.numpy(), self.wanted.numpy()
         state = after.last_step.numpy(), after.flight.contiguous().numpy(), after.ruler.contiguous().numpy()
-        if not kernels.land(values, steps, *state, slot, gain, wanted, log, logs):
+        noted = (logs.new_empty(0, 0, 0) if trail is None else trail).numpy()
+        if not kernels.land(values, steps, *state, slot, gain, wanted, log, logs.numpy(), noted):
             return replace(after, correction=correction)
         first = self.period - 1 - (after.last_step - ends).remainder(self.period)
         begins = first + self.period * torch.arange(-(-total // self.period)).unsqueeze(1)  # [flight, row]
@@ -142,7 +146,9 @@ class Calibration(nn.Module):
         flight = flight.contiguous()
         group = self.scored_group.numpy()
         new = flight.numpy(), ruler.numpy()
-        kernels.fly(row.numpy(), begin.numpy(), values, steps, *new, group, slot, gain, wanted, log, logs)
+        kernels.fly(
+            row.numpy(), begin.numpy(), values, steps, *new, group, slot, gain, wanted, log, logs.numpy(), noted
+        )
         last = begin + self.period >= ends[row]
         return replace(
             after,

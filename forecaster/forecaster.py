@@ -26,7 +26,7 @@ from forecaster.config import Config
 from forecaster.covariates import static_numbers, table_of
 from forecaster.errors import InputError
 from forecaster.heads import DistributionHead
-from forecaster.marginals import Block, Marginals
+from forecaster.marginals import Block, Marginals, locate
 from forecaster.network import Encoded, ForecastNetwork
 from forecaster.panel import Panel
 from forecaster.simulation import FEWEST_PATHS, check_samples, generators, seed_of, simulate
@@ -149,6 +149,87 @@ class Forecaster:
         encoded, after = self._network.observe(state, y.to(torch.float64).unsqueeze(1), None, given, rows=rows)
         return after.remember(encoded)
 
+    @torch.inference_mode()
+    def ahead(self, state: StreamState, future: Tensor | None = None) -> Block:
+        """Distribution of the next step after each row, for `place`; changes nothing.
+
+        Parameters
+        ----------
+        state
+            B rows, or what `change` returned.
+        future
+            Values of the known columns at that step, float64, shape [B, K]; None: all are missing.
+        """
+        known = None if future is None else future.unsqueeze(1)
+        return _unless_blank(self._block(self._at_hand(state), state, known, 1), state.blank)
+
+    @torch.inference_mode()
+    def place(self, ahead: Block, y: Tensor) -> Float:
+        """Where values lie in the distributions forecast for them: their probability integral transform.
+
+        Parameters
+        ----------
+        ahead
+            Distribution of the step that the values are of, B rows; see `ahead`.
+        y
+            Shape [B]; NaN is missing.
+
+        Returns
+        -------
+        ndarray
+            Above 0 and below 1, shape [B]; NaN where y is missing, or was the first of its series to be observed. On an
+            atom of the distribution, such as the zeros of counts, the middle of what the atom takes.
+        """
+        found: Float = locate(self._network.head, ahead, y).numpy()
+        return found
+
+    @torch.inference_mode()
+    def fold_and_place(
+        self, state: StreamState, y: Tensor, lengths: Tensor | None = None, covariates: Tensor | None = None
+    ) -> tuple[StreamState, Float]:
+        """Fold consecutive values as `fold` does, and `place` each of them in what was forecast one step before it.
+
+        Returns
+        -------
+        state, places
+            The next state, and where each value lay, shape [B, T]; NaN beyond a row's length.
+        """
+        y = y.to(torch.float64)
+        rows, total = y.shape
+        ends = torch.full((rows,), total, dtype=torch.int64) if lengths is None else lengths
+        places = torch.full((rows, total), torch.nan, dtype=torch.float64)
+        for start, end in self._spans(rows, total):
+            left = (ends - start).clamp(max=end - start)
+            active = torch.nonzero(left > 0).squeeze(1)
+            if len(active):
+                part = None if covariates is None else covariates[active, start:end]
+                after, found = self._fold_span(state.select(active), y[active, start:end], left[active], part)
+                state = state.replace_rows(active, after)
+                places[active, start:end] = found
+        result: Float = places.numpy()
+        return state, result
+
+    def _fold_span(
+        self, state: StreamState, y: Tensor, lengths: Tensor, covariates: Tensor | None
+    ) -> tuple[StreamState, Tensor]:
+        """One stretch of `fold_and_place`, all lengths at least 1."""
+        network, columns = self._network, len(self.config.covariates.known)
+        known = covariates[..., :columns] if columns and covariates is not None else None
+        places = torch.full_like(y, torch.nan)
+        first = self.ahead(state, None if known is None else known[:, 0])
+        places[:, 0] = locate(network.head, first, y[:, 0])
+        trail = torch.zeros(*y.shape, 2)
+        encoded, after = network.observe(state, y, lengths, covariates, trail=trail)
+        seen = ~state.blank.unsqueeze(1) | (~torch.isnan(y)).cumsum(1).bool()
+        steps = torch.arange(1, y.shape[1])
+        row, step = torch.nonzero(seen[:, :-1] & ~torch.isnan(y[:, 1:]) & (steps < lengths.unsqueeze(1)), as_tuple=True)
+        if len(row):
+            chosen = encoded.at((row, step))
+            coming = None if known is None else known[row, step + 1].unsqueeze(1)
+            parameters = network.calibrated(chosen, trail[row, step].unsqueeze(-1), coming, 1)
+            places[row, step + 1] = locate(network.head, Block(parameters, chosen.frame), y[row, step + 1])
+        return after, places
+
     def warm_up(
         self,
         histories: Sequence[Float],
@@ -233,14 +314,26 @@ class Forecaster:
         InputError
             `horizon` or `quantile_levels` cannot be answered, or `future` lacks.
         """
+        return self.forecast_and_ahead(state, horizon, quantile_levels, future)[0]
+
+    @torch.inference_mode()
+    def forecast_and_ahead(
+        self,
+        state: StreamState,
+        horizon: int | None = None,
+        quantile_levels: Sequence[float] | None = None,
+        future: Tensor | None = None,
+    ) -> tuple[Float, Block]:
+        """As `forecast`, and what `ahead` would say, decoded only once."""
         horizon = self.check_horizon(horizon)
         levels = self.check_levels(quantile_levels)
         future = self._checked_future(future, len(state), horizon)
-        quantiles = self._marginals(state, horizon, future).quantiles(levels)
+        marginals = self._marginals(state, horizon, future)
+        quantiles = marginals.quantiles(levels)
         if bool(state.blank.any()):
             quantiles = torch.where(state.blank.view(-1, 1, 1), torch.nan, quantiles)
         result: Float = quantiles.transpose(1, 2).numpy()
-        return result
+        return result, _unless_blank(marginals.blocks[0].steps(slice(0, 1)), state.blank)
 
     @torch.inference_mode()
     def simulate(
@@ -543,6 +636,12 @@ class Forecaster:
                 state = state.replace_rows(active, after)
         return state
 
+    def _at_hand(self, state: StreamState) -> Encoded:
+        """What the head needs of the latest step: remembered, or derived from the state."""
+        if isinstance(state.moment, Encoded):
+            return state.moment.at((slice(None), -1))
+        return self._network.encoded(state)
+
     def _block(self, encoded: Encoded, state: StreamState, future: Tensor | None, steps: int | None = None) -> Block:
         return Block(self._network.calibrated(encoded, state.correction, future, steps), encoded.frame)
 
@@ -576,8 +675,7 @@ class Forecaster:
     def _marginals(self, state: StreamState, horizon: int, future: Tensor | None) -> Marginals:
         """Distributions of the coming steps: beyond the trained ones, a copy of the state observes its own medians."""
         head, known = self._network.head, self._future_blocks(future, horizon)
-        at_hand = state.moment.at((slice(None), -1)) if isinstance(state.moment, Encoded) else None
-        blocks = [self._block(at_hand or self._network.encoded(state), state, known[0])]
+        blocks = [self._block(self._at_hand(state), state, known[0])]
         for before, coming in pairwise(known):
             # Not observed, so nothing to calibrate by.
             state = self._fold(state, head.point(*blocks[-1]), None, self._as_table(before), self._network.encode)
@@ -612,3 +710,9 @@ class Forecaster:
             return None
         past = known.new_full((*known.shape[:2], len(self.config.covariates.past)), torch.nan)
         return torch.cat([known, past], -1)
+
+
+def _unless_blank(block: Block, blank: Tensor) -> Block:
+    """A block that says nothing of the rows that never observed a value."""
+    location = torch.where(blank, torch.nan, block.frame.location)
+    return block._replace(frame=block.frame._replace(location=location))

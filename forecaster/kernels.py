@@ -1,4 +1,4 @@
-"""Compiled loops: frames and features of every step of a chunk, the gates of one LSTM step, and scores of intervals.
+"""Compiled loops: frames and features of every step of a chunk, gates of an LSTM step, and places in a distribution.
 
 What PyTorch would do in dozens of passes over a batch, each loop here does in one pass over a row while the row is in
 the first-level cache, without temporaries and without the interpreter lock. Plain numbers and NumPy arrays in, arrays
@@ -35,6 +35,7 @@ __all__ = [
     "describe",
     "fly",
     "land",
+    "locate",
     "lstm_gates",
 ]
 
@@ -468,6 +469,12 @@ def _score(
                 correction[i] += (missed - wanted[side]) * gain[side, i]
 
 
+@_part
+def _note(correction: Float32, place: Float32) -> None:
+    """Keep the corrections of the first horizon step, which is in the first group."""
+    place[0], place[1] = correction[0], correction[correction.shape[0] // 2]
+
+
 @_loop
 def land(
     y: Float64,
@@ -480,6 +487,7 @@ def land(
     wanted: Float32,
     log: bool,
     correction: Float32,
+    trail: Float32,
 ) -> int:
     """Score what a chunk holds of the flight that every row was on; return how many rows begin another one in it.
 
@@ -501,6 +509,9 @@ def land(
         Whether the transform is the logarithm.
     correction
         Changed: shape [B, C].
+    trail
+        Written: corrections of the first horizon step after each step, below and above, shape [B, T, 2]. Without
+        entries, nothing is written.
     """
     period, due = slot.shape[0], 0
     for b in range(y.shape[0]):
@@ -509,6 +520,11 @@ def land(
             step = slot[phase + t]
             if step < flight.shape[2]:
                 _score(y[b, t], flight[b], step, ruler[b], log, gain[step], wanted, correction[b])
+            if trail.shape[0] > 0:
+                _note(correction[b], trail[b, t])
+        if trail.shape[0] > 0:
+            for t in range(period - phase, lengths[b]):
+                _note(correction[b], trail[b, t])
         due += period - 1 - phase < lengths[b]
     return due
 
@@ -527,6 +543,7 @@ def fly(
     wanted: Float32,
     log: bool,
     correction: Float32,
+    trail: Float32,
 ) -> None:
     """Begin flights and score what the chunk holds of each; those of one row stand in the order of their time.
 
@@ -538,7 +555,7 @@ def fly(
         As in `land`, of each flight and without correction, shapes [N, 3, S] and [N, 2]; changed: `flight` gets it.
     group
         Of each scored step, shape [S].
-    y, lengths, slot, gain, wanted, log, correction
+    y, lengths, slot, gain, wanted, log, correction, trail
         As in `land`; two times as many corrections as groups.
     """
     bound, kept = np.float32(LARGEST_CORRECTION), np.float32(1 - FADING)
@@ -551,7 +568,54 @@ def fly(
         for step in range(group.shape[0]):
             for side in range(2):
                 flight[i, 1 + side, step] *= np.float32(math.exp(-logs[side * groups + group[step]]))
-        for k in range(min(slot.shape[0], lengths[b] - begins[i] - 1)):
-            step = slot[k]
+        for t in range(begins[i], min(begins[i] + slot.shape[0] + 1, lengths[b])):
+            step = slot[t - begins[i] - 1] if t > begins[i] else flight.shape[2]
             if step < flight.shape[2]:
-                _score(y[b, begins[i] + 1 + k], flight[i], step, ruler[i], log, gain[step], wanted, logs)
+                _score(y[b, t], flight[i], step, ruler[i], log, gain[step], wanted, logs)
+            if trail.shape[0] > 0:
+                _note(logs, trail[b, t])
+
+
+# -- places in a distribution ------------------------------------------------------------------------------------------
+
+
+@_loop
+def locate(quantiles: Float64, levels: Float64, y: Float64, below: Float64, at_most: Float64) -> None:
+    """Where values lie on quantile functions: linear between quantiles, with exponential tails beyond the outermost.
+
+    Parameters
+    ----------
+    quantiles
+        Rising along the last axis, shape [N, Q].
+    levels
+        Of the quantiles, shape [Q].
+    y
+        Shape [N].
+    below, at_most
+        Written: probabilities of less than y and of at most y, shape [N]; they differ where quantiles are equal.
+    """
+    last = levels.shape[0] - 1
+    low_decay = math.log(levels[1] / levels[0])
+    high_decay = math.log((1 - levels[last - 1]) / (1 - levels[last]))
+    for n in range(y.shape[0]):
+        row, value = quantiles[n], y[n]
+        less = not_more = 0
+        for i in range(last + 1):
+            less += row[i] < value
+            not_more += row[i] <= value
+        for side in range(2):
+            place = not_more if side == 1 else less
+            if place == 0:
+                width = row[1] - row[0]
+                level = levels[0] * math.exp((value - row[0]) / width * low_decay) if width > 0 else 0.0
+            elif place > last:
+                width = row[last] - row[last - 1]
+                beyond = math.exp((row[last] - value) / width * high_decay) if width > 0 else 0.0
+                level = 1 - (1 - levels[last]) * beyond
+            else:
+                share = (value - row[place - 1]) / (row[place] - row[place - 1])
+                level = levels[place - 1] + share * (levels[place] - levels[place - 1])
+            if side == 1:
+                at_most[n] = level
+            else:
+                below[n] = level

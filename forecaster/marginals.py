@@ -11,13 +11,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from forecaster.heads import Head, Levels
 from forecaster.scaling import Frame
 
-__all__ = ["Block", "Marginals"]
+__all__ = ["Block", "Marginals", "locate", "surprise"]
+
+EDGE = 2.0**-40
+"""Least distance of a place from 0 and 1: no observation is impossible, and surprise ends at 11.7."""
 
 
 class Block(NamedTuple):
@@ -29,6 +34,38 @@ class Block(NamedTuple):
     def steps(self, steps: slice) -> Block:
         """Some of its horizon steps."""
         return Block(self.parameters[..., steps], self.frame)
+
+    def rows(self, rows: Tensor) -> Block:
+        """Some of its rows."""
+        return Block(self.parameters[rows], self.frame.at(rows))
+
+
+def locate(head: Head, block: Block, y: Tensor) -> Tensor:
+    """Where y [B] lies in the distribution of a block's first step, above 0 and below 1; shape [B], float64.
+
+    NaN where y is NaN, or the location of the block is: there it says nothing.
+    """
+    block = block.steps(slice(0, 1))
+    unknown = torch.isnan(y) | torch.isnan(block.frame.location)
+    found = head.place(block.parameters, y.double().unsqueeze(-1), block.frame).squeeze(-1).clamp(EDGE, 1 - EDGE)
+    return torch.where(unknown, torch.nan, found)
+
+
+def surprise(places: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """How far out values lay, on either side: 0 at the median, 1 if one in ten lies as far out, 2 if one in a hundred.
+
+    Parameters
+    ----------
+    places
+        Places in a distribution, between 0 and 1; NaN is missing.
+
+    Examples
+    --------
+    >>> surprise(np.array([0.5, 0.95, 0.005]))
+    array([0., 1., 2.])
+    """
+    out: npt.NDArray[np.float64] = np.abs(np.log10(2 * np.minimum(places, 1 - places)))
+    return out
 
 
 class Marginals:

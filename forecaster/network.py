@@ -166,15 +166,20 @@ class ForecastNetwork(nn.Module):
         lengths: Tensor | None = None,
         covariates: Tensor | None = None,
         rows: Tensor | None = None,
+        trail: Tensor | None = None,
     ) -> tuple[Encoded, StreamState]:
-        """As `encode`, and the calibration follows: what serving folds with."""
+        """As `encode`, and the calibration follows: what serving folds with.
+
+        The correction of the first horizon step after every step of the chunk is written to `trail`, float32, shape
+        [B, T, 2], if that is given and the model is adaptive.
+        """
         encoded, after = self.encode(state, y, lengths, covariates, rows)
 
         def decode(rows: Tensor, steps: Tensor) -> tuple[Tensor, Frame]:
             chosen = encoded.at((rows, steps))
             return self.decode(chosen), chosen.frame
 
-        return encoded, self.calibration.follow(after, y, lengths, self.head, decode)
+        return encoded, self.calibration.follow(after, y, lengths, self.head, decode, trail)
 
     def encoded(self, state: StreamState) -> Encoded:
         """What the head needs of a state's latest step, leading axes [B]: the last entry of the `encode` behind it."""

@@ -5,11 +5,16 @@ It knows no HTTP and no engine; both tell it what happened. Invariant: no label 
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from forecaster.marginals import surprise
 
 __all__ = ["Metrics"]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_SURPRISES = (1, 2, 3, 4, 6)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
@@ -27,6 +32,12 @@ class Metrics:
         )
         self.observations = Counter(
             "forecaster_observations", "Observations by verdict", ("verdict",), registry=registry
+        )
+        self.surprising = Counter(
+            "forecaster_surprising_observations",
+            "Observations at least so far out in what was forecast for them: 2 is one in a hundred",
+            ("surprise",),
+            registry=registry,
         )
         self.filled = Counter("forecaster_filled_steps", "Missing steps filled in gaps", registry=registry)
         self.batch_size = Histogram(
@@ -66,6 +77,12 @@ class Metrics:
     def observed(self, verdict: str, count: int) -> None:
         """Record what became of observations."""
         self.observations.labels(verdict).inc(count)
+
+    def placed(self, places: npt.NDArray[np.float64]) -> None:
+        """Record where observations lay in what was forecast for them."""
+        surprises = surprise(places)
+        for least in _SURPRISES:
+            self.surprising.labels(str(least)).inc(int(np.count_nonzero(surprises >= least)))
 
     def serves(self, name: str, version: str) -> None:
         """Record which model serves from now on."""

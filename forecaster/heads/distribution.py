@@ -27,6 +27,11 @@ class DistributionHead(Head):
     def cdf(self, parameters: Tensor, y: Tensor, frame: Frame) -> Tensor:
         """Probability of at most y [B, H], float64, shape [B, H]."""
 
+    def interval(self, parameters: Tensor, y: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
+        """From the distribution function."""
+        at_most = self.cdf(parameters, y, frame)
+        return (self.cdf(parameters, y - 1, frame) if self.discrete else at_most), at_most
+
 
 def mean_known(values: Tensor, known: Tensor) -> Tensor:
     """Mean where `known`; 0 if nothing is."""

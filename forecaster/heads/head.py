@@ -187,6 +187,25 @@ class Head(nn.Module, ABC):
             Between 0 and 1, exclusive.
         """
 
+    @abstractmethod
+    def interval(self, parameters: Tensor, y: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
+        """Probabilities of less than y [B, H] and of at most y, float64, shape [B, H] each; as if any y were admitted.
+
+        They differ where the distribution has an atom.
+        """
+
+    def place(self, parameters: Tensor, y: Tensor, frame: Frame) -> Tensor:
+        """Where y [B, H] lies in the distributions, from 0 to 1: the probability integral transform, float64, [B, H].
+
+        On an atom, the middle of what the atom takes.
+        """
+        below, at_most = self.interval(parameters, y, frame)
+        if self.nonnegative and not self.discrete:  # all that would lie below 0 lies at 0
+            holds = self._holds(frame).unsqueeze(-1)
+            below = torch.where(holds & (y <= 0), 0.0, below)
+            at_most = torch.where(holds & (y < 0), 0.0, at_most)
+        return (below + at_most) / 2
+
     def admit(self, y: Tensor, frame: Frame) -> Tensor:
         """The nearest values to y [B, L, H] that this head may forecast in this frame.
 
@@ -194,8 +213,12 @@ class Head(nn.Module, ABC):
         """
         if not self.nonnegative:
             return y
-        holds = frame.location >= frame.scale * (1 - 1e-12)  # mean and mean magnitude differ by negative values alone
-        return torch.maximum(y, torch.where(holds, 0.0, -torch.inf)[..., None, None])
+        return torch.maximum(y, torch.where(self._holds(frame), 0.0, -torch.inf)[..., None, None])
+
+    @staticmethod
+    def _holds(frame: Frame) -> Tensor:
+        """Whether no recent value was below 0: mean and mean magnitude differ by negative values alone."""
+        return frame.location >= frame.scale * (1 - 1e-12)
 
     def stretch(self, parameters: Tensor, factors: Tensor) -> Tensor:
         """Parameters [B, K, H] with distances to the median multiplied by `factors` [B, 2, H], below and above it."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from forecaster import kernels
 from forecaster.heads.head import Head, HeadSizes, Levels
 from forecaster.heads.widening import widening
 from forecaster.losses import pinball_loss
@@ -107,6 +108,16 @@ class QuantileHead(Head):
             return self.admit(self._restored(parameters[..., places, :], frame), frame)
         mixing = np.array([np.interp(levels, trained, row) for row in np.eye(len(trained))])
         return self.admit(torch.from_numpy(mixing.T) @ self._restored(parameters, frame), frame)
+
+    def interval(self, parameters: Tensor, y: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
+        """On the quantile function through the trained quantiles, tails included."""
+        quantiles = self._restored(parameters, frame).transpose(-1, -2).contiguous()
+        found = torch.empty(2, *y.shape, dtype=torch.float64)
+        below, at_most = found.view(2, -1).numpy()
+        levels = np.array(self.levels)
+        values = y.double().contiguous().view(-1).numpy()
+        kernels.locate(quantiles.view(-1, len(levels)).numpy(), levels, values, below, at_most)
+        return found[0], found[1]
 
     @property
     def answered(self) -> tuple[float, float]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from forecaster import InputError
+from forecaster.marginals import surprise
 from service.bodies.covariates import read_values
 from service.bodies.schemas import MAX_ABSOLUTE_Y, Row, check_unique_id
 from service.engine.items import Outcome
@@ -222,9 +223,14 @@ def _one_step(ds: Any, i: int, dates: Dates, rows: Rows) -> int | None:
 
 
 def verdicts_reply(
-    rows: Rows, grouped: Mapping[str, Sequence[int]], results: Mapping[str, Outcome | Problem]
+    rows: Rows,
+    grouped: Mapping[str, Sequence[int]],
+    results: Mapping[str, Outcome | Problem],
+    min_surprise: float | None = None,
 ) -> dict[str, Any]:
-    """Counts, one verdict per row in row order, and a reason for the first refused rows.
+    """Counts, a verdict and a surprise per row in row order, and a reason for the first refused rows.
+
+    With `min_surprise`, instead of all surprises the rows that reach it, most surprising first.
 
     Raises
     ------
@@ -234,6 +240,7 @@ def verdicts_reply(
     """
     verdicts = [Verdict.INVALID] * len(rows.unique_ids)
     reasons = dict(rows.reasons)
+    places = np.full(len(verdicts), np.nan)
     filled = 0
     for name, numbers in grouped.items():
         result = results[name]
@@ -246,13 +253,25 @@ def verdicts_reply(
             continue
         assert result.judgement is not None
         filled += result.judgement.filled
+        if result.places is not None:
+            places[numbers] = result.places
         for i, verdict in zip(numbers, result.judgement.verdicts, strict=True):
             verdicts[i] = verdict
             if verdict.refused:
                 reasons[i] = _REASONS[verdict]
     counts = {verdict.value: verdicts.count(verdict) for verdict in Verdict if verdict in verdicts}
     shown = [{"row": i, "verdict": verdicts[i], "detail": reasons[i]} for i in sorted(reasons)[:_SHOWN]]
-    return {"rows": len(verdicts), "counts": counts, "filled": filled, "verdicts": verdicts, "refused": shown}
+    reply = {"rows": len(verdicts), "counts": counts, "filled": filled, "verdicts": verdicts, "refused": shown}
+    surprises = surprise(places)
+    if min_surprise is None:
+        return reply | {"surprises": surprises.round(4)}
+    order = np.argsort(-surprises, kind="stable")
+    found = order[: np.count_nonzero(surprises >= min_surprise)].tolist()  # NaN comes last
+    return reply | {
+        "surprising": [
+            {"row": i, "unique_id": rows.unique_ids[i], "place": places[i], "surprise": surprises[i]} for i in found
+        ]
+    }
 
 
 _REASONS: Mapping[Verdict, str] = {

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import orjson
 from fastapi import Response
 
+from forecaster.marginals import surprise
 from service.engine.items import Outcome
 from service.engine.verdicts import Verdict
 from service.models.served import ServedModel, Want
@@ -83,6 +84,10 @@ def observed(outcome: Outcome, want: Want) -> bytes:
     else:
         reply.update((word.value, verdicts.count(word)) for word in _TAKEN)
     reply["filled"] = judgement.filled
+    if outcome.places is None:
+        reply["places"] = reply["surprises"] = [None] * len(verdicts)
+    else:
+        reply["places"], reply["surprises"] = outcome.places, surprise(outcome.places)
     return orjson.dumps(reply, option=_OPTIONS)
 
 

@@ -16,13 +16,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
+import numpy as np
 import torch
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.engine.intake import Intake
-from service.engine.items import Item
+from service.engine.items import Item, Outcome
 from service.engine.microbatch import MicroBatch, Result
 from service.engine.residents import Residents
+from service.engine.verdicts import Verdict
 from service.errors import StaleStreams
 from service.metrics import Metrics
 from service.models.served import ServedModel
@@ -270,16 +272,21 @@ class Engine:
         metrics.batch_seconds.observe(seconds)
         metrics.pending.set(self._intake.pending)
         metrics.resident.set(len(self._residents))
-        verdicts: dict[str, int] = {}
+        verdicts: dict[Verdict, int] = {}
         filled = 0
+        places = []
         for result in results.values():
-            judgement = getattr(result, "judgement", None)
+            if isinstance(result, Outcome) and result.places is not None:
+                places.append(result.places)
+            judgement = result.judgement if isinstance(result, Outcome) else None
             if judgement is not None:
                 filled += judgement.filled
                 for verdict in judgement.verdicts:
                     verdicts[verdict] = verdicts.get(verdict, 0) + 1
         for verdict, count in verdicts.items():
             metrics.observed(verdict, count)
+        if places:
+            metrics.placed(np.concatenate(places))
         if filled:
             metrics.filled.inc(filled)
 

@@ -22,6 +22,8 @@ from service.store.values import covariates_of, y_of
 
 __all__ = ["Stretch", "begin", "dense", "fold_ragged", "restore", "rewind", "stacked", "static_values"]
 
+Float = npt.NDArray[np.float64]
+
 _CELLS = 1 << 20  # values of one padded batch, to bound memory
 
 
@@ -79,7 +81,9 @@ def static_values(
         return forecaster.static(names, [None] * len(names))
 
 
-def fold_ragged(forecaster: Forecaster, state: StreamState, stretches: Sequence[Stretch]) -> StreamState:
+def fold_ragged(
+    forecaster: Forecaster, state: StreamState, stretches: Sequence[Stretch], places: dict[int, Float] | None = None
+) -> StreamState:
     """Fold a stretch of its own length into each row.
 
     Parameters
@@ -90,16 +94,14 @@ def fold_ragged(forecaster: Forecaster, state: StreamState, stretches: Sequence[
         B rows.
     stretches
         B of them.
+    places
+        Filled, if given: row → where each value of its stretch lay in what was forecast for it one step before.
     """
     lengths = [len(stretch.values) for stretch in stretches]
     longest = max(lengths, default=0)
     if longest == 0:
         return state
-    if min(lengths) == longest and longest * len(stretches) <= _CELLS:
-        y = torch.tensor([stretch.values for stretch in stretches], dtype=torch.float64)
-        return forecaster.fold(state, y, covariates=stacked(stretches))
     # Rows of similar length together, so that one long history does not pad a thousand short ones.
-    folded = state.select(slice(None))
     parts: list[tuple[list[int], StreamState]] = []
     order = sorted(range(len(stretches)), key=lengths.__getitem__)
     start = 0
@@ -113,8 +115,14 @@ def fold_ragged(forecaster: Forecaster, state: StreamState, stretches: Sequence[
         ):
             stop += 1
         rows = order[start:stop]
-        parts.append((rows, _fold_padded(forecaster, state.select(torch.tensor(rows)), [stretches[r] for r in rows])))
+        part = state if len(rows) == len(stretches) and rows == list(range(len(rows))) else state.select(rows)
+        after, found = _fold_padded(forecaster, part, [stretches[row] for row in rows], placed=places is not None)
+        if places is not None and found is not None:
+            places.update((row, line[: lengths[row]]) for row, line in zip(rows, found, strict=True))
+        parts.append((rows, after))
         start = stop
+    if len(parts) == 1 and order == list(range(len(order))):
+        return parts[0][1]
     folded = StreamState.concat([part for _, part in parts])
     back = torch.empty(len(stretches), dtype=torch.int64)
     back[torch.tensor([row for rows, _ in parts for row in rows])] = torch.arange(len(stretches))
@@ -132,15 +140,23 @@ def stacked(stretches: Sequence[Stretch]) -> torch.Tensor | None:
     return torch.from_numpy(stacked)
 
 
-def _fold_padded(forecaster: Forecaster, state: StreamState, stretches: Sequence[Stretch]) -> StreamState:
+def _fold_padded(
+    forecaster: Forecaster, state: StreamState, stretches: Sequence[Stretch], *, placed: bool
+) -> tuple[StreamState, Float | None]:
     lengths = np.array([len(stretch.values) for stretch in stretches], dtype=np.int64)
     longest = int(lengths.max())
     if longest == 0:
-        return state
-    padded = np.full((len(stretches), longest), np.nan)
-    for row, stretch in zip(padded, stretches, strict=True):
-        row[: len(stretch.values)] = stretch.values
-    return forecaster.fold(state, torch.from_numpy(padded), torch.from_numpy(lengths), stacked(stretches))
+        return state, None
+    if int(lengths.min()) == longest:
+        y, ends = torch.tensor([stretch.values for stretch in stretches], dtype=torch.float64), None
+    else:
+        padded = np.full((len(stretches), longest), np.nan)
+        for row, stretch in zip(padded, stretches, strict=True):
+            row[: len(stretch.values)] = stretch.values
+        y, ends = torch.from_numpy(padded), torch.from_numpy(lengths)
+    if placed:
+        return forecaster.fold_and_place(state, y, ends, stacked(stretches))
+    return forecaster.fold(state, y, ends, stacked(stretches)), None
 
 
 def restore(model: ServedModel, store: Store, recoveries: Sequence[Recovery]) -> tuple[StreamState, list[int], int]:
@@ -209,8 +225,8 @@ def _read_snapshots(forecaster: Forecaster, records: Sequence[bytes | None]) -> 
 
 def rewind(
     model: ServedModel, store: Store, record: StreamRecord, changed: dict[int, Value], last_step: int
-) -> StreamState:
-    """State of one stream whose log changes at or before its last step.
+) -> tuple[StreamState, int, Float]:
+    """State of one stream whose log changes at or before its last step; a step, and places of the values after it.
 
     Parameters
     ----------
@@ -232,4 +248,6 @@ def rewind(
         base = begin(forecaster, [record])
     after = int(base.last_step)
     rows = dict(store.log(record.id, after)) | changed
-    return fold_ragged(forecaster, base, [dense(forecaster, rows.items(), after, last_step)])
+    places: dict[int, Float] = {}
+    state = fold_ragged(forecaster, base, [dense(forecaster, rows.items(), after, last_step)], places)
+    return state, after, places[0]

@@ -54,6 +54,9 @@ class Outcome:
         The same as the item's `render` wrote it.
     state
         A copy of the stream's, if that was asked for.
+    places
+        Where each observation lay in the distribution forecast for it, float64, one per observation; NaN for those
+        that are missing, refused or known already. None if the request changed nothing.
     """
 
     record: StreamRecord
@@ -63,6 +66,7 @@ class Outcome:
     created: bool = False
     reply: bytes | None = None
     state: StreamState | None = None
+    places: npt.NDArray[np.float64] | None = None
 
 
 Render = Callable[[Outcome, Want], bytes]

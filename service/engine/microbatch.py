@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from forecaster import InputError, StreamState
+from forecaster.marginals import Block
 from service.engine.folding import begin, dense, fold_ragged, rewind, stacked
 from service.engine.items import Create, Delete, Item, Look, Observe, Outcome, Precondition, wanted
 from service.engine.residents import Resident, Residents
@@ -30,6 +31,7 @@ from service.store.values import Covered, y_of
 __all__ = ["MicroBatch", "Result"]
 
 Result = Outcome | Problem
+Float = npt.NDArray[np.float64]
 
 
 @dataclass(slots=True)
@@ -40,6 +42,7 @@ class _Step:
     resident: Resident
     record: StreamRecord
     judgement: Judgement | None = None
+    places: Float | None = None
 
 
 @dataclass(slots=True)
@@ -96,7 +99,7 @@ class MicroBatch:
         self._residents.touch([item.unique_id for item in items], check_versions=self._check_versions)
         plan = self._plan(items)
         rewound = self._rewind(plan.rewinds)
-        created_states = self._warm_up(plan.creates)
+        created = self._warm_up(plan.creates)
         changes = self._changes(plan)
         # The statements run beside the fold and wait for it; the disk works beside the decoding from the same copies.
         folded: Future[None] = Future()
@@ -104,14 +107,16 @@ class MicroBatch:
         try:
             appended = self._append(plan.appends)
             folded.set_result(None)
-            self._conclude(plan, self._decode(plan, appended, rewound))
+            forecasts, ahead = self._decode(plan, appended, rewound)
+            self._conclude(plan, forecasts)
         except BaseException as error:
             if not folded.done():
                 folded.set_exception(error)
             raise
         finally:
-            created = committed.result() if committed else []
-        self._remember(plan, appended, rewound, created, created_states)
+            records = committed.result() if committed else []
+        self._remember(plan, appended, ahead, rewound)
+        self._take_in(plan, records, created)
         return self._results
 
     # -- plan ------------------------------------------------------------------------------------------------------
@@ -245,18 +250,25 @@ class MicroBatch:
     def _append(self, steps: list[_Step]) -> StreamState | None:
         if not steps:
             return None
+        forecaster = self._model.forecaster
         stretches = []
         for step in steps:
             assert step.judgement is not None
             last = step.resident.record.last_step
-            forecaster = self._model.forecaster
             stretches.append(dense(forecaster, step.judgement.inserted.items(), last, step.judgement.last_step))
         slab, rows = self._residents.slab, [step.resident.row for step in steps]
         if all(len(stretch.values) == 1 for stretch in stretches):
             y = torch.tensor([stretch.values for stretch in stretches], dtype=torch.float64).squeeze(1)
             table = stacked(stretches)
-            return slab.change(rows, y, None if table is None else table.squeeze(1))
-        return fold_ragged(self._model.forecaster, slab.gather(rows), stretches)
+            covariates = None if table is None else table.squeeze(1)
+            places = dict(enumerate(forecaster.place(slab.ahead(rows, covariates), y)[:, None]))
+            appended = slab.change(rows, y, covariates)
+        else:
+            places = {}
+            appended = fold_ragged(forecaster, slab.gather(rows), stretches, places)
+        for row, step in enumerate(steps):
+            step.places = _placed(step, step.resident.record.last_step, places[row])
+        return appended
 
     def _rewind(self, steps: list[_Step]) -> StreamState | None:
         if not steps:
@@ -265,7 +277,11 @@ class MicroBatch:
         for step in steps:
             assert step.judgement is not None
             changed = step.judgement.inserted | step.judgement.updated
-            parts.append(rewind(self._model, self._store, step.resident.record, changed, step.judgement.last_step))
+            state, after, places = rewind(
+                self._model, self._store, step.resident.record, changed, step.judgement.last_step
+            )
+            step.places = _placed(step, after, places)
+            parts.append(state)
         return StreamState.concat(parts)
 
     def _warm_up(self, creates: list[tuple[Create, Resident | None]]) -> StreamState | None:
@@ -295,16 +311,18 @@ class MicroBatch:
 
     def _decode(
         self, plan: _Plan, appended: StreamState | None, rewound: StreamState | None
-    ) -> dict[Item, npt.NDArray[np.float64]]:
+    ) -> tuple[dict[Item, Float], Block | None]:
+        """The forecasts asked for; and what appended rows say of the next step, if that came out on the way."""
         wants: dict[Want, list[tuple[_Step, int]]] = {}
         reads = [step for step in plan.reads if wanted(step.item)]
         for position, step in enumerate((*plan.appends, *plan.rewinds, *reads)):
             if want := wanted(step.item):
                 wants.setdefault(want, []).append((step, position))
         if not wants:
-            return {}
+            return {}, self._ahead(appended)
         slab = self._residents.slab
         alone = rewound is None and not reads
+        folded, ahead = appended, None
         if appended is not None and not (alone and self._suffices(appended, wants)):
             appended = slab.whole([step.resident.row for step in plan.appends], appended)
         read = slab.gather([step.resident.row for step in reads]) if reads else None
@@ -315,11 +333,13 @@ class MicroBatch:
             rows = states if len(asked) == len(states) else states.select([position for _, position in asked])
             try:
                 future = self._future([(step.item, step.record.last_step) for step, _ in asked], want.horizon)
-                quantiles = self._model.forecaster.forecast(rows, want.horizon, want.quantile_levels, future)
+                quantiles, said = self._model.forecaster.forecast_and_ahead(rows, *want, future)
             except InputError as error:
                 # The model changed since the request was checked, to one that cannot answer it.
                 self._results.update((step.item, from_library(error)) for step, _ in asked)
                 continue
+            if rows is appended:
+                ahead = said
             by_level = np.ascontiguousarray(quantiles.transpose(0, 2, 1))  # [B, Q, H]
             finite = np.asarray(np.isfinite(quantiles).all(axis=(1, 2)))
             for place, ((step, _), row, usable) in enumerate(zip(asked, by_level, finite, strict=True)):
@@ -329,7 +349,13 @@ class MicroBatch:
                 if not usable and isinstance(step.item, Look):
                     detail = f"stream {step.item.unique_id!r} has no finite forecast: no value was observed yet"
                     self._results[step.item] = Problem(409, "no-forecast", detail)
-        return forecasts
+        return forecasts, ahead or self._ahead(folded)
+
+    def _ahead(self, appended: StreamState | None) -> Block | None:
+        """What rows say of the next step; of models with known covariates nothing, before these are told."""
+        if appended is None or self._model.forecaster.config.covariates.known:
+            return None
+        return self._model.forecaster.ahead(appended)
 
     def _suffices(self, appended: StreamState, wants: dict[Want, list[tuple[_Step, int]]]) -> bool:
         """Whether forecasts can be made of what was folded as it is, though it may be a mere change."""
@@ -345,13 +371,13 @@ class MicroBatch:
         futures = [(getattr(item, "future", None) or Coming(None), cutoff) for item, cutoff in asked]
         return torch.from_numpy(np.stack([future.ahead(cutoff, horizon, known) for future, cutoff in futures]))
 
-    def _conclude(self, plan: _Plan, forecasts: dict[Item, npt.NDArray[np.float64]]) -> None:
+    def _conclude(self, plan: _Plan, forecasts: dict[Item, Float]) -> None:
         """Outcomes of all but creations, for the case that the commit succeeds."""
         for step in (*plan.appends, *plan.rewinds, *plan.reads, *plan.deletes):
             item = step.item
             if item in self._results:
                 continue
-            outcome = Outcome(step.record, self._model, step.judgement, forecasts.get(item))
+            outcome = Outcome(step.record, self._model, step.judgement, forecasts.get(item), places=step.places)
             if outcome.quantiles is not None and isinstance(item, Observe | Look) and item.want and item.render:
                 outcome.reply = item.render(outcome, item.want)
             outcome.state = self._copies.get(item)
@@ -379,30 +405,41 @@ class MicroBatch:
         return changes
 
     def _remember(
-        self,
-        plan: _Plan,
-        appended: StreamState | None,
-        rewound: StreamState | None,
-        created: list[StreamRecord],
-        created_states: StreamState | None,
+        self, plan: _Plan, appended: StreamState | None, ahead: Block | None, rewound: StreamState | None
     ) -> None:
-        residents = self._residents
-        for steps, states in ((plan.appends, appended), (plan.rewinds, rewound)):
+        slab = self._residents.slab
+        for steps, states, said in ((plan.appends, appended, ahead), (plan.rewinds, rewound, None)):
             if states is None:
                 continue
-            residents.slab.scatter([step.resident.row for step in steps], states)
+            slab.scatter([step.resident.row for step in steps], states, said)
             for step in steps:
                 resident, record = step.resident, step.record
                 # A rewound stream has lost later snapshots, so the revised stretch counts again.
                 resident.unsaved += max(record.last_step - resident.record.last_step, 1)
                 resident.record = record
                 self.due.append(resident)
-        if created_states is not None:
-            unsaved = [record.last_step - record.first_step + 1 for record in created]
-            self.due.extend(residents.add(created, created_states, unsaved))
-            for (item, before), record in zip(plan.creates, created, strict=True):
+
+    def _take_in(self, plan: _Plan, records: list[StreamRecord], states: StreamState | None) -> None:
+        if states is not None:
+            unsaved = [record.last_step - record.first_step + 1 for record in records]
+            self.due.extend(self._residents.add(records, states, unsaved))
+            for (item, before), record in zip(plan.creates, records, strict=True):
                 self._results[item] = Outcome(record, self._model, created=before is None)
-        residents.drop(step.item.unique_id for step in plan.deletes)
+        self._residents.drop(step.item.unique_id for step in plan.deletes)
+
+
+def _placed(step: _Step, after: int, places: Float) -> Float:
+    """Places of an item's observations, out of those of all steps after one."""
+    item, judgement = step.item, step.judgement
+    assert isinstance(item, Observe)
+    assert judgement is not None
+    if item.steps == list(range(after + 1, after + 1 + len(places))):  # the usual case, as in `judge`
+        return places
+    found = np.full(len(item.steps), np.nan)
+    for i, verdict in enumerate(judgement.verdicts):
+        if not verdict.refused and verdict is not Verdict.DUPLICATE:
+            found[i] = places[item.steps[i] - after - 1]
+    return found
 
 
 def _count_missing(values: Collection[Value]) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from forecaster import StreamState
+from forecaster.marginals import Block
 from service.engine.folding import restore
 from service.engine.slab import Slab
 from service.metrics import Metrics
@@ -92,11 +93,13 @@ class Residents:
         versions = self._store.versions([resident.record.id for resident in here])
         self.drop(r.record.unique_id for r in here if versions.get(r.record.id) != r.record.version)
 
-    def add(self, records: Sequence[StreamRecord], states: StreamState, unsaved: Sequence[int]) -> list[Resident]:
-        """Take streams in, replacing those of the same name."""
+    def add(
+        self, records: Sequence[StreamRecord], states: StreamState, unsaved: Sequence[int], ahead: Block | None = None
+    ) -> list[Resident]:
+        """Take streams in, replacing those of the same name; `ahead` is as in `Slab.scatter`."""
         self.drop(record.unique_id for record in records)
         rows = self.slab.take(len(records))
-        self.slab.scatter(rows, states)
+        self.slab.scatter(rows, states, ahead)
         added = [Resident(r, row, n, self._clock) for r, row, n in zip(records, rows, unsaved, strict=True)]
         self._by_name.update((resident.record.unique_id, resident) for resident in added)
         return added

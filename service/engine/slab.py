@@ -1,7 +1,7 @@
-"""The slab: the states of all resident streams in one batched `StreamState`, one row each.
+"""The slab: the states of all resident streams in one batched `StreamState`, one row each, and what comes next of each.
 
-It knows rows, not streams. Invariant: a row is owned by at most one stream; the slab grows by doubling and is touched
-by the engine's thread only.
+It knows rows, not streams. Invariants: a row is owned by at most one stream; the slab grows by doubling and is touched
+by the engine's thread only; what is kept of the next step is what its row's state says of it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 from forecaster import Forecaster, StreamState
+from forecaster.marginals import Block
+from forecaster.scaling import Frame
 
 __all__ = ["Slab"]
 
@@ -30,6 +32,11 @@ class Slab:
     def __init__(self, forecaster: Forecaster, capacity: int = 256) -> None:
         self._forecaster = forecaster
         self._state = self._empty(capacity)
+        # Of models with known covariates, the next step is not told before its covariates are.
+        self._known = len(forecaster.config.covariates.known)
+        template = forecaster.ahead(self._empty(1)).parameters[..., 0]
+        self._parameters = template.new_empty(capacity, template.shape[1])
+        self._frames = torch.empty(capacity, len(Frame._fields), dtype=torch.float64)
         self._free = list(range(capacity - 1, -1, -1))
 
     def _empty(self, rows: int) -> StreamState:
@@ -45,6 +52,8 @@ class Slab:
         while len(self._free) < count:
             capacity = self.capacity
             self._state = StreamState.concat([self._state, self._empty(capacity)])
+            self._parameters = torch.cat([self._parameters, torch.empty_like(self._parameters)])
+            self._frames = torch.cat([self._frames, torch.empty_like(self._frames)])
             self._free.extend(range(2 * capacity - 1, capacity - 1, -1))
         taken = self._free[len(self._free) - count :]
         del self._free[len(self._free) - count :]
@@ -68,9 +77,26 @@ class Slab:
         states.assign(range(len(rows)), change)
         return states
 
-    def scatter(self, rows: Sequence[int], states: StreamState) -> None:
-        """Write some rows, or a change of them."""
-        self._state.assign(_index(rows), states)
+    def scatter(self, rows: Sequence[int], states: StreamState, ahead: Block | None = None) -> None:
+        """Write some rows, or a change of them, with what they say of the next step if that is at hand."""
+        index = _index(rows)
+        self._state.assign(index, states)
+        if self._known:
+            return
+        parameters, frame = self._forecaster.ahead(states) if ahead is None else ahead
+        # By way of NumPy, whose row copies take a third of the time.
+        place = index.numpy()
+        self._parameters.numpy()[place] = parameters[..., 0].numpy()
+        self._frames.numpy()[place] = torch.stack(frame, 1).numpy()
+
+    def ahead(self, rows: Sequence[int], covariates: torch.Tensor | None = None) -> Block:
+        """What some rows say of the next step, whose covariates, if any, are `covariates` [B, D]."""
+        if self._known:
+            future = None if covariates is None else covariates[:, : self._known]
+            return self._forecaster.ahead(self.gather(rows), future)
+        index = _index(rows)
+        frame = Frame(*self._frames.index_select(0, index).unbind(1))
+        return Block(self._parameters.index_select(0, index).unsqueeze(-1), frame)
 
 
 def _index(rows: Sequence[int]) -> torch.Tensor:

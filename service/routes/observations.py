@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -17,10 +18,16 @@ from service.routes.common import engine_of, refuse_query
 __all__ = ["add_to"]
 
 _READERS = {JSON_LINES: read_json_lines, "application/jsonl": read_json_lines, ARROW: read_arrow}
-_QUERY = frozenset(("on_conflict",))
+_QUERY = frozenset(("on_conflict", "min_surprise"))
 _OPENAPI: dict[str, Any] = {
     "parameters": [
-        {"name": "on_conflict", "in": "query", "schema": {"enum": ["refuse", "revise"], "default": "refuse"}}
+        {"name": "on_conflict", "in": "query", "schema": {"enum": ["refuse", "revise"], "default": "refuse"}},
+        {
+            "name": "min_surprise",
+            "in": "query",
+            "schema": {"type": "number", "minimum": 0},
+            "description": "list only rows at least so surprising: 3 is one in a thousand",
+        },
     ],
     "requestBody": {
         "required": True,
@@ -49,6 +56,7 @@ async def _observe(request: Request) -> Response:
     on_conflict = request.query_params.get("on_conflict", "refuse")
     if on_conflict not in ("refuse", "revise"):
         raise invalid(f"on_conflict is {on_conflict!r}, expected refuse or revise")
+    min_surprise = _threshold(request.query_params.get("min_surprise"))
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     reader = _READERS.get(kind)
     if reader is None:
@@ -75,7 +83,7 @@ async def _observe(request: Request) -> Response:
         ]
         engine.submit(items)
         results = await ticket.future
-    return await asyncio.to_thread(_reply, rows, grouped, results)
+    return await asyncio.to_thread(_reply, rows, grouped, results, min_surprise)
 
 
 def _read(reader: Any, body: bytes, model: ServedModel) -> tuple[Rows, dict[str, list[int]]]:
@@ -83,5 +91,19 @@ def _read(reader: Any, body: bytes, model: ServedModel) -> tuple[Rows, dict[str,
     return rows, rows.by_stream()
 
 
-def _reply(rows: Rows, grouped: dict[str, list[int]], results: dict[str, Outcome | Problem]) -> Response:
-    return json_reply(verdicts_reply(rows, grouped, results))
+def _threshold(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 <= found < math.inf:
+        raise invalid(f"min_surprise is {text[:40]!r}, expected a number of 0 or more")
+    return found
+
+
+def _reply(
+    rows: Rows, grouped: dict[str, list[int]], results: dict[str, Outcome | Problem], min_surprise: float | None
+) -> Response:
+    return json_reply(verdicts_reply(rows, grouped, results, min_surprise))
