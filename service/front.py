@@ -18,6 +18,8 @@ from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.coding import pack, unpack
+from service.negotiation import header_of
 from service.problems import MEDIA_TYPE, Problem, explained, problem_response
 
 __all__ = ["KEY_SCHEME", "Front", "TooLarge", "scope_of"]
@@ -40,13 +42,16 @@ class Front:
     rest
         FastAPI's own layers.
     limit
-        Larger bodies, declared or real, are refused before anything parses them.
+        Larger bodies, declared or real, packed or unpacked, are refused before anything parses them.
+    pack_from
+        Replies of so many bytes are packed for those who accept that.
     """
 
-    def __init__(self, app: FastAPI, rest: ASGIApp, limit: int) -> None:
+    def __init__(self, app: FastAPI, rest: ASGIApp, limit: int, pack_from: int) -> None:
         self._app = app
         self._rest = rest
         self._limit = limit
+        self._pack_from = pack_from
         self._routes = [
             (method, route.path_regex.match, route, scope_of(route, method))
             for route in app.routes
@@ -70,7 +75,8 @@ class Front:
             await send(message)
 
         try:
-            if method not in ("GET", "HEAD") and self._declares_too_much(scope):
+            fits, coding = (True, "") if method in ("GET", "HEAD") else self._declared(scope)
+            if not fits:
                 await self._refuse(receive, watched)
                 return
             route, needed = self._route(scope, method, path)
@@ -83,7 +89,7 @@ class Front:
                 keys = self._app.state.service.keys
                 if keys is not None and needed is not None:
                     keys.admit(_header(scope, b"authorization"), needed, started)
-                response = await endpoint(_Call(scope, receive, self._limit))
+                response = await endpoint(_Call(scope, receive, self._limit, coding))
             except ClientDisconnect:
                 status = 499  # nobody is there to read it; the metrics tell it from our own failures
                 return
@@ -94,6 +100,8 @@ class Front:
             except Exception as error:
                 response = problem_response(explained(error, method, path))
             status = response.status_code
+            if len(getattr(response, "body", b"")) >= self._pack_from:
+                await pack(response, header_of(scope, b"accept-encoding"))
             await response(scope, receive, send)
         finally:
             self._app.state.service.metrics.request(method, template, status, perf_counter() - started)
@@ -105,11 +113,15 @@ class Front:
                 return route, needed
         return None, None
 
-    def _declares_too_much(self, scope: Scope) -> bool:
+    def _declared(self, scope: Scope) -> tuple[bool, str]:
+        """Whether the body may be as long as it says, and how it is packed."""
+        fits, coding = True, ""
         for name, value in scope["headers"]:
             if name == _CONTENT_LENGTH:
-                return not value.isdigit() or int(value) > self._limit
-        return False
+                fits = value.isdigit() and len(value) < 20 and int(value) <= self._limit
+            elif name == b"content-encoding":
+                coding = value.decode("latin-1")
+        return fits, coding
 
     async def _refuse(self, receive: Receive, send: Send) -> None:
         problem = Problem(413, "too-large", f"the body is larger than {self._limit} bytes; send it in parts")
@@ -134,18 +146,25 @@ class Front:
 class _Call(Request):
     """A request whose body is bounded and usually whole in its first message."""
 
-    def __init__(self, scope: Scope, receive: Receive, limit: int) -> None:
+    def __init__(self, scope: Scope, receive: Receive, limit: int, coding: str) -> None:
         super().__init__(scope, receive)
         self._limit = limit
+        self._coding = coding
 
     async def body(self) -> bytes:
-        """The whole body.
+        """The whole body, unpacked.
 
         Raises
         ------
         ClientDisconnect
             The client has gone before it was complete.
+        Problem
+            It cannot be unpacked, or not within the limit.
         """
+        packed = await self._packed_body()
+        return await unpack(packed, self._coding, self._limit) if self._coding else packed
+
+    async def _packed_body(self) -> bytes:
         parts = bytearray()
         while True:
             message = await self._receive()

@@ -62,19 +62,19 @@ class Problem(Exception):
         self.headers = headers or {}
         self.extensions = extensions
 
+    def members(self) -> dict[str, Any]:
+        """The problem object."""
+        return {
+            "type": f"urn:forecaster:problem:{self.kind}",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": self.detail,
+            **self.extensions,
+        }
+
     def body(self) -> bytes:
-        """The problem object as JSON."""
-        return orjson.dumps(
-            {
-                "type": f"urn:forecaster:problem:{self.kind}",
-                "title": HTTPStatus(self.status).phrase,
-                "status": self.status,
-                "detail": self.detail,
-                **self.extensions,
-            },
-            option=orjson.OPT_SERIALIZE_NUMPY,
-            default=str,
-        )
+        """The same as JSON."""
+        return orjson.dumps(self.members(), option=orjson.OPT_SERIALIZE_NUMPY, default=str)
 
 
 def invalid(detail: str, **extensions: Any) -> Problem:

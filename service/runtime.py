@@ -20,7 +20,6 @@ from typing import Self
 import torch
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.bodies.schemas import ForecastsRequest
 from service.engine import Engine, Limits
 from service.engine.rederive import rederive
 from service.errors import ModelError, ServiceError, StoreError
@@ -30,7 +29,6 @@ from service.models.registry import MlflowRegistry, Watcher, parse_reference
 from service.models.served import ServedModel, load_model
 from service.problems import overloaded, unavailable
 from service.settings import Settings
-from service.stateless import forecasts_as_json
 from service.store import Store
 
 __all__ = ["Readiness", "Service"]
@@ -243,17 +241,6 @@ class Service:
             found.failing["store"] = f"not writable: {getattr(error, 'orig', error)}".splitlines()[0]
         found.details.update(found.failing)
         return found
-
-    async def stateless(self, body: ForecastsRequest) -> bytes:
-        """Forecasts from histories, as JSON.
-
-        Raises
-        ------
-        Problem
-            503 if too many are waiting, 422 for a bad history.
-        """
-        model = self.require_engine().model
-        return await self.beside(forecasts_as_json, model, body, self.settings.max_history_steps)
 
     async def beside(self, work: Callable[..., bytes], *arguments: object) -> bytes:
         """Do long work on the one thread beside the engine: it never takes more than one core from it.

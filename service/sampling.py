@@ -7,17 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 import torch
 
 from forecaster import InputError, StreamState
 from forecaster.simulation import FEWEST_PATHS, seed_of
-from service.bodies.replies import forecast
+from service.bodies.replies import Forecast
 from service.engine.items import Outcome
 from service.models.coming import Coming
 from service.models.served import ServedModel, Want
 
-__all__ = ["LARGEST_DRAW", "Draw", "draw_of", "draw_paths", "stream_samples"]
+__all__ = ["LARGEST_DRAW", "Draw", "draw_of", "draw_paths", "with_samples"]
 
 LARGEST_DRAW = 500_000
 """Paths x steps of one request, all series together: some seconds of one core."""
@@ -64,8 +63,8 @@ def draw_paths(
     return model.forecaster.simulate(states, horizon, draw.num_samples, seeds, future)
 
 
-def stream_samples(outcome: Outcome, want: Want, draw: Draw, known: Coming | None) -> bytes:
-    """The forecast of a stream with paths, as JSON."""
+def with_samples(outcome: Outcome, want: Want, draw: Draw, known: Coming | None) -> Forecast:
+    """The forecast of a stream with paths from the copy of its state."""
     record, model = outcome.record, outcome.model
     assert outcome.quantiles is not None
     assert outcome.state is not None
@@ -73,7 +72,5 @@ def stream_samples(outcome: Outcome, want: Want, draw: Draw, known: Coming | Non
     future = None
     if columns:
         future = torch.from_numpy((known or Coming(None)).ahead(record.last_step, want.horizon, columns)[None])
-    paths = draw_paths(model, [record.unique_id], outcome.state, want.horizon, draw, future)
-    reply = forecast(model, record.unique_id, record.last_step, want, outcome.quantiles)
-    reply |= {"version": record.version, "samples": paths[0]}
-    return orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
+    (paths,) = draw_paths(model, [record.unique_id], outcome.state, want.horizon, draw, future)
+    return Forecast(model, record.unique_id, record.last_step, want, outcome.quantiles, record.version, paths)

@@ -46,7 +46,12 @@ class Settings(BaseSettings):
     require_if_match: bool = Field(
         False, description="a write to one stream without If-Match or If-None-Match is refused with 428"
     )
-    max_body_bytes: int = Field(32 * 2**20, ge=1024, description="larger bodies are refused with 413")
+    max_body_bytes: int = Field(
+        32 * 2**20, ge=1024, description="bodies that are larger, packed or unpacked, are refused with 413"
+    )
+    compress_from: int = Field(
+        16_384, ge=0, description="replies of so many bytes or more go as gzip to those who accept it"
+    )
     max_history_steps: int = Field(1_000_000, ge=1, description="longest history, gaps included, of one series")
     max_gap_steps: int | None = Field(
         None,

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import numpy as np
-import orjson
 import torch
 
 from forecaster import InputError
 from service.bodies.covariates import read_future, read_static
 from service.bodies.histories import History, read_history
-from service.bodies.replies import Json, forecast
+from service.bodies.replies import Forecast
 from service.bodies.schemas import ForecastsRequest
 from service.engine.folding import dense, fold_ragged, static_values
-from service.models.served import ServedModel
+from service.models.served import ServedModel, Want
 from service.sampling import draw_of, draw_paths
 
-__all__ = ["forecast_histories", "forecasts_as_json"]
+__all__ = ["check_reply_size", "forecast_histories"]
 
 _TOTAL = 5  # times the longest single history
 _LARGEST_REPLY = 20_000_000  # quantiles, all series together: 160 MB of numbers
 
 
-def forecasts_as_json(model: ServedModel, body: ForecastsRequest, max_history_steps: int) -> bytes:
-    """Forecasts of every series of a request, as the contract's JSON; errors as `forecast_histories`."""
-    replies = forecast_histories(model, body, max_history_steps)
-    return orjson.dumps({"forecasts": replies}, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def forecast_histories(model: ServedModel, body: ForecastsRequest, max_history_steps: int) -> list[Json]:
+def forecast_histories(model: ServedModel, body: ForecastsRequest, max_history_steps: int) -> list[Forecast]:
     """Forecasts of every series of a request.
 
     Raises
@@ -35,11 +28,10 @@ def forecast_histories(model: ServedModel, body: ForecastsRequest, max_history_s
     InputError
         A history cannot be read, a name repeats, all together are too long, or the horizon or levels are not answered.
     """
+    assert body.series is not None
     want = model.want(body.horizon, body.quantile_levels)
     draw = draw_of(body.num_samples, body.seed, want.horizon * len(body.series))
-    size = len(body.series) * want.horizon * len(want.quantile_levels)
-    if size > _LARGEST_REPLY:
-        raise InputError(f"the forecasts together would have {size:,} quantiles, more than {_LARGEST_REPLY:,}")
+    check_reply_size(len(body.series), want)
     names = [series.unique_id for series in body.series]
     if len(set(names)) < len(names):
         repeated = next(name for i, name in enumerate(names) if name in names[:i])
@@ -65,20 +57,29 @@ def forecast_histories(model: ServedModel, body: ForecastsRequest, max_history_s
         raise InputError(f"series {names[int(np.argmin(finite))]!r} has no finite forecast: its values are too extreme")
     paths = None if draw is None else draw_paths(model, names, states, want.horizon, draw, future)
     by_level = np.ascontiguousarray(quantiles.transpose(0, 2, 1))  # [B, Q, H]
-    replies = [
-        forecast(model, name, history.steps[-1], want, rows)
-        for name, history, rows in zip(names, histories, by_level, strict=True)
+    return [
+        Forecast(model, name, history.steps[-1], want, by_level[i], None, None if paths is None else paths[i])
+        for i, (name, history) in enumerate(zip(names, histories, strict=True))
     ]
-    if paths is not None:
-        for reply, drawn in zip(replies, paths, strict=True):
-            reply["samples"] = drawn
-    return replies
+
+
+def check_reply_size(series: int, want: Want) -> None:
+    """Refuse a request whose reply would not fit.
+
+    Raises
+    ------
+    InputError
+        With the bound.
+    """
+    size = series * want.horizon * len(want.quantile_levels)
+    if size > _LARGEST_REPLY:
+        raise InputError(f"the forecasts together would have {size:,} quantiles, more than {_LARGEST_REPLY:,}")
 
 
 def _future(model: ServedModel, body: ForecastsRequest, histories: list[History], horizon: int) -> torch.Tensor | None:
     """Known covariates of every series' coming steps, shape [B, horizon, K]; None for models without any."""
     parts = []
-    for series, history in zip(body.series, histories, strict=True):
+    for series, history in zip(body.series or (), histories, strict=True):
         try:
             future = read_future(model, series.future, horizon, model.dates)
             if future is not None:

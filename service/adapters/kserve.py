@@ -23,6 +23,7 @@ from service.adapters.answering import (
     read_json,
     validated,
 )
+from service.bodies.replies import Forecast
 from service.models.served import ServedModel
 from service.problems import Problem
 from service.stateless import forecast_histories
@@ -128,10 +129,7 @@ def _answer(asked: Asked) -> bytes:
     series = [_history(one, model) for one in body.inputs]
     request = validated(series, horizon=body.options.horizon, quantile_levels=levels)
     forecasts = forecast_histories(model, request, asked.max_history_steps)
-    outputs = [
-        _output(one, found, [f"{level:g}" for level in asked_levels], model)
-        for one, found in zip(body.inputs, forecasts, strict=True)
-    ]
+    outputs = [_output(one, found, asked_levels, model) for one, found in zip(body.inputs, forecasts, strict=True)]
     return as_json(
         {
             "id": f"resp_{uuid.uuid4().hex}",
@@ -178,12 +176,11 @@ def _fits(frequency: str, freq: str) -> bool:
     return unit is not None and (freq.startswith(unit) if unit in _ANCHORED else freq == unit)
 
 
-def _output(one: SeriesInput, found: dict[str, Any], levels: list[str], model: ServedModel) -> dict[str, Any]:
+def _output(one: SeriesInput, found: Forecast, levels: list[float], model: ServedModel) -> dict[str, Any]:
     start = None
     if one.start_timestamp is not None:
-        first = model.dates.text(model.dates.steps([found["cutoff"]])[0] + 1)
+        first = model.dates.text(found.last_step + 1)
         start = f"{first}Z" if _is_zulu(one, model) else str(first)
-    quantiles = found["quantiles"]
     return {
         "type": "time_series_forecast",
         "id": f"ts_{uuid.uuid4().hex}",
@@ -192,10 +189,10 @@ def _output(one: SeriesInput, found: dict[str, Any], levels: list[str], model: S
             {
                 "type": one.type,
                 "name": one.name,
-                "mean_forecast": quantiles[f"{_MEDIAN:g}"],
+                "mean_forecast": found.at(_MEDIAN),
                 "frequency": one.frequency,
                 "start_timestamp": start,
-                "quantiles": {level: quantiles[level] for level in levels},
+                "quantiles": {f"{level:g}": found.at(level) for level in levels},
             }
         ],
         "error": None,

@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request, Response
 
 from forecaster import CovariatesConfig, InputError
 from service.adapters.answering import Asked, add_forecast, as_json, missing_as_none, read_json, validated
+from service.bodies.replies import level_names
 from service.problems import Problem
 from service.routes.common import needs, service_of
 from service.stateless import forecast_histories
@@ -120,13 +121,10 @@ def _answer(asked: Asked) -> bytes:
     forecasts = forecast_histories(asked.model, request, asked.max_history_steps)
     predictions: list[dict[str, Any]] = []
     for found in forecasts:
-        first = asked.model.dates.steps([found["cutoff"]])[0] + 1
-        levels = {level: values.tolist() for level, values in found["quantiles"].items()}
-        (horizon,) = {len(values) for values in levels.values()}
-        for step, ds in enumerate(asked.model.dates.texts(first, horizon)):
-            predictions.append(
-                {"unique_id": found["unique_id"], "ds": ds} | {level: v[step] for level, v in levels.items()}
-            )
+        by_level = dict(zip(level_names(found.want.quantile_levels), found.quantiles.tolist(), strict=True))
+        for step, ds in enumerate(asked.model.dates.texts(found.last_step + 1, found.want.horizon)):
+            values = {level: quantiles[step] for level, quantiles in by_level.items()}
+            predictions.append({"unique_id": found.unique_id, "ds": ds} | values)
     return as_json({"predictions": predictions})
 
 

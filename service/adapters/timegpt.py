@@ -136,7 +136,7 @@ def _answer(asked: Asked) -> bytes:
     forecasts = forecast_histories(model, request, asked.max_history_steps)
 
     def flat(level: float) -> list[float]:
-        return [value for found in forecasts for value in found["quantiles"][f"{level:g}"].tolist()]
+        return [value for found in forecasts for value in found.at(level)]
 
     intervals = {f"lo-{name}": flat(low) for name, (low, _) in bounds.items()}
     intervals |= {f"hi-{name}": flat(high) for name, (_, high) in bounds.items()}

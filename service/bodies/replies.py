@@ -7,7 +7,7 @@ timestamps, quantile levels, cutoff, and the one model that made it.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,17 @@ from service.engine.verdicts import Verdict
 from service.models.served import ServedModel, Want
 from service.store import StreamRecord
 
-__all__ = ["Json", "description", "forecast", "json_reply", "observed", "stream_forecast"]
+__all__ = [
+    "Forecast",
+    "Json",
+    "description",
+    "forecast",
+    "forecast_json",
+    "json_reply",
+    "level_names",
+    "observed",
+    "stream_forecast",
+]
 
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 _TAKEN = (Verdict.ACCEPTED, Verdict.LATE, Verdict.DUPLICATE, Verdict.REVISED)
@@ -34,19 +44,22 @@ Json = dict[str, Any]
 class _JsonReply(Response):
     """A response whose headers need no looking at."""
 
-    def __init__(self, body: bytes, status: int, version: int | None) -> None:
+    def __init__(self, body: bytes, status: int, version: int | None, media_type: str | None) -> None:
         self.body = body
         self.status_code = status
         self.background = None
-        self.raw_headers = [_JSON_TYPE, (b"content-length", b"%d" % len(body))]
+        kind = _JSON_TYPE if media_type is None else (b"content-type", media_type.encode())
+        self.raw_headers = [kind, (b"content-length", b"%d" % len(body))]
         if version is not None:
             self.raw_headers.append((b"etag", b'"%d"' % version))
 
 
-def json_reply(value: object, *, status: int = 200, version: int | None = None) -> Response:
-    """A JSON response, with the stream's version as its ETag; bytes are JSON already."""
+def json_reply(
+    value: object, *, status: int = 200, version: int | None = None, media_type: str | None = None
+) -> Response:
+    """A JSON response, with the stream's version as its ETag; bytes are JSON already, or what `media_type` says."""
     body = value if isinstance(value, bytes) else orjson.dumps(value, option=_OPTIONS)
-    return _JsonReply(body, status, version)
+    return _JsonReply(body, status, version, media_type)
 
 
 def forecast(
@@ -59,12 +72,56 @@ def forecast(
         "cutoff": dates.text(last_step),
         "model": model.label,
         "ds": dates.json_texts(last_step + 1, want.horizon),
-        "quantiles": dict(zip(_level_names(want.quantile_levels), quantiles, strict=True)),
+        "quantiles": dict(zip(level_names(want.quantile_levels), quantiles, strict=True)),
     }
 
 
+class Forecast(NamedTuple):
+    """A forecast on its way to whoever asked.
+
+    Attributes
+    ----------
+    model
+        The one that made it.
+    unique_id, last_step
+        Of the series, and where it ends.
+    want
+        What was asked for.
+    quantiles
+        Float64 [Q, H].
+    version
+        The stream's, if it is of a stream.
+    samples
+        Sample paths, float64 [S, H], if there are any.
+    """
+
+    model: ServedModel
+    unique_id: str
+    last_step: int
+    want: Want
+    quantiles: npt.NDArray[np.float64]
+    version: int | None = None
+    samples: npt.NDArray[np.float64] | None = None
+
+    def at(self, level: float) -> list[float]:
+        """The quantiles of one level that was asked for."""
+        found: list[float] = self.quantiles[self.want.quantile_levels.index(level)].tolist()
+        return found
+
+
+def forecast_json(found: Forecast) -> Json:
+    """A forecast in the contract's words."""
+    reply = forecast(found.model, found.unique_id, found.last_step, found.want, found.quantiles)
+    if found.version is not None:
+        reply["version"] = found.version
+    if found.samples is not None:
+        reply["samples"] = found.samples
+    return reply
+
+
 @lru_cache(1024)
-def _level_names(levels: tuple[float, ...]) -> tuple[str, ...]:
+def level_names(levels: tuple[float, ...]) -> tuple[str, ...]:
+    """Quantile levels as replies name them."""
     return tuple(f"{level:g}" for level in levels)
 
 

@@ -112,13 +112,31 @@ class SeriesHistory(StreamHistory):
 
 
 class ForecastsRequest(_Strict):
-    """Histories to forecast from, without keeping anything."""
+    """Either histories to forecast from, without keeping anything, or streams to forecast from where they stand."""
 
-    series: Annotated[list[SeriesHistory], Field(min_length=1, max_length=10_000)]
+    series: Annotated[list[SeriesHistory] | None, Field(min_length=1, max_length=10_000)] = None
+    streams: Annotated[list[UniqueId] | None, Field(min_length=1, max_length=10_000)] = None
     horizon: Horizon = None
     quantile_levels: Levels = None
     num_samples: NumSamples = None
     seed: Seed = None
+    future: Annotated[
+        dict[str, FutureColumns] | Literal["missing"] | None,
+        Field(description='of streams: unique_id -> what is known of the coming steps, or "missing" for all of them'),
+    ] = None
+
+    @model_validator(mode="after")
+    def _either(self) -> Self:
+        if (self.series is None) == (self.streams is None):
+            raise ValueError("either series or streams are needed")
+        if self.series is not None and self.future is not None:
+            raise ValueError("series have their future with them, not beside them")
+        if self.streams is not None:
+            if self.num_samples is not None or self.seed is not None:
+                raise ValueError("samples are drawn of one stream at a time: GET /v1/streams/{unique_id}/forecast")
+            if len(set(self.streams)) < len(self.streams):
+                raise ValueError("a stream appears twice; names must be unique within a request")
+        return self
 
 
 class ObservationsRequest(_Strict):

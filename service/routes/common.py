@@ -11,6 +11,7 @@ from service.bodies.schemas import check_unique_id
 from service.engine import Engine
 from service.engine.items import Precondition
 from service.front import KEY_SCHEME
+from service.negotiation import header_of
 from service.problems import Problem, invalid
 from service.runtime import Service
 
@@ -85,7 +86,7 @@ def precondition_of(request: Request) -> Precondition | None:
     Problem
         422 if it is not the ETag of a stream, 428 if there is neither and the service requires one.
     """
-    wanted, unwanted = _header(request, b"if-match"), _header(request, b"if-none-match")
+    wanted, unwanted = header_of(request.scope, b"if-match"), header_of(request.scope, b"if-none-match")
     if unwanted is not None:
         if unwanted != "*" or wanted is not None:
             raise invalid("If-None-Match can only be *, and not together with If-Match")
@@ -105,15 +106,6 @@ def precondition_of(request: Request) -> Precondition | None:
     if len(numbers) < len(tags) or not all(text.isdecimal() and len(text) <= 18 for text in numbers):
         raise invalid(f'If-Match is {wanted!r}, expected a stream version such as "7"')
     return Precondition(tuple(map(int, numbers)))
-
-
-def _header(request: Request, name: bytes) -> str | None:
-    # Looked up on every observation; the mapping that FastAPI makes of headers costs more than this.
-    for found, value in request.scope["headers"]:
-        if found == name:
-            text: str = value.decode("latin-1").strip()
-            return text
-    return None
 
 
 def refuse_query(request: Request, allowed: frozenset[str] = frozenset()) -> None:

@@ -1,11 +1,27 @@
-"""Stateless forecasts: histories in, forecasts out, nothing kept; the same fold and decode as for streams."""
+"""Many forecasts in one request: from histories that come with it, nothing kept, or of streams from where they stand.
+
+Both are the same fold and decode. Invariant: a stream that is not there costs only itself; what cannot be
+read refuses the request.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from fastapi import FastAPI, Request, Response
 
+from forecaster import InputError
+from service.bodies.covariates import read_future
+from service.bodies.frames import forecasts_body, form_of
+from service.bodies.replies import Forecast, Json
 from service.bodies.schemas import ForecastsRequest
-from service.routes.common import body_of, model_body, needs, refuse_query, service_of
+from service.engine.items import Bundle, Item, Look, Outcome
+from service.models.served import ServedModel, Want
+from service.problems import Problem
+from service.routes.common import body_of, engine_of, model_body, needs, refuse_query, service_of
+from service.stateless import check_reply_size, forecast_histories
 
 __all__ = ["add_to"]
 
@@ -17,13 +33,55 @@ def add_to(app: FastAPI) -> None:
         _forecast,
         methods=["POST"],
         tags=["forecasts"],
-        summary="Forecast from histories in the request",
+        summary="Forecast from histories in the request, or many streams from where they stand",
         openapi_extra={**model_body(ForecastsRequest), **needs("read")},
     )
 
 
 async def _forecast(request: Request) -> Response:
     refuse_query(request)
+    form = form_of(request.scope)
     body = await body_of(request, ForecastsRequest)
-    content = await service_of(request).stateless(body)
-    return Response(content, media_type="application/json")
+    service, engine = service_of(request), engine_of(request)
+    if body.streams is None:
+        content = await service.beside(_from_histories, engine.model, body, service.settings.max_history_steps, form)
+        return Response(content, media_type=form)
+    want = engine.model.want(body.horizon, body.quantile_levels)
+    check_reply_size(len(body.streams), want)
+    ticket = Bundle(len(body.streams))
+    # Thousands of names, or their futures, take long enough that others must not wait behind them.
+    engine.submit(await asyncio.to_thread(_looks, ticket, body, want, engine.model))
+    results = await ticket.future
+    return Response(await asyncio.to_thread(_of_streams, body.streams, results, want, form), media_type=form)
+
+
+def _from_histories(model: ServedModel, body: ForecastsRequest, longest: int, form: str) -> bytes:
+    return forecasts_body(forecast_histories(model, body, longest), form)
+
+
+def _looks(ticket: Bundle, body: ForecastsRequest, want: Want, model: ServedModel) -> list[Item]:
+    looks: list[Item] = []
+    for name in body.streams or ():
+        future: Any = body.future.get(name) if isinstance(body.future, dict) else body.future
+        try:
+            known = read_future(model, future, want.horizon, model.dates)
+        except InputError as error:
+            raise InputError(f"stream {name!r}: {error}") from error
+        looks.append(Look(ticket, name, want, future=known))
+    return looks
+
+
+def _of_streams(names: Sequence[str], results: Mapping[str, Outcome | Problem], want: Want, form: str) -> bytes:
+    found: list[Forecast] = []
+    refused: list[Json] = []
+    for name in names:
+        result = results[name]
+        if isinstance(result, Problem):
+            if result.status >= 500:
+                raise result
+            refused.append({"unique_id": name, **result.members()})
+            continue
+        assert result.quantiles is not None
+        record = result.record
+        found.append(Forecast(result.model, name, record.last_step, want, result.quantiles, record.version))
+    return forecasts_body(found, form, refused)

@@ -8,12 +8,13 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
+from service.bodies.arrow_size import check_arrow_size
 from service.bodies.bulk import ARROW, JSON_LINES, Rows, read_arrow, read_json_lines, verdicts_reply
 from service.bodies.replies import json_reply
 from service.engine.items import Bundle, Item, Observe, Outcome
 from service.models.served import ServedModel
 from service.problems import Problem, invalid
-from service.routes.common import engine_of, refuse_query
+from service.routes.common import engine_of, refuse_query, service_of
 
 __all__ = ["add_to"]
 
@@ -62,9 +63,10 @@ async def _observe(request: Request) -> Response:
     if reader is None:
         raise Problem(415, "unsupported-type", f"the body has type {kind or 'none'}; expected {JSON_LINES} or {ARROW}")
     engine = engine_of(request)
+    limit = service_of(request).settings.max_body_bytes
     body = await request.body()
     # Bulk bodies take long enough to read that others must not wait behind them.
-    rows, grouped = await asyncio.to_thread(_read, reader, body, engine.model)
+    rows, grouped = await asyncio.to_thread(_read, reader, body, engine.model, limit)
     if not rows.unique_ids:
         raise invalid("the body has no rows")
     results: dict[str, Outcome | Problem] = {}
@@ -86,7 +88,9 @@ async def _observe(request: Request) -> Response:
     return await asyncio.to_thread(_reply, rows, grouped, results, min_surprise)
 
 
-def _read(reader: Any, body: bytes, model: ServedModel) -> tuple[Rows, dict[str, list[int]]]:
+def _read(reader: Any, body: bytes, model: ServedModel, limit: int) -> tuple[Rows, dict[str, list[int]]]:
+    if reader is read_arrow:
+        check_arrow_size(body, limit)
     rows: Rows = reader(body, model)
     return rows, rows.by_stream()
 

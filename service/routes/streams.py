@@ -9,10 +9,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from service.bodies.covariates import read_future, read_static, read_values
+from service.bodies.frames import JSON, form_of, one_forecast_body, stream_frame
 from service.bodies.histories import read_history
 from service.bodies.replies import description, json_reply, observed, stream_forecast
 from service.bodies.schemas import ForecastQuery, ObservationsRequest, StreamForecastRequest, StreamHistory
-from service.engine.items import Create, Delete, Look, Observe, Single
+from service.engine.items import Create, Delete, Look, Observe, Outcome, Single
+from service.models.coming import Coming
+from service.models.served import Want
 from service.routes.common import (
     body_of,
     engine_of,
@@ -23,7 +26,7 @@ from service.routes.common import (
     service_of,
     unique_id_of,
 )
-from service.sampling import draw_of, stream_samples
+from service.sampling import Draw, draw_of, with_samples
 
 __all__ = ["add_to"]
 
@@ -117,18 +120,23 @@ async def _forecast_with_future(request: Request) -> Response:
 
 
 async def _look(request: Request, asked: ForecastQuery | StreamForecastRequest, future: Any) -> Response:
+    form = form_of(request.scope)
     engine = engine_of(request)
     want = engine.model.want(asked.horizon, asked.quantile_levels)
     draw = draw_of(asked.num_samples, asked.seed, want.horizon)
     known = read_future(engine.model, future, want.horizon, engine.model.dates)
     ticket = Single()
-    render = stream_forecast if draw is None else None
+    render = None if draw is not None else stream_forecast if form == JSON else stream_frame
     engine.submit([Look(ticket, unique_id_of(request), want, render, known, copy=draw is not None)])
     outcome = await ticket.future
     reply = outcome.reply
     if draw is not None:
-        reply = await service_of(request).beside(stream_samples, outcome, want, draw, known)
-    return json_reply(reply, version=outcome.record.version)
+        reply = await service_of(request).beside(_with_samples, outcome, want, draw, known, form)
+    return json_reply(reply, version=outcome.record.version, media_type=form)
+
+
+def _with_samples(outcome: Outcome, want: Want, draw: Draw, known: Coming | None, form: str) -> bytes:
+    return one_forecast_body(with_samples(outcome, want, draw, known), form)
 
 
 def _grouped(request: Request) -> dict[str, list[str]]:

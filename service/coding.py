@@ -1,0 +1,68 @@
+"""Content coding: request bodies unpacked within their limit, large replies packed for those who accept that.
+
+It knows gzip and zstd, and nothing of what is inside. Invariant: unpacking stops as soon as the limit is passed, so a
+small body that unpacks to a huge one costs no more memory than an honest one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+
+import pyarrow as pa
+from fastapi import Response
+
+from service.negotiation import preferred
+from service.problems import Problem
+
+__all__ = ["pack", "unpack"]
+
+_CODINGS = ("gzip", "zstd")
+_GZIP = 16 + zlib.MAX_WBITS
+_LEVEL = 5
+_AT_ONCE = 65_536  # bytes whose packing takes about a millisecond; more must not hold up others
+
+
+async def unpack(body: bytes, coding: str, limit: int) -> bytes:
+    """What a body of this ``Content-Encoding`` says.
+
+    Raises
+    ------
+    Problem
+        415 for another coding, 400 if it is damaged, 413 as soon as it grows beyond `limit`.
+    """
+    coding = coding.strip().lower().removeprefix("x-")
+    if coding in ("", "identity"):
+        return body
+    if coding not in _CODINGS:
+        detail = f"the body has Content-Encoding {coding}; expected {' or '.join(_CODINGS)}"
+        raise Problem(415, "unsupported-coding", detail, headers={"accept-encoding": ", ".join(_CODINGS)})
+    return await asyncio.to_thread(_unpack, body, coding, limit)
+
+
+def _unpack(body: bytes, coding: str, limit: int) -> bytes:
+    try:
+        with pa.CompressedInputStream(pa.BufferReader(body), coding) as stream:
+            unpacked: bytes = stream.read(limit + 1)
+    except (OSError, pa.ArrowException) as error:
+        raise Problem(400, "malformed-coding", f"the body is not {coding}: {str(error).splitlines()[0]}") from error
+    if len(unpacked) > limit:
+        raise Problem(413, "too-large", f"the body unpacks to more than {limit} bytes; send it in parts")
+    return unpacked
+
+
+async def pack(response: Response, accepted: str | None) -> None:
+    """Pack a reply in place if ``Accept-Encoding`` says so."""
+    headers = response.headers
+    headers.add_vary_header("Accept-Encoding")
+    if not accepted or preferred(accepted, ("gzip",)) is None or "content-encoding" in headers:
+        return
+    body = bytes(response.body)
+    response.body = _pack(body) if len(body) <= _AT_ONCE else await asyncio.to_thread(_pack, body)
+    headers["content-encoding"] = "gzip"
+    headers["content-length"] = str(len(response.body))
+
+
+def _pack(body: bytes) -> bytes:
+    packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, _GZIP)
+    return packer.compress(body) + packer.flush()
