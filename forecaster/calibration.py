@@ -4,6 +4,7 @@ What lies on one side of the median is moved away from it by a factor, by side a
 logarithm, the *correction*, is carried in each series' state and follows the stream by quantile tracking (Angelopoulos,
 Candès and Tibshirani, 2023; for several steps ahead Szabadváry, 2024): one forecast at a time is *in flight*; each
 observation is held against the 80 % bounds issued for it, and a side that is missed too often, or too rarely, moves.
+The forecast in flight is also the one whose quality is told: see `forecaster.quality`.
 
 Knows heads, frames and states; no network, training or files. Factors are positive, so nothing crosses, and a multiple
 of a series has the same corrections.
@@ -16,17 +17,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from forecaster import kernels
 from forecaster.heads import Head
-from forecaster.kernels import LARGEST_CORRECTION
+from forecaster.kernels import LARGEST_CORRECTION, Float64, Int64
+from forecaster.quality import KEPT
 from forecaster.scaling import Frame, inverse_breadth, measure
 from forecaster.state import StreamState
 
-__all__ = ["Calibration"]
+__all__ = ["Calibration", "Issue"]
 
 GROUPS = 4
 """Groups of horizon steps with factors of their own: G, at most."""
@@ -44,6 +48,14 @@ SHARED, SIDED, OWN = 0.4, 0.04, 0.04
 """What a flight that missed everywhere adds to the logarithms: to all of them, to those of a side, to each group's."""
 
 
+class Issue(NamedTuple):
+    """Forecasts at N moments: raw parameters [N, K, H], their frames, and the seasonal naive forecasts [N, H]."""
+
+    parameters: Tensor
+    frame: Frame
+    naive: Tensor
+
+
 class Calibration(nn.Module):
     """How the corrections of one model's streams are applied, and how they follow.
 
@@ -53,13 +65,16 @@ class Calibration(nn.Module):
         Of the model.
     adaptive
         Whether states carry a correction.
+    scoring
+        Whether forecasts can be made while folding, to be held against what comes; nothing is adaptive without.
     """
 
-    def __init__(self, head: Head, *, adaptive: bool) -> None:
+    def __init__(self, head: Head, *, adaptive: bool, scoring: bool) -> None:
         super().__init__()
         horizon = head.sizes.horizon
         groups, stride = min(GROUPS, horizon), math.ceil(horizon / LARGEST_SCORED)
-        self.adaptive = adaptive and head.stretchable
+        self.scoring = scoring
+        self.adaptive = scoring and adaptive and head.stretchable
         self.period = max(horizon + 1, SHORTEST_FLIGHT)
         lowest, highest = head.answered
         self.levels = max(OUTER, lowest), 0.5, min(1 - OUTER, highest)
@@ -83,8 +98,8 @@ class Calibration(nn.Module):
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """What a state carries: groups G and scored steps S; zeros unless adaptive."""
-        return (self.groups, len(self.scored)) if self.adaptive else (0, 0)
+        """What a state carries: groups G, 0 unless adaptive, and scored steps S, 0 unless scoring."""
+        return self.groups if self.adaptive else 0, len(self.scored) if self.scoring else 0
 
     def stretch(self, head: Head, parameters: Tensor, correction: Tensor) -> Tensor:
         """Parameters of the first steps, at most H, with the corrections [B, 2, G] applied."""
@@ -94,14 +109,16 @@ class Calibration(nn.Module):
 
     def follow(
         self,
+        before: StreamState,
+        rows: Tensor | None,
         after: StreamState,
         y: Tensor,
         lengths: Tensor | None,
         head: Head,
-        decode: Callable[[Tensor, Tensor], tuple[Tensor, Frame]],
+        decode: Callable[[Tensor, Tensor], Issue],
         trail: Tensor | None = None,
     ) -> StreamState:
-        """Put correction and flight after a chunk into `after`; what is not adaptive has none.
+        """Put correction, flight and scores after a chunk into `after`; a model that is not scoring has none.
 
         A flight begins where the step number is a multiple of the period, for all streams of a calendar together: one
         large decode now and then costs less than a small one at every step. The period exceeds the horizon by a step,
@@ -109,8 +126,10 @@ class Calibration(nn.Module):
 
         Parameters
         ----------
+        before, rows
+            A state before the chunk and its B rows that fold it; None for all.
         after
-            States of B rows after the chunk, with correction and flight as they were before it.
+            States of these rows after the chunk, with correction and flight as they were before it.
         y
             The chunk, float64, shape [B, T].
         lengths
@@ -118,51 +137,93 @@ class Calibration(nn.Module):
         head
             Gives parameters their meaning.
         decode
-            Raw parameters [N, K, H] and their frames at N rows and steps of the chunk.
+            Forecasts at N rows and steps of the chunk.
         trail
             Written, if given: the correction of the first horizon step after each step, float32, shape [B, T, 2].
         """
-        if not self.adaptive:
+        if not self.scoring:
             return after
         total = y.shape[1]
         ends = torch.full_like(after.age, total) if lengths is None else lengths
+        values, steps, slot = y.contiguous().numpy(), ends.numpy(), self.slot.numpy()
+        phase = (after.last_step.numpy() - steps) % self.period
+        after = self._settle_old(before, rows, after, values, steps, phase)
         correction = after.correction.clone()
         logs, log = correction.flatten(1), head.transform == "log"
-        values, steps = y.contiguous().numpy(), ends.numpy()
-        slot, gain, wanted = self.slot.numpy(), self.gain.numpy(), self.wanted.numpy()
-        state = after.last_step.numpy(), after.flight.contiguous().numpy(), after.ruler.contiguous().numpy()
         noted = (logs.new_empty(0, 0, 0) if trail is None else trail).numpy()
-        if not kernels.land(values, steps, *state, slot, gain, wanted, log, logs.numpy(), noted):
-            return replace(after, correction=correction)
-        first = self.period - 1 - (after.last_step - ends).remainder(self.period)
-        begins = first + self.period * torch.arange(-(-total // self.period)).unsqueeze(1)  # [flight, row]
+        gain, wanted = self.gain.numpy(), self.wanted.numpy()
+        if self.adaptive:
+            state = after.last_step.numpy(), after.flight.contiguous().numpy(), after.ruler.contiguous().numpy()
+            kernels.land(values, steps, *state, slot, gain, wanted, log, logs.numpy(), noted)
+            after = replace(after, correction=correction)
+        first = self.period - 1 - phase
+        if not (first < steps).any():
+            return after
+        begins = torch.from_numpy(first) + self.period * torch.arange(-(-total // self.period)).unsqueeze(
+            1
+        )  # [flight, row]
         # Not until a whole period was seen: the first forecasts of a series are unlike the later ones.
         due = (begins < ends) & (after.age - ends + begins + 1 >= self.period)
         number, row = torch.nonzero(due, as_tuple=True)
         if not len(row):
-            return replace(after, correction=correction)
+            return after
         begin = begins[number, row]
-        flight, ruler = self._issue(head, *decode(row, begin))
-        flight = flight.contiguous()
-        group = self.scored_group.numpy()
-        new = flight.numpy(), ruler.numpy()
-        kernels.fly(
-            row.numpy(), begin.numpy(), values, steps, *new, group, slot, gain, wanted, log, logs.numpy(), noted
-        )
         last = begin + self.period >= ends[row]
+        issue = decode(row, begin)
+        ruler = torch.stack([issue.frame.location, inverse_breadth(issue.frame, head.transform)], -1)
+        parameters = issue.parameters[..., self.scored]
+        if self.adaptive:
+            flight = self._bounds(head, parameters, issue.frame, ruler).contiguous()
+            group, begun = self.scored_group.numpy(), torch.empty(len(row), logs.shape[1])
+            kernels.fly(
+                row.numpy(), begin.numpy(), values, steps, flight.numpy(), ruler.numpy(), group, slot, gain, wanted,
+                log, logs.numpy(), noted, begun.numpy(),
+            )  # fmt: skip
+            factors = begun.view(len(row), 2, self.groups).exp()[..., self.scored_group]
+            parameters = head.stretch(parameters, factors)
+            after = replace(after, flight=after.flight.index_copy(0, row[last], flight[last]))
+        quantiles = torch.cat(
+            [head.quantiles(parameters, issue.frame, self.levels), issue.naive[:, None, self.scored]], 1
+        )
+        issued = (quantiles - issue.frame.location[:, None, None]).float()
+        if total > 1:
+            kernels.settle(
+                row.numpy(), begin.numpy(), values, steps, issued.numpy(), ruler[:, 0].contiguous().numpy(), slot,
+                np.array(self.levels), KEPT, after.quality.numpy(),
+            )  # fmt: skip
+        kept = before.issued[rows] if rows is not None else after.issued
         return replace(
             after,
-            correction=correction,
-            flight=after.flight.index_copy(0, row[last], flight[last]),
             ruler=after.ruler.index_copy(0, row[last], ruler[last]),
+            issued=kept.index_copy(0, row[last], issued[last]),
         )
 
-    def _issue(self, head: Head, parameters: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
-        """What the decoder says, uncorrected, at the scored steps: `StreamState.flight` and `ruler`."""
-        bounds = head.quantiles(parameters[..., self.scored], frame, self.levels)
-        ruler = torch.stack([frame.location, inverse_breadth(frame, head.transform)], -1)
+    def _settle_old(
+        self,
+        before: StreamState,
+        rows: Tensor | None,
+        after: StreamState,
+        values: Float64,
+        steps: Int64,
+        phase: Int64,
+    ) -> StreamState:
+        """Score what a chunk holds of the truth of the forecasts in flight before it."""
+        slot = self.slot.numpy()
+        if values.shape[1] == 1 and not (slot[phase] < len(self.scored)).any():
+            return after
+        quality, issued = before.quality, before.issued
+        quality, issued = (quality.clone(), issued) if rows is None else (quality[rows], issued[rows])
+        kernels.settle(
+            np.arange(len(phase)), -1 - phase, values, steps, issued.contiguous().numpy(),
+            after.ruler[:, 0].contiguous().numpy(), slot, np.array(self.levels), KEPT, quality.numpy(),
+        )  # fmt: skip
+        return replace(after, quality=quality)
+
+    def _bounds(self, head: Head, parameters: Tensor, frame: Frame, ruler: Tensor) -> Tensor:
+        """What the decoder says, uncorrected, at the scored steps: `StreamState.flight`."""
+        bounds = head.quantiles(parameters, frame, self.levels)
         lower, middle, upper = measure(bounds, ruler.unsqueeze(1), head.transform).unbind(1)
-        return torch.stack([middle, 1 / (middle - lower), 1 / (upper - middle)], 1), ruler
+        return torch.stack([middle, 1 / (middle - lower), 1 / (upper - middle)], 1)
 
 
 def _bounded(correction: Tensor) -> Tensor:

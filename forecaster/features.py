@@ -14,7 +14,7 @@ from torch import Tensor
 from forecaster.kernels import FINE, SCALARS
 from forecaster.scaling import History, num_blocks
 
-__all__ = ["anchors", "feature_size", "features", "num_anchors", "pooled_size"]
+__all__ = ["anchors", "feature_size", "features", "naive_anchor", "num_anchors", "pooled_size"]
 
 
 def pooled_size(ring_length: int) -> int:
@@ -40,6 +40,11 @@ def features(history: History) -> Tensor:
 def num_anchors(seasonality: tuple[int, ...], ring_length: int) -> int:
     """Number of anchors A."""
     return len(_last_season(seasonality)) + len(_mean_season(seasonality, ring_length))
+
+
+def naive_anchor(seasonality: tuple[int, ...]) -> int:
+    """Which anchor is the seasonal naive forecast: the latest cycle of the first season."""
+    return _last_season(seasonality).index(seasonality[0])
 
 
 def anchors(scaled: Tensor, seasonality: tuple[int, ...], horizon: int) -> Tensor:

@@ -29,6 +29,7 @@ from forecaster.heads import DistributionHead
 from forecaster.marginals import Block, Marginals, locate
 from forecaster.network import Encoded, ForecastNetwork
 from forecaster.panel import Panel
+from forecaster.quality import Quality
 from forecaster.simulation import FEWEST_PATHS, check_samples, generators, seed_of, simulate
 from forecaster.state import StreamState
 
@@ -506,6 +507,17 @@ class Forecaster:
         for place, level in enumerate(levels):
             frame[f"{level:g}"] = quantiles[:, :, place].ravel()
         return frame
+
+    def quality(self, state: StreamState) -> Quality:
+        """What past forecasts of each row were worth; of models with known covariates, nothing is scored.
+
+        A forecast is scored as it was issued, at every step of `Quality.steps`, when its truth is folded. One is in
+        flight at a time: they begin after the steps whose number is a multiple of ``max(horizon + 1, 8)``, once that
+        many steps were seen.
+        """
+        scored = tuple((self._network.calibration.scored + 1).tolist()) if state.quality.shape[-1] else ()
+        total, recent = state.quality.double().unbind(1)
+        return Quality(scored, total.numpy(), recent.numpy())
 
     # -- covariates as plain values --------------------------------------------------------------------------------
 

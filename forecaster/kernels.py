@@ -37,6 +37,7 @@ __all__ = [
     "land",
     "locate",
     "lstm_gates",
+    "settle",
 ]
 
 Float32 = npt.NDArray[np.float32]
@@ -488,8 +489,8 @@ def land(
     log: bool,
     correction: Float32,
     trail: Float32,
-) -> int:
-    """Score what a chunk holds of the flight that every row was on; return how many rows begin another one in it.
+) -> None:
+    """Score what a chunk holds of the flight that every row was on.
 
     Parameters
     ----------
@@ -513,7 +514,7 @@ def land(
         Written: corrections of the first horizon step after each step, below and above, shape [B, T, 2]. Without
         entries, nothing is written.
     """
-    period, due = slot.shape[0], 0
+    period = slot.shape[0]
     for b in range(y.shape[0]):
         phase = (last_steps[b] - lengths[b]) % period
         for t in range(min(lengths[b], period - phase)):
@@ -525,8 +526,6 @@ def land(
         if trail.shape[0] > 0:
             for t in range(period - phase, lengths[b]):
                 _note(correction[b], trail[b, t])
-        due += period - 1 - phase < lengths[b]
-    return due
 
 
 @_loop
@@ -544,6 +543,7 @@ def fly(
     log: bool,
     correction: Float32,
     trail: Float32,
+    begun: Float32,
 ) -> None:
     """Begin flights and score what the chunk holds of each; those of one row stand in the order of their time.
 
@@ -557,6 +557,8 @@ def fly(
         Of each scored step, shape [S].
     y, lengths, slot, gain, wanted, log, correction, trail
         As in `land`; two times as many corrections as groups.
+    begun
+        Written: the corrections that each flight begins with, shape [N, C].
     """
     bound, kept = np.float32(LARGEST_CORRECTION), np.float32(1 - FADING)
     groups = correction.shape[1] // 2
@@ -564,7 +566,7 @@ def fly(
         b = rows[i]
         logs = correction[b]
         for k in range(2 * groups):
-            logs[k] = min(max(logs[k], -bound), bound) * kept
+            logs[k] = begun[i, k] = min(max(logs[k], -bound), bound) * kept
         for step in range(group.shape[0]):
             for side in range(2):
                 flight[i, 1 + side, step] *= np.float32(math.exp(-logs[side * groups + group[step]]))
@@ -574,6 +576,71 @@ def fly(
                 _score(y[b, t], flight[i], step, ruler[i], log, gain[step], wanted, logs)
             if trail.shape[0] > 0:
                 _note(logs, trail[b, t])
+
+
+# -- scores of past forecasts ------------------------------------------------------------------------------------------
+
+
+@_part
+def _tally(size: float, place: float, issued: Float32, step: int, levels: Float64, kept: float, sums: Float32) -> None:
+    """Add the scores of one forecast to both kinds of sums; a missing truth or forecast has none."""
+    lower, middle, upper, naive = issued[0, step], issued[1, step], issued[2, step], issued[3, step]
+    if math.isnan(place - middle):
+        return
+    loss = 0.0
+    for k in range(3):
+        error = place - issued[k, step]
+        loss += levels[k] * error if error >= 0 else (levels[k] - 1) * error
+    # A whole number on a bound must not fall out of it by rounding.
+    slack = 1e-6 * abs(place)
+    covered = 1.0 if lower - slack <= place <= upper + slack else 0.0
+    scores = (1.0, abs(place - middle), abs(place - naive), loss, size, covered)
+    for k in range(len(scores)):
+        sums[0, k, step] += scores[k]
+        sums[1, k, step] = kept * sums[1, k, step] + scores[k]
+
+
+@_loop
+def settle(
+    rows: Int64,
+    begins: Int64,
+    y: Float64,
+    lengths: Int64,
+    issued: Float32,
+    location: Float64,
+    slot: Int64,
+    levels: Float64,
+    kept: float,
+    sums: Float32,
+) -> None:
+    """Score what a chunk holds of the truth of forecasts; those of one row stand in the order of their time.
+
+    Parameters
+    ----------
+    rows, begins
+        Row, and place relative to the chunk's first step of the step after which each was made, shape [N].
+    y, lengths
+        As in `advance`.
+    issued
+        Quantiles at three levels and the seasonal naive forecast, less the location, shape [N, 4, S].
+    location
+        Shape [N].
+    slot
+        As in `land`.
+    levels
+        The three levels.
+    kept
+        What a recent sum keeps from forecast to forecast.
+    sums
+        Changed: `StreamState.quality`, shape [B, 2, 6, S].
+    """
+    period = slot.shape[0]
+    for i in range(rows.shape[0]):
+        b, first = rows[i], begins[i] + 1
+        for t in range(max(first, 0), min(first + period, lengths[b])):
+            step = slot[t - first]
+            if step < issued.shape[2]:
+                _tally(abs(y[b, t]), y[b, t] - location[i], issued[i], step, levels, kept, sums[b])
 
 
 # -- places in a distribution ------------------------------------------------------------------------------------------

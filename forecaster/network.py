@@ -15,14 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from forecaster.calibration import Calibration
+from forecaster.calibration import Calibration, Issue
 from forecaster.config import Config
 from forecaster.covariates import CovariateInputs, static_size
-from forecaster.features import anchors, feature_size, features, num_anchors
+from forecaster.features import anchors, feature_size, features, naive_anchor, num_anchors
 from forecaster.heads import HEADS, Head, HeadSizes
 from forecaster.kernels import NUM_STATISTICS
 from forecaster.recurrent import RecurrentStack, RecurrentState
-from forecaster.scaling import Frame, Transform, advance, describe
+from forecaster.scaling import Frame, Transform, advance, describe, restore
 from forecaster.state import StateLayout, StreamState
 
 __all__ = ["Encoded", "ForecastNetwork"]
@@ -98,7 +98,7 @@ class ForecastNetwork(nn.Module):
         )
         # A flight is issued while folding, when nobody has told what will be known of the steps it covers.
         self.calibration = Calibration(
-            self.head, adaptive=config.calibration == "adaptive" and not config.covariates.known
+            self.head, adaptive=config.calibration == "adaptive", scoring=not config.covariates.known
         )
         groups, scored = self.calibration.sizes
         self.layout = StateLayout(
@@ -175,11 +175,13 @@ class ForecastNetwork(nn.Module):
         """
         encoded, after = self.encode(state, y, lengths, covariates, rows)
 
-        def decode(rows: Tensor, steps: Tensor) -> tuple[Tensor, Frame]:
-            chosen = encoded.at((rows, steps))
-            return self.decode(chosen), chosen.frame
+        def decode(row: Tensor, step: Tensor) -> Issue:
+            chosen = encoded.at((row, step))
+            choices = anchors(chosen.scaled, self.config.seasonality, self.config.horizon)
+            naive = restore(choices[:, naive_anchor(self.config.seasonality)], chosen.frame, self.transform)
+            return Issue(self.decode(chosen), chosen.frame, naive)
 
-        return encoded, self.calibration.follow(after, y, lengths, self.head, decode, trail)
+        return encoded, self.calibration.follow(state, rows, after, y, lengths, self.head, decode, trail)
 
     def encoded(self, state: StreamState) -> Encoded:
         """What the head needs of a state's latest step, leading axes [B]: the last entry of the `encode` behind it."""

@@ -258,6 +258,9 @@ def _fold(
         correction=correction,
         flight=flight,
         ruler=ruler,
+        # Large, and seldom changed: left out of a change, unless the calibration finds something to score.
+        issued=state.issued if rows is None else state.issued.new_empty(batch, 4, 0),
+        quality=state.quality if rows is None else state.quality.new_empty(batch, *state.quality.shape[1:3], 0),
         static=state.static if rows is None else state.static.index_select(0, rows),
     )
     kernels.advance(

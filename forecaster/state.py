@@ -5,7 +5,7 @@ value is immutable by convention: `assign` alone writes in place, for the one sl
 written per row, little-endian, with a format version and a checksum; no pickle.
 
 Axes: B row (series), L layer, P hidden size, C cell size (0 unless LSTM), W ring length, K statistics, G
-group of horizon steps, S scored step of a flight, V static numbers.
+group of horizon steps, S scored step of a flight, Q quantity of `forecaster.quality`, V static numbers.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from forecaster.errors import ArtifactError
+from forecaster.quality import QUANTITIES
 
 __all__ = ["StateLayout", "StreamState"]
 
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 _HEAD = struct.Struct("<4sHH")  # magic, format version, reserved
 _CHECKSUM = struct.Struct("<I")  # CRC-32 of all but itself
 _HEADER_SIZE = _HEAD.size + _CHECKSUM.size
@@ -43,7 +44,8 @@ class StreamState:
         The last W values, float64, shape [B, W], step s in slot s mod W, so that a new one overwrites the oldest and
         nothing moves. A missing one stands as the value W steps before it, which is the latest observed one of its
         phase; NaN where that phase was never observed. A *change*, one more step of some rows of a state, to be
-        written over these rows by `assign`, holds the latest value only, shape [B, 1].
+        written over these rows by `assign`, holds the latest value only, shape [B, 1]; what else has not changed may
+        stand as a tensor whose last axis is empty.
     statistics
         Decayed sums behind the scaling, float64, shape [B, K]; see `forecaster.scaling`.
     age
@@ -60,6 +62,11 @@ class StreamState:
         float32, shape [B, 3, S]; NaN before the first.
     ruler
         What the numbers in `flight` are measured with, location and inverse breadth, float64, shape [B, 2].
+    issued
+        The forecast that coming observations are held against to score it, as it was issued: three quantiles and the
+        seasonal naive forecast, less the location of `ruler`, float32, shape [B, 4, S]; NaN before the first.
+    quality
+        Sums of its and earlier ones' scores, all and recent, float32, shape [B, 2, Q, S]; see `forecaster.quality`.
     static
         What does not change: the static covariates and the country whose holidays count, as numbers, float64, shape
         [B, V]; NaN is missing.
@@ -78,6 +85,8 @@ class StreamState:
     correction: Tensor
     flight: Tensor
     ruler: Tensor
+    issued: Tensor
+    quality: Tensor
     static: Tensor
     moment: object | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -118,10 +127,12 @@ class StreamState:
         # By way of NumPy, whose row copies take a third of the time.
         place = index.numpy()
         for mine, theirs in zip(self._tensors(), other._tensors(), strict=True):
-            if mine is self.ring and theirs.shape[1:] != mine.shape[1:]:
-                mine.numpy()[place, (other.last_step % mine.shape[1]).numpy()] = theirs[:, 0].numpy()
-            else:
+            if theirs.shape[1:] == mine.shape[1:]:
                 mine.numpy()[place] = theirs.numpy()
+            elif mine is self.ring:
+                mine.numpy()[place, (other.last_step % mine.shape[1]).numpy()] = theirs[:, 0].numpy()
+            elif theirs.shape[-1]:
+                raise ValueError(f"rows of shape {list(theirs.shape[1:])} do not fit {list(mine.shape[1:])}")
 
     def replace_rows(self, rows: Tensor, other: StreamState) -> StreamState:
         """Copy of `self` with `rows` taken from `other`, row by row."""
@@ -167,7 +178,8 @@ class StateLayout:
     Parameters
     ----------
     layers, hidden, cell, ring, statistics, groups, scored, static
-        The sizes L, P, C, W, K, G, S and V of `StreamState`; G and S are 0 where streams are not calibrated.
+        The sizes L, P, C, W, K, G, S and V of `StreamState`; G is 0 where streams are not calibrated, S where their
+        forecasts are not scored either.
     """
 
     layers: int
@@ -194,8 +206,10 @@ class StateLayout:
             silence=torch.zeros(rows, dtype=torch.int64),
             last_step=first_steps.to(torch.int64) - 1,
             correction=torch.zeros(rows, 2, self.groups),
-            flight=torch.full((rows, 3, self.scored), torch.nan),
+            flight=torch.full((rows, 3, self.scored if self.groups else 0), torch.nan),
             ruler=torch.full((rows, 2 if self.scored else 0), torch.nan, dtype=torch.float64),
+            issued=torch.full((rows, 4, self.scored), torch.nan),
+            quality=torch.zeros(rows, 2, len(QUANTITIES), self.scored),
             static=torch.full((rows, self.static), torch.nan, dtype=torch.float64) if static is None else static,
         )
 

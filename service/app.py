@@ -19,7 +19,7 @@ from service import problems
 from service.adapters import kserve, mlflow, timegpt
 from service.bodies.schemas import ForecastsRequest, ObservationsRequest, Row, StreamHistory
 from service.front import KEY_SCHEME, Front, scope_of
-from service.routes import forecasts, listing, observations, operations, streams
+from service.routes import forecasts, listing, observations, operations, quality, streams
 from service.runtime import Service
 from service.settings import Settings
 
@@ -64,8 +64,8 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         # Its question to each provider, whether it is configured, would be asked anew for every request.
         telemetry=None if settings.open_telemetry else {"tracing": False, "metrics": False, "logs": False},
     )
-    # The busiest first: routes are tried in order.
-    for resource in (streams, listing, observations, forecasts, operations, mlflow, kserve, timegpt):
+    # The busiest first, as routes are tried in order; but names may hold slashes, so what ends longer comes before.
+    for resource in (quality, streams, listing, observations, forecasts, operations, mlflow, kserve, timegpt):
         resource.add_to(app)
     problems.install(app)
     return app

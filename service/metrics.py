@@ -10,6 +10,7 @@ import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from forecaster.marginals import surprise
+from forecaster.quality import QUANTITIES
 
 __all__ = ["Metrics"]
 
@@ -37,6 +38,13 @@ class Metrics:
             "forecaster_surprising_observations",
             "Observations at least so far out in what was forecast for them: 2 is one in a hundred",
             ("surprise",),
+            registry=registry,
+        )
+        self.quality = Counter(
+            "forecaster_quality",
+            "Sums of scores of past forecasts as their truth arrives: MAE is error / count, relative to seasonal naive "
+            "error / naive_error, WQL 2/3 loss / size, coverage of the 80 % interval covered / count",
+            ("quantity",),
             registry=registry,
         )
         self.filled = Counter("forecaster_filled_steps", "Missing steps filled in gaps", registry=registry)
@@ -83,6 +91,11 @@ class Metrics:
         surprises = surprise(places)
         for least in _SURPRISES:
             self.surprising.labels(str(least)).inc(int(np.count_nonzero(surprises >= least)))
+
+    def scored(self, scores: npt.NDArray[np.float64]) -> None:
+        """Record what truths added to the sums of scores."""
+        for quantity, score in zip(QUANTITIES, scores.tolist(), strict=True):
+            self.quality.labels(quantity).inc(max(score, 0.0))
 
     def serves(self, name: str, version: str) -> None:
         """Record which model serves from now on."""

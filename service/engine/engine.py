@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from service.engine.intake import Intake
 from service.engine.items import Item, Outcome
 from service.engine.microbatch import MicroBatch, Result
 from service.engine.residents import Residents
+from service.engine.survey import Survey
 from service.engine.verdicts import Verdict
 from service.errors import StaleStreams
 from service.metrics import Metrics
@@ -34,6 +36,7 @@ from service.store import Store
 __all__ = ["Engine", "Limits"]
 
 _STALE_RETRIES = 5
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -107,19 +110,29 @@ class Engine:
 
     def swap(self, model: ServedModel) -> Future[None]:
         """Serve `model` from the next micro-batch on; states are restored under it on touch."""
-        done: Future[None] = Future()
 
-        def change() -> None:
-            try:
-                self._residents = Residents(model, self._store, self._metrics, self._limits.max_resident)
-            except Exception as error:
-                done.set_exception(error)
-                return
+        def change(_before: Residents) -> None:
+            self._residents = Residents(model, self._store, self._metrics, self._limits.max_resident)
             self.model = model
             self._metrics.serves(model.name, model.version)
-            done.set_result(None)
 
-        self._queue.put(change)
+        return self._between(change)
+
+    def survey(self) -> Future[Survey]:
+        """What past forecasts of all streams in memory were worth."""
+        return self._between(Residents.survey)
+
+    def _between(self, work: Callable[[Residents], _T]) -> Future[_T]:
+        """Do something short between two micro-batches."""
+        done: Future[_T] = Future()
+
+        def call() -> None:
+            try:
+                done.set_result(work(self._residents))
+            except Exception as error:
+                done.set_exception(error)
+
+        self._queue.put(call)
         return done
 
     def stop(self) -> None:
@@ -214,6 +227,8 @@ class Engine:
             )
             try:
                 results = batch.run(items)
+                if batch.scores is not None:
+                    self._metrics.scored(batch.scores)
                 every = self._limits.snapshot_every
                 return results, [r.record.unique_id for r in batch.due if r.unsaved >= every]
             except StaleStreams as stale:

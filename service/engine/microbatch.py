@@ -85,6 +85,7 @@ class MicroBatch:
         self._results: dict[Item, Result] = {}
         self._copies: dict[Item, StreamState] = {}
         self.due: list[Resident] = []
+        self.scores: Float | None = None
 
     def run(self, items: Sequence[Item]) -> dict[Item, Result]:
         """Do everything; one result per item.
@@ -380,7 +381,8 @@ class MicroBatch:
             outcome = Outcome(step.record, self._model, step.judgement, forecasts.get(item), places=step.places)
             if outcome.quantiles is not None and isinstance(item, Observe | Look) and item.want and item.render:
                 outcome.reply = item.render(outcome, item.want)
-            outcome.state = self._copies.get(item)
+            if isinstance(item, Look) and item.copy:
+                outcome.state = self._copies.get(item) or self._residents.slab.gather([step.resident.row])
             self._results[item] = outcome
 
     # -- commit, then follow in memory -----------------------------------------------------------------------------
@@ -408,6 +410,9 @@ class MicroBatch:
         self, plan: _Plan, appended: StreamState | None, ahead: Block | None, rewound: StreamState | None
     ) -> None:
         slab = self._residents.slab
+        if appended is not None and appended.quality.shape[-1]:
+            before, _ = slab.scores([step.resident.row for step in plan.appends])
+            self.scores = appended.quality[:, 0].sum((0, 2), dtype=torch.float64).numpy() - before.sum(1)
         for steps, states, said in ((plan.appends, appended, ahead), (plan.rewinds, rewound, None)):
             if states is None:
                 continue

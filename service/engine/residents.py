@@ -13,6 +13,7 @@ from forecaster import StreamState
 from forecaster.marginals import Block
 from service.engine.folding import restore
 from service.engine.slab import Slab
+from service.engine.survey import Survey
 from service.metrics import Metrics
 from service.models.served import ServedModel
 from service.store import Store, StreamRecord
@@ -115,6 +116,13 @@ class Residents:
         if excess <= 0:
             return []
         return sorted(self._by_name.values(), key=lambda r: r.touched)[: excess + self._capacity // 10]
+
+    def survey(self) -> Survey:
+        """What past forecasts of all of them were worth."""
+        residents = list(self._by_name.values())
+        total, recent = self.slab.scores([resident.row for resident in residents])
+        names = [resident.record.unique_id for resident in residents]
+        return Survey(self.model, names, [resident.record.last_step for resident in residents], total, recent)
 
     def unsaved(self) -> list[Resident]:
         """Streams whose latest steps are in no snapshot."""

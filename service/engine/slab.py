@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from forecaster import Forecaster, StreamState
@@ -16,6 +17,8 @@ from forecaster.marginals import Block
 from forecaster.scaling import Frame
 
 __all__ = ["Slab"]
+
+Float = npt.NDArray[np.float64]
 
 
 class Slab:
@@ -97,6 +100,12 @@ class Slab:
         index = _index(rows)
         frame = Frame(*self._frames.index_select(0, index).unbind(1))
         return Block(self._parameters.index_select(0, index).unsqueeze(-1), frame)
+
+    def scores(self, rows: Sequence[int]) -> tuple[Float, Float]:
+        """Sums of scores of some rows over all scored steps, of all forecasts and of recent ones, shape [Q, B] each."""
+        sums = self._state.quality.index_select(0, _index(rows)).sum(3, dtype=torch.float64)
+        total, recent = sums.permute(1, 2, 0).numpy()
+        return total, recent
 
 
 def _index(rows: Sequence[int]) -> torch.Tensor:

@@ -167,4 +167,4 @@ def test_only_adaptive_states_carry_a_correction() -> None:
     }
 
     assert sizes["static"] == sizes["off"]
-    assert sizes["adaptive"] - sizes["off"] == 4 * 2 * 4 + 4 * 3 * HORIZON + 8 * 2
+    assert sizes["adaptive"] - sizes["off"] == 4 * 2 * 4 + 4 * 3 * HORIZON

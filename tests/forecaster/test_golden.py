@@ -59,7 +59,7 @@ def test_given_weights_and_a_given_series_have_the_forecast_they_always_had(name
     np.testing.assert_allclose(found, GOLDEN[name, transform], rtol=1e-4)
 
 
-def test_a_state_record_of_format_2_is_read_as_it_was_defined() -> None:
+def test_a_state_record_of_format_3_is_read_as_it_was_defined() -> None:
     values = {
         "hidden": [0.5, -0.25, 1.0, 2.0],
         "cell": [3.0, -4.0],
@@ -71,11 +71,13 @@ def test_a_state_record_of_format_2_is_read_as_it_was_defined() -> None:
         "correction": [0.5, -1.0],
         "flight": [2.0, 4.0, 8.0],
         "ruler": [3.0, 0.25],
+        "issued": [-2.0, -1.0, 1.0, 3.0],
+        "quality": [float(i) for i in range(12)],
     }
     body = struct.pack(
-        "<4f2f3d4d3q2f3f2d", *(v for part in values.values() for v in (part if isinstance(part, list) else [part]))
+        "<4f2f3d4d3q2f3f2d4f12f", *(v for part in values.values() for v in (part if isinstance(part, list) else [part]))
     )
-    head = struct.pack("<4sHH", b"FCST", 2, 0)
+    head = struct.pack("<4sHH", b"FCST", 3, 0)
     record = head + struct.pack("<I", zlib.crc32(head + body)) + body
 
     state = StateLayout(layers=2, hidden=2, cell=1, ring=3, statistics=4, groups=1, scored=1).from_bytes([record])
@@ -87,4 +89,6 @@ def test_a_state_record_of_format_2_is_read_as_it_was_defined() -> None:
     assert (state.age.tolist(), state.silence.tolist(), state.last_step.tolist()) == ([7], [2], [-3])
     assert (state.correction.tolist(), state.flight.tolist()) == ([[[0.5], [-1.0]]], [[[2.0], [4.0], [8.0]]])
     assert state.ruler.tolist() == [[3.0, 0.25]]
+    assert state.issued.tolist() == [[[-2.0], [-1.0], [1.0], [3.0]]]
+    assert state.quality.flatten(2).tolist() == [[[0.0, 1.0, 2.0, 3.0, 4.0, 5.0], [6.0, 7.0, 8.0, 9.0, 10.0, 11.0]]]
     assert state.to_bytes() == [record]

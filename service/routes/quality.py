@@ -1,0 +1,139 @@
+"""Live quality: what past forecasts were worth, of one stream and of all that are in memory, worst first.
+
+It translates figures to JSON. They are of the model that serves: after a swap, of the new one over the same log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import math
+from dataclasses import asdict
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+
+from forecaster.quality import Quality, figures
+from service.bodies.replies import json_reply
+from service.engine.items import Look, Single
+from service.engine.survey import ORDERS, Place, Survey
+from service.problems import invalid
+from service.routes.common import engine_of, refuse_query, unique_id_of
+
+__all__ = ["add_to"]
+
+_NAME = {"name": "unique_id", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 255}}
+_QUERY: dict[str, Any] = {
+    "parameters": [
+        {"name": "order", "in": "query", "schema": {"enum": list(ORDERS), "default": ORDERS[0]}},
+        {
+            "name": "limit",
+            "in": "query",
+            "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
+        },
+        {
+            "name": "cursor",
+            "in": "query",
+            "schema": {"type": "string"},
+            "description": "next_cursor of the page before",
+        },
+    ]
+}
+
+
+def add_to(app: FastAPI) -> None:
+    """Add the routes of this resource."""
+    app.add_api_route(
+        "/v1/streams/{unique_id:path}/quality",
+        _stream,
+        methods=["GET"],
+        tags=["quality"],
+        summary="What its past forecasts were worth, by step of the horizon",
+        openapi_extra={"parameters": [_NAME]},
+    )
+    app.add_api_route(
+        "/v1/quality",
+        _all,
+        methods=["GET"],
+        tags=["quality"],
+        summary="What past forecasts of the streams in memory were worth, worst first",
+        openapi_extra=_QUERY,
+    )
+
+
+async def _stream(request: Request) -> Response:
+    refuse_query(request)
+    ticket = Single()
+    engine_of(request).submit([Look(ticket, unique_id_of(request), copy=True)])
+    outcome = await ticket.future
+    assert outcome.state is not None
+    model, record = outcome.model, outcome.record
+    reply = {
+        "unique_id": record.unique_id,
+        "cutoff": model.dates.text(record.last_step),
+        "model": model.label,
+        **_figures(model.forecaster.quality(outcome.state)),
+    }
+    return json_reply(reply, version=record.version)
+
+
+def _figures(quality: Quality) -> dict[str, Any]:
+    """Figures of one stream, over all steps and by step."""
+    total, recent = quality.total[0], quality.recent[0]
+    return {
+        "total": asdict(figures(total.sum(1))),
+        "recent": asdict(figures(recent.sum(1))),
+        "by_step": {"step": quality.steps, "total": asdict(figures(total)), "recent": asdict(figures(recent))},
+    }
+
+
+async def _all(request: Request) -> Response:
+    refuse_query(request, frozenset(parameter["name"] for parameter in _QUERY["parameters"]))
+    query = request.query_params
+    order = query.get("order", ORDERS[0])
+    if order not in ORDERS:
+        raise invalid(f"order is {order!r}, expected {', '.join(ORDERS)}")
+    limit_text = query.get("limit", "100")
+    if not limit_text.isdecimal() or not 1 <= (limit := int(limit_text[:9])) <= 1000:
+        raise invalid(f"limit is {limit_text!r}, expected 1 to 1000")
+    after = _read_cursor(query["cursor"]) if "cursor" in query else None
+    survey = await asyncio.wrap_future(engine_of(request).survey())
+    return json_reply(await asyncio.to_thread(_page, survey, order, after, limit))
+
+
+def _page(survey: Survey, order: str, after: Place | None, limit: int) -> dict[str, Any]:
+    found = survey.worst(order, after, limit + 1)
+    shown = found[:limit]
+    total, recent = survey.pooled()
+    columns = asdict(survey.by_stream)
+    return {
+        "model": survey.model.label,
+        "streams": len(survey.unique_ids),
+        "total": asdict(total),
+        "recent": asdict(recent),
+        "worst": [
+            {
+                "unique_id": survey.unique_ids[i],
+                "cutoff": survey.model.dates.text(survey.last_steps[i]),
+                **{name: column[i] for name, column in columns.items()},
+            }
+            for i, _ in shown
+        ],
+        "next_cursor": _write_cursor(shown[-1][1]) if len(found) > limit else None,
+    }
+
+
+def _write_cursor(place: Place) -> str:
+    return base64.urlsafe_b64encode(orjson.dumps(place)).decode().rstrip("=")
+
+
+def _read_cursor(text: str) -> Place:
+    try:
+        worse, name = orjson.loads(base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True))
+        found = float(worse), name
+    except (ValueError, TypeError) as error:
+        raise invalid("cursor is not one that this service gave out") from error
+    if type(name) is not str or not math.isfinite(found[0]):
+        raise invalid("cursor is not one that this service gave out")
+    return found
