@@ -28,6 +28,7 @@ from service.metrics import Metrics
 from service.models.registry import MlflowRegistry, Watcher, parse_reference
 from service.models.served import ServedModel, load_model
 from service.problems import overloaded, unavailable
+from service.running import Running
 from service.settings import Settings
 from service.store import Store
 
@@ -72,6 +73,7 @@ class Service:
         self.store = store
         self.keys = keys
         self.metrics = Metrics()
+        self.running = Running()
         self.engine: Engine | None = None
         self._first_model = model
         self._watcher: Watcher | None = None
@@ -189,6 +191,7 @@ class Service:
             max_resident=settings.max_resident,
             snapshot_every=settings.snapshot_every,
             check_versions=not exclusive,
+            replies_seconds=round(settings.idempotency_hours * 3600),
         )
         assert self._loop is not None
         engine = Engine(self.store, model, limits, self.metrics, self._loop)

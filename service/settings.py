@@ -46,6 +46,9 @@ class Settings(BaseSettings):
     require_if_match: bool = Field(
         False, description="a write to one stream without If-Match or If-None-Match is refused with 428"
     )
+    idempotency_hours: float = Field(
+        24.0, gt=0, le=24 * 366, description="how long the reply to a request with an Idempotency-Key is kept"
+    )
     max_body_bytes: int = Field(
         32 * 2**20, ge=1024, description="bodies that are larger, packed or unpacked, are refused with 413"
     )

@@ -36,6 +36,7 @@ from service.store import Store
 __all__ = ["Engine", "Limits"]
 
 _STALE_RETRIES = 5
+_FORGET_EVERY = 60.0  # seconds between two looks for replies that have been kept long enough
 _T = TypeVar("_T")
 
 
@@ -49,6 +50,7 @@ class Limits:
     max_resident: int
     snapshot_every: int
     check_versions: bool
+    replies_seconds: int
 
 
 class Engine:
@@ -82,6 +84,7 @@ class Engine:
         self._backlog: deque[Item] = deque()
         self._intake = Intake(loop, self._queue, max_pending=limits.max_pending, full=limits.max_batch)
         self._stopping = False
+        self._forget_at = time.monotonic() + _FORGET_EVERY
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
     # -- called from the event loop or other threads ---------------------------------------------------------------
@@ -217,6 +220,7 @@ class Engine:
             logging.getLogger("service").exception("housekeeping failed")
 
     def _attempt(self, items: list[Item]) -> tuple[dict[Item, Result], list[str]]:
+        now = int(time.time())
         for _ in range(_STALE_RETRIES):
             batch = MicroBatch(
                 self._residents,
@@ -224,6 +228,8 @@ class Engine:
                 max_gap=self._limits.max_gap,
                 check_versions=self._limits.check_versions,
                 writer=self._writer,
+                now=now,
+                replies_since=now - self._limits.replies_seconds,
             )
             try:
                 results = batch.run(items)
@@ -313,5 +319,12 @@ class Engine:
             save.update((id(r), r) for r in evicted if r.unsaved)
             residents.save(list(save.values()))
             residents.drop([resident.record.unique_id for resident in evicted])
+            self._forget_replies()
         except SQLAlchemyError as error:
-            logging.getLogger("service").warning("no snapshots: %s", str(error).splitlines()[0])
+            logging.getLogger("service").warning("housekeeping: %s", str(error).splitlines()[0])
+
+    def _forget_replies(self) -> None:
+        now = time.monotonic()
+        if now >= self._forget_at:
+            self._forget_at = now + _FORGET_EVERY
+            self._store.forget_replies(int(time.time()) - self._limits.replies_seconds)

@@ -19,7 +19,7 @@ from service.engine.verdicts import Judgement
 from service.models.coming import Coming
 from service.models.served import ServedModel, Want
 from service.problems import Problem
-from service.store import StreamRecord, Value
+from service.store import Key, StreamRecord, Value
 
 __all__ = [
     "Bundle",
@@ -54,6 +54,8 @@ class Outcome:
         The same as the item's `render` wrote it.
     state
         A copy of the stream's, if that was asked for.
+    replayed
+        Whether `reply` is one that was given before, under the item's key.
     places
         Where each observation lay in the distribution forecast for it, float64, one per observation; NaN for those
         that are missing, refused or known already. None if the request changed nothing.
@@ -66,6 +68,7 @@ class Outcome:
     created: bool = False
     reply: bytes | None = None
     state: StreamState | None = None
+    replayed: bool = False
     places: npt.NDArray[np.float64] | None = None
 
 
@@ -182,9 +185,9 @@ class Look(Item):
 
 
 class Observe(Item):
-    """Take observations; all or none of them if `whole`."""
+    """Take observations; all or none of them if `whole`, and once only if under a `key`."""
 
-    __slots__ = ("future", "precondition", "render", "revise", "steps", "values", "want", "whole")
+    __slots__ = ("future", "key", "precondition", "render", "revise", "steps", "values", "want", "whole")
 
     def __init__(
         self,
@@ -199,8 +202,10 @@ class Observe(Item):
         render: Render | None = None,
         future: Coming | None = None,
         precondition: Precondition | None = None,
+        key: Key | None = None,
     ) -> None:
         super().__init__(ticket, unique_id)
+        self.key = key
         self.steps = steps
         self.values = values
         self.render = render

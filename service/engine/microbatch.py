@@ -25,7 +25,7 @@ from service.engine.verdicts import Judgement, Verdict, judge
 from service.models.coming import Coming
 from service.models.served import Want
 from service.problems import Problem, conflict, from_library, unknown_stream
-from service.store import Changes, NewStream, Store, StreamRecord, Value
+from service.store import Changes, NewStream, Store, StoredReply, StreamRecord, Value
 from service.store.values import Covered, y_of
 
 __all__ = ["MicroBatch", "Result"]
@@ -71,10 +71,22 @@ class MicroBatch:
         Whether other processes write to the same store.
     writer
         Runs the transaction beside fold and decode.
+    now
+        Seconds since 1970, as kept replies note them.
+    replies_since
+        Replies that were kept before are as if there were none.
     """
 
     def __init__(
-        self, residents: Residents, store: Store, *, max_gap: int, check_versions: bool, writer: Executor
+        self,
+        residents: Residents,
+        store: Store,
+        *,
+        max_gap: int,
+        check_versions: bool,
+        writer: Executor,
+        now: int,
+        replies_since: int,
     ) -> None:
         self._residents = residents
         self._model = residents.model
@@ -82,6 +94,8 @@ class MicroBatch:
         self._max_gap = max_gap
         self._check_versions = check_versions
         self._writer = writer
+        self._now = now
+        self._replies_since = replies_since
         self._results: dict[Item, Result] = {}
         self._copies: dict[Item, StreamState] = {}
         self.due: list[Resident] = []
@@ -98,18 +112,27 @@ class MicroBatch:
             The store failed.
         """
         self._residents.touch([item.unique_id for item in items], check_versions=self._check_versions)
+        keyed = [item for item in items if isinstance(item, Observe) and item.key is not None]
+        if keyed:
+            self._replay(keyed)
         plan = self._plan(items)
         rewound = self._rewind(plan.rewinds)
         created = self._warm_up(plan.creates)
         changes = self._changes(plan)
         # The statements run beside the fold and wait for it; the disk works beside the decoding from the same copies.
-        folded: Future[None] = Future()
-        committed = self._writer.submit(self._store.commit, changes, folded) if changes else None
+        # Where replies are to be kept, it waits for them too.
+        folded: Future[list[StoredReply]] = Future()
+        committed = None
+        if changes or keyed:
+            committed = self._writer.submit(self._store.commit, changes, folded, self._replies_since)
         try:
             appended = self._append(plan.appends)
-            folded.set_result(None)
+            if not keyed:
+                folded.set_result([])
             forecasts, ahead = self._decode(plan, appended, rewound)
             self._conclude(plan, forecasts)
+            if keyed:
+                folded.set_result(self._to_keep(keyed))
         except BaseException as error:
             if not folded.done():
                 folded.set_exception(error)
@@ -120,12 +143,43 @@ class MicroBatch:
         self._take_in(plan, records, created)
         return self._results
 
+    # -- requests that may have come before ------------------------------------------------------------------------
+
+    def _replay(self, keyed: list[Observe]) -> None:
+        """Answer what was answered before."""
+        asked = [(item.unique_id, item.key.text) for item in keyed if item.key]
+        found = self._store.replies(asked, self._replies_since)
+        for item, name in zip(keyed, asked, strict=True):
+            kept, resident = found.get(name), self._residents.get(item.unique_id)
+            if kept is None or resident is None:
+                continue
+            if kept.key != item.key:
+                detail = f"Idempotency-Key {kept.key.text!r} came with another request before; use a new one"
+                self._results[item] = Problem(422, "key-reused", detail)
+                continue
+            record = resident.record._replace(version=kept.version)
+            self._results[item] = Outcome(record, self._model, reply=kept.body, replayed=True)
+
+    def _to_keep(self, keyed: list[Observe]) -> list[StoredReply]:
+        """Replies of this micro-batch that may be asked for again."""
+        kept = []
+        for item in keyed:
+            result = self._results[item]
+            if isinstance(result, Outcome) and not result.replayed:
+                assert item.key is not None
+                assert result.reply is not None
+                version = result.record.version
+                kept.append(StoredReply(item.unique_id, item.key, version, result.reply, self._now))
+        return kept
+
     # -- plan ------------------------------------------------------------------------------------------------------
 
     def _plan(self, items: Sequence[Item]) -> _Plan:
         plan = _Plan()
         observed: list[tuple[Observe, Resident]] = []
         for item in items:
+            if item in self._results:
+                continue
             resident = self._residents.get(item.unique_id)
             if not self._meets(item, resident):
                 continue

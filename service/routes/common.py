@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import Any, TypeVar, cast
 
 from fastapi import Request
@@ -14,10 +15,12 @@ from service.front import KEY_SCHEME
 from service.negotiation import header_of
 from service.problems import Problem, invalid
 from service.runtime import Service
+from service.store import Key
 
 __all__ = [
     "body_of",
     "engine_of",
+    "key_of",
     "model_body",
     "needs",
     "precondition_of",
@@ -106,6 +109,23 @@ def precondition_of(request: Request) -> Precondition | None:
     if len(numbers) < len(tags) or not all(text.isdecimal() and len(text) <= 18 for text in numbers):
         raise invalid(f'If-Match is {wanted!r}, expected a stream version such as "7"')
     return Precondition(tuple(map(int, numbers)))
+
+
+def key_of(request: Request, body: bytes) -> Key | None:
+    """What ``Idempotency-Key`` names a request by, as text or as the quoted text of a structured field.
+
+    Raises
+    ------
+    Problem
+        400 if it cannot be one.
+    """
+    header = header_of(request.scope, b"idempotency-key")
+    if header is None:
+        return None
+    text = header[1:-1] if len(header) > 1 and header[0] == header[-1] == '"' else header
+    if not 1 <= len(text) <= 255 or not text.isascii() or not text.isprintable():
+        raise Problem(400, "malformed-key", "Idempotency-Key must have 1 to 255 printable ASCII characters")
+    return Key(text, sha256(body).digest())
 
 
 def refuse_query(request: Request, allowed: frozenset[str] = frozenset()) -> None:

@@ -19,6 +19,7 @@ from service.models.served import Want
 from service.routes.common import (
     body_of,
     engine_of,
+    key_of,
     model_body,
     needs,
     precondition_of,
@@ -82,16 +83,19 @@ def add_to(app: FastAPI) -> None:
 
 async def _observe(request: Request) -> Response:
     engine = engine_of(request)
-    body = await body_of(request, ObservationsRequest)
+    content = await request.body()
+    body = ObservationsRequest.model_validate_json(content)
     model = engine.model
     want = model.want(body.horizon, body.quantile_levels)
     future = read_future(model, body.future, want.horizon, model.dates)
     steps = model.dates.steps([o.ds for o in body.observations])
     values = read_values(model.forecaster, [o.y for o in body.observations], [o.covariates for o in body.observations])
+    unique_id = unique_id_of(request)
+    key = key_of(request, content)
     ticket = Single()
     item = Observe(
         ticket,
-        unique_id_of(request),
+        unique_id,
         steps,
         values,
         revise=body.on_conflict == "revise",
@@ -99,10 +103,19 @@ async def _observe(request: Request) -> Response:
         render=observed,
         future=future,
         precondition=precondition_of(request),
+        key=key,
     )
-    engine.submit([item])
-    outcome = await ticket.future
-    return json_reply(outcome.reply, version=outcome.record.version)
+    if key is None:
+        engine.submit([item])
+        outcome = await ticket.future
+    else:
+        with service_of(request).running.alone(unique_id, key.text):
+            engine.submit([item])
+            outcome = await ticket.future
+    reply = json_reply(outcome.reply, version=outcome.record.version)
+    if outcome.replayed:
+        reply.raw_headers.append((b"idempotent-replayed", b"true"))
+    return reply
 
 
 async def _forecast(request: Request) -> Response:

@@ -3,7 +3,8 @@
 It knows SQL and step numbers; no calendar, no model, no engine, no HTTP.
 """
 
+from service.store.replies import Key, StoredReply
 from service.store.store import Changes, Filter, NewStream, Recovery, Store, StreamRecord
 from service.store.values import Value
 
-__all__ = ["Changes", "Filter", "NewStream", "Recovery", "Store", "StreamRecord", "Value"]
+__all__ = ["Changes", "Filter", "Key", "NewStream", "Recovery", "Store", "StoredReply", "StreamRecord", "Value"]

@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 
 from service.errors import StaleStreams, StoreError
 from service.store.database import open_database, reading
+from service.store.replies import StoredReply, forget_replies, read_replies, write_replies
 from service.store.schema import prepare_schema
 from service.store.statements import advance, append
 from service.store.tables import Tables, build_tables
@@ -321,9 +322,16 @@ class Store:
             found: bytes | None = connection.execute(query).scalar()
             return found
 
+    def replies(self, wanted: Sequence[tuple[str, str]], since: int) -> dict[tuple[str, str], StoredReply]:
+        """Replies by (unique_id, key text), of those that were kept since a time."""
+        with self._engine.connect() as connection:
+            return read_replies(connection, self._tables.replies, wanted, since)
+
     # -- writing ---------------------------------------------------------------------------------------------------
 
-    def commit(self, changes: Changes, proceed: Future[None] | None = None) -> list[StreamRecord]:
+    def commit(
+        self, changes: Changes, proceed: Future[list[StoredReply]] | None = None, replies_since: int = 0
+    ) -> list[StreamRecord]:
         """Make a micro-batch durable, in one transaction.
 
         Parameters
@@ -332,7 +340,9 @@ class Store:
             What to write.
         proceed
             The statements run at once, but the transaction ends only when this has a result, and is undone if it fails;
-            its exception is raised then. None: nothing to wait for.
+            its exception is raised then. The result are replies to keep. None: nothing to wait for.
+        replies_since
+            Replies that were kept before are overwritten.
 
         Returns
         -------
@@ -359,8 +369,8 @@ class Store:
                     connection.execute(self._update, [_changed(*row) for row in changes.updated])
                 if changes.rewound:
                     connection.execute(self._void, [{"b_id": i, "b_step": s} for i, s in changes.rewound])
-                if proceed is not None:
-                    proceed.result()
+                if proceed is not None and (replies := proceed.result()):
+                    write_replies(connection, replies, replies_since)
         except IntegrityError as error:
             # Only another writer can have put a row where this process saw none.
             names = [record.unique_id for record, _ in changes.streams] + [n.record.unique_id for n in changes.created]
@@ -404,11 +414,17 @@ class Store:
             if connection.execute(locked).rowcount != 1:
                 raise StaleStreams([record.unique_id])
             self._clear(connection, record.id)
+            forget_replies(connection, self._tables.replies, of=record.unique_id)
             connection.execute(delete(self._tables.streams).where(streams.id == record.id))
 
     def _clear(self, connection: Connection, stream_id: int) -> None:
         for table in (self._tables.observations, self._tables.snapshots):
             connection.execute(delete(table).where(table.c.stream_id == stream_id))
+
+    def forget_replies(self, before: int) -> int:
+        """Forget replies that were kept before a time; returns how many."""
+        with self._engine.begin() as connection:
+            return forget_replies(connection, self._tables.replies, before=before)
 
     def save_snapshots(self, model_key: str, states: Mapping[StreamRecord, bytes], keep: int = 2) -> int:
         """Store states, each only if its stream still has the version it was taken at.

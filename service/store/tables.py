@@ -1,4 +1,4 @@
-"""The newest schema: streams, their observation log, snapshots of their states, and facts about the store itself.
+"""The newest schema: streams, their log, snapshots of their states, kept replies, and facts about the store itself.
 
 It is where `revisions` lead, and knows only column types that SQLite and PostgreSQL share. Invariant: a step between a
 stream's first and last one without a row was never observed ("filled"); a row whose y is NULL was reported as missing.
@@ -9,7 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import BigInteger, Column, Double, ForeignKey, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
 
 __all__ = ["Tables", "build_tables"]
 
@@ -23,6 +35,7 @@ class Tables:
     streams: Table
     observations: Table
     snapshots: Table
+    replies: Table
 
 
 def build_tables() -> Tables:
@@ -67,4 +80,15 @@ def build_tables() -> Tables:
         Column("step", BigInteger, primary_key=True),
         Column("state", LargeBinary, nullable=False),
     )
-    return Tables(metadata, facts, streams, observations, snapshots)
+    replies = Table(
+        "replies",
+        metadata,
+        Column("unique_id", String(255), primary_key=True),
+        Column("idempotency_key", String(255), primary_key=True),
+        Column("digest", LargeBinary, nullable=False),
+        Column("version", BigInteger, nullable=False),
+        Column("body", LargeBinary, nullable=False),
+        Column("stored_at", BigInteger, nullable=False),
+        Index("replies_by_age", "stored_at"),
+    )
+    return Tables(metadata, facts, streams, observations, snapshots, replies)

@@ -1,0 +1,249 @@
+"""Requests under an Idempotency-Key: answered once, and then with the same bytes, whatever happened in between."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+
+import httpx
+import pytest
+
+from service.app import create_app
+from service.store import Store
+from tests.service.kit import LocalClient, Server, ds, history, observations
+
+PATH = "/v1/streams/a/observations"
+BASE = 473352
+
+
+@pytest.fixture
+def stream(client):
+    """A stream of ten hours."""
+    assert client.put("/v1/streams/a", json=history([1.0] * 10)).status_code == 201
+    return client
+
+
+def post(client, pairs, key, path=PATH, **options):
+    return client.post(path, json=observations(*pairs), headers={"idempotency-key": key}, **options)
+
+
+def test_a_repeat_gets_the_reply_of_the_first_time(settings, any_store_url):
+    with LocalClient(create_app(settings.model_copy(update={"store": any_store_url}))) as client:
+        client.put("/v1/streams/a", json=history([1.0] * 10))
+        first = post(client, [(10, 2.0)], '"one"')
+        assert client.post(PATH, json=observations((11, 3.0))).json()["version"] == 3
+        again = post(client, [(10, 2.0)], "one")
+
+        assert (first.status_code, first.json()["accepted"], first.headers["etag"]) == (200, 1, '"2"')
+        assert (again.status_code, again.content, again.headers["etag"]) == (200, first.content, '"2"')
+        assert ("idempotent-replayed" in first.headers, again.headers["idempotent-replayed"]) == (False, "true")
+        assert client.get("/v1/streams/a").json()["version"] == 3
+
+
+def test_a_kept_reply_survives_a_restart_and_other_processes_know_it(settings):
+    shared = settings.model_copy(update={"exclusive_store": False})
+    with LocalClient(create_app(shared)) as one, LocalClient(create_app(shared)) as other:
+        one.put("/v1/streams/a", json=history([1.0] * 10))
+        first = post(one, [(10, 2.0)], "one")
+        assert post(other, [(10, 2.0)], "one").content == first.content
+    with LocalClient(create_app(shared)) as later:
+        assert post(later, [(10, 2.0)], "one").content == first.content
+
+
+def test_two_processes_that_get_the_same_request_at_once_answer_with_one_reply(settings):
+    shared = settings.model_copy(update={"exclusive_store": False})
+    with LocalClient(create_app(shared)) as one, LocalClient(create_app(shared)) as other:
+        one.put("/v1/streams/a", json=history([1.0]))
+        for hour in range(1, 9):
+            replies = {}
+            threads = [
+                threading.Thread(target=lambda c=c: replies.update({c: post(c, [(hour, 2.0)], f"k{hour}")}))  # noqa: B023
+                for c in (one, other)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert {reply.status_code for reply in replies.values()} == {200}
+            assert len({reply.content for reply in replies.values()}) == 1
+            assert replies[one].json()["accepted"] == 1
+
+
+def test_the_key_of_another_request_is_refused_and_nothing_changes(stream):
+    post(stream, [(10, 2.0)], "one")
+    before = stream.get("/v1/streams/a").json()
+    reply = post(stream, [(11, 2.0)], "one")
+
+    assert (reply.status_code, reply.json()["type"]) == (422, "urn:forecaster:problem:key-reused")
+    assert stream.get("/v1/streams/a").json() == before
+
+
+def test_the_same_key_at_another_stream_is_another_request(stream):
+    stream.put("/v1/streams/b", json=history([1.0] * 10))
+    replies = [post(stream, [(10, 2.0)], "one", f"/v1/streams/{name}/observations").json() for name in "ab"]
+
+    assert [(reply["unique_id"], reply["accepted"]) for reply in replies] == [("a", 1), ("b", 1)]
+
+
+def test_a_refused_request_may_come_again_under_its_key(stream):
+    assert post(stream, [(99, 2.0)], "one").status_code == 422
+    assert post(stream, [(10, 2.0)], "one").json()["accepted"] == 1
+
+
+def test_a_repeat_that_changes_nothing_has_its_reply_kept_too(stream):
+    stream.post(PATH, json=observations((10, 2.0)))
+    first = post(stream, [(10, 2.0)], "one")
+    stream.post(PATH, json=observations((11, 2.0)))
+
+    assert first.json()["duplicate"] == 1
+    assert post(stream, [(10, 2.0)], "one").content == first.content
+
+
+def test_a_repeat_with_a_precondition_that_the_first_one_used_up_is_answered(stream):
+    headers = {"idempotency-key": "one", "if-match": '"1"'}
+    replies = [stream.post(PATH, json=observations((10, 2.0)), headers=headers) for _ in range(2)]
+
+    assert [reply.status_code for reply in replies] == [200, 200]
+    assert replies[0].content == replies[1].content
+
+
+def test_a_request_that_is_still_at_work_is_not_done_twice(stream):
+    gate = threading.Event()
+    stream.service.engine._queue.put(gate.wait)
+
+    async def both():
+        send = stream._client.post
+        body, headers = observations((10, 2.0)), {"idempotency-key": "one"}
+        first = asyncio.create_task(send(PATH, json=body, headers=headers))
+        while not stream.service.running._names:
+            await asyncio.sleep(0.001)
+        second = await send(PATH, json=body, headers=headers)
+        gate.set()
+        return await first, second
+
+    first, second = stream.call(both())
+
+    assert (second.status_code, second.json()["type"]) == (409, "urn:forecaster:problem:still-running")
+    assert second.headers["retry-after"] == "1"
+    assert first.json()["accepted"] == 1
+    assert post(stream, [(10, 2.0)], "one").content == first.content
+
+
+def test_replies_are_kept_as_long_as_it_says_and_no_longer(stream, settings):
+    post(stream, [(10, 2.0)], "one")
+    engine = stream.service.store._engine
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE replies SET stored_at = stored_at - {24 * 3600 - 60}")
+    assert post(stream, [(10, 2.0)], "one").json()["accepted"] == 1
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE replies SET stored_at = stored_at - 61")
+    assert post(stream, [(11, 2.0)], "one").json()["accepted"] == 1  # the key is free again
+    assert post(stream, [(11, 2.0)], "one").headers["idempotent-replayed"] == "true"
+    assert stream.service.store.forget_replies(2**40) == 1
+    assert post(stream, [(11, 2.0)], "one").json()["duplicate"] == 1
+
+
+def test_a_stream_that_is_forgotten_takes_its_replies_along(stream):
+    post(stream, [(10, 2.0)], "one")
+    stream.delete("/v1/streams/a")
+    assert post(stream, [(10, 2.0)], "one").status_code == 404
+    stream.put("/v1/streams/a", json=history([1.0] * 10))
+
+    assert "idempotent-replayed" not in post(stream, [(10, 2.0)], "one").headers
+
+
+@pytest.mark.parametrize("key", ["", '""', "x" * 256, "ä".encode(), "a\tb"])
+def test_a_key_that_is_none_is_refused(stream, key):
+    reply = post(stream, [(10, 2.0)], key)
+
+    assert (reply.status_code, reply.json()["type"]) == (400, "urn:forecaster:problem:malformed-key")
+
+
+def test_a_bulk_body_takes_no_key(stream):
+    line = json.dumps({"unique_id": "a", "ds": ds(10), "y": 1.0})
+    headers = {"idempotency-key": "one", "content-type": "application/x-ndjson"}
+
+    assert stream.post("/v1/observations", content=line, headers=headers).status_code == 422
+
+
+# -- real processes ----------------------------------------------------------------------------------------------------
+
+
+class Client:
+    """Sends one observation after the other, each under a key of its own, until it has an answer."""
+
+    def __init__(self, name):
+        self.name = name
+        self.replies: list[bytes] = []
+
+    @property
+    def hour(self):
+        return len(self.replies) + 1
+
+    async def write(self, url):
+        try:
+            async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+                while True:
+                    reply = await self.send(client, self.hour)
+                    if reply.status_code == 409:
+                        continue  # the one before it, whose connection broke, is still at work
+                    assert reply.status_code == 200, reply.text
+                    # Never "duplicate": whoever was not told before is told now what became of it.
+                    assert (reply.json()["accepted"], reply.json()["version"]) == (1, self.hour + 1)
+                    self.replies.append(reply.content)
+        except httpx.TransportError:
+            pass
+
+    async def send(self, client, hour):
+        return await post(client, [(hour, float(hour))], f"key-{hour}", f"/v1/streams/{self.name}/observations")
+
+
+def test_after_kills_and_cut_connections_every_request_has_been_done_once_and_is_answered(artifact, tmp_path):
+    """Power cuts under load, and connections cut right after a request was sent."""
+    url = f"sqlite:///{tmp_path / 'log.db'}"
+    server = Server(artifact, url, tmp_path / "log").start()
+    clients = [Client(f"c{number}") for number in range(6)]
+    for client in clients:
+        httpx.put(f"{server.url}/v1/streams/{client.name}", json=history([0.0])).raise_for_status()
+
+    async def write_until(count):
+        tasks = [asyncio.create_task(client.write(server.url)) for client in clients]
+        while sum(len(client.replies) for client in clients) < count:
+            assert not all(task.done() for task in tasks), [task.exception() for task in tasks]
+            await asyncio.sleep(0.001)
+        server.kill()
+        await asyncio.gather(*tasks)
+
+    for count in (60, 150):
+        asyncio.run(write_until(count))
+        server.start()
+    with server:
+        for client in clients:
+            # The very bytes that httpx will send again.
+            body = httpx.Request("POST", "http://a", json=observations((client.hour, float(client.hour)))).content
+            head = f"POST /v1/streams/{client.name}/observations HTTP/1.1\r\nhost: a\r\n"
+            head += f"idempotency-key: key-{client.hour}\r\ncontent-length: {len(body)}\r\n\r\n"
+            with socket.create_connection(("127.0.0.1", server.port)) as cut:
+                cut.sendall(head.encode() + body)
+
+        async def ask_again(client):
+            async with httpx.AsyncClient(base_url=server.url, timeout=30) as http:
+                while (reply := await client.send(http, client.hour)).status_code == 409:
+                    pass
+                client.replies.append(reply.content)
+                return [(await client.send(http, hour + 1)).content for hour in range(len(client.replies))]
+
+        async def ask_all():
+            return await asyncio.gather(*map(ask_again, clients))
+
+        answers = asyncio.run(ask_all())
+
+    store = Store.open(url)
+    for client, replayed in zip(clients, answers, strict=True):
+        assert replayed == client.replies
+        assert json.loads(client.replies[-1])["accepted"] == 1
+        log = store.recover([client.name], "none")[client.name].tail
+        assert log == [(BASE + hour, float(hour)) for hour in range(len(client.replies) + 1)]
+    store.close()
