@@ -30,7 +30,7 @@ USER forecaster
 
 FROM base AS service
 COPY --from=built-service /opt/forecaster /opt/forecaster
-ENV FORECASTER_HOST=0.0.0.0 FORECASTER_MODEL_CACHE=/var/lib/forecaster/models
+ENV FORECASTER_HOST=0.0.0.0 FORECASTER_LOG_FORMAT=json FORECASTER_MODEL_CACHE=/var/lib/forecaster/models
 EXPOSE 8000
 HEALTHCHECK --interval=5s --timeout=5s --start-period=60s \
   CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -10,7 +11,9 @@ from pydantic import ValidationError
 
 from service import serving
 from service.app import create_app
+from service.connections import Bounds
 from service.errors import ServiceError
+from service.logs import LogWriter
 from service.runtime import Service
 from service.settings import Settings
 
@@ -27,25 +30,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--api-keys-file", help="hashes of the API keys; see `forecaster keys new`")
     parser.add_argument("--log-level", choices=("critical", "error", "warning", "info", "debug"))
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    log = None
     try:
         settings = Settings(**given)
+        log = LogWriter(sys.stderr, settings.log_level, as_json=settings.log_format == "json")
+        log.open()
         service = Service.open(settings)
     except ValidationError as error:
         first = error.errors()[0]
-        return _refuse(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}")
+        return _refuse(log, f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}")
     except ServiceError as error:
-        return _refuse(str(error))
+        return _refuse(log, str(error))
+    wanted = settings.access_log and settings.log_level in ("info", "debug")
     serving.run(
-        create_app(settings, service),
+        create_app(settings, service, log.request if wanted else None),
         host=settings.host,
         port=settings.port,
         log_level=settings.log_level,
         drain_seconds=settings.drain_seconds,
+        farewell_seconds=settings.farewell_seconds,
+        leaving=service.leave,
+        bounds=Bounds(
+            settings.head_seconds,
+            settings.body_seconds,
+            settings.read_seconds,
+            settings.max_connections,
+            settings.max_body_bytes,
+        ),
     )
+    log.close()
+    if not service.ended:
+        # A store that hangs would keep the interpreter waiting for its threads for ever.
+        os._exit(1)
     return 0
 
 
-def _refuse(message: str) -> int:
+def _refuse(log: LogWriter | None, message: str) -> int:
+    if log is not None:
+        log.close()
     sys.stderr.write(f"error: {message}\n")
     return 2
 

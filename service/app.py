@@ -5,7 +5,7 @@ Importing it builds nothing; everything belongs to the application that `create_
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from service import problems
 from service.adapters import kserve, mlflow, timegpt
 from service.bodies.schemas import ForecastsRequest, ObservationsRequest, Row, StreamHistory
 from service.front import KEY_SCHEME, Front, scope_of
+from service.logs import Answered
 from service.routes import forecasts, listing, observations, operations, quality, streams
 from service.runtime import Service
 from service.settings import Settings
@@ -26,7 +27,9 @@ from service.settings import Settings
 __all__ = ["create_app"]
 
 
-def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
+def create_app(
+    settings: Settings, service: Service | None = None, log: Callable[[Answered], None] | None = None
+) -> FastAPI:
     """Build the application.
 
     Parameters
@@ -35,6 +38,8 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         What the operator chose.
     service
         Already opened; default: opened when the application starts.
+    log
+        Told of every request.
 
     Examples
     --------
@@ -56,6 +61,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     app = _Application(
         body_limit=settings.max_body_bytes,
         pack_from=settings.compress_from,
+        log=log,
         title="Forecaster",
         summary="Probabilistic forecasts from durable recurrent state",
         version="1",
@@ -74,17 +80,22 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
 class _Application(FastAPI):
     """Puts the front door before FastAPI's layers, and adds to OpenAPI the bodies that routes read by themselves."""
 
-    def __init__(self, *, body_limit: int, pack_from: int, **options: Any) -> None:
+    def __init__(
+        self, *, body_limit: int, pack_from: int, log: Callable[[Answered], None] | None, **options: Any
+    ) -> None:
         super().__init__(**options)
         self._body_limit = body_limit
         self._pack_from = pack_from
+        self._log = log
 
     def build_middleware_stack(self) -> ASGIApp:
         """Everything a request passes through."""
-        return Front(self, super().build_middleware_stack(), self._body_limit, self._pack_from)
+        return Front(self, super().build_middleware_stack(), self._body_limit, self._pack_from, self._log)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document."""
+        if self.openapi_schema is not None:
+            return self.openapi_schema
         document = super().openapi()
         bodies: list[type[BaseModel]] = [
             ForecastsRequest,

@@ -9,8 +9,11 @@ becomes a problem.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Coroutine
-from time import perf_counter
+from itertools import count
+from secrets import token_hex
+from time import perf_counter, time
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -19,6 +22,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.coding import pack, unpack
+from service.logs import Answered
 from service.negotiation import header_of
 from service.problems import MEDIA_TYPE, Problem, explained, problem_response
 
@@ -30,6 +34,11 @@ KEY_SCHEME = "key"
 """Name of the API key's scheme in OpenAPI."""
 
 _CONTENT_LENGTH = b"content-length"
+_AUTHORIZATION = b"authorization"
+_REQUEST_ID = b"x-request-id"
+_CONTENT_ENCODING = b"content-encoding"
+_READ_HERE = frozenset((_CONTENT_LENGTH, _AUTHORIZATION, _REQUEST_ID, _CONTENT_ENCODING))
+_USABLE_ID = re.compile(rb"[\w.:/+=@-]{1,128}").fullmatch
 
 
 class Front:
@@ -45,19 +54,26 @@ class Front:
         Larger bodies, declared or real, packed or unpacked, are refused before anything parses them.
     pack_from
         Replies of so many bytes are packed for those who accept that.
+    log
+        Told of every request; None: nobody wants to know.
     """
 
-    def __init__(self, app: FastAPI, rest: ASGIApp, limit: int, pack_from: int) -> None:
+    def __init__(
+        self, app: FastAPI, rest: ASGIApp, limit: int, pack_from: int, log: Callable[[Answered], None] | None
+    ) -> None:
         self._app = app
         self._rest = rest
         self._limit = limit
         self._pack_from = pack_from
+        self._log = log
         self._routes = [
             (method, route.path_regex.match, route, scope_of(route, method))
             for route in app.routes
             if isinstance(route, APIRoute)
             for method in route.methods or ()
         ]
+        self._numbers = count(1)
+        self._process = token_hex(6)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection event stream."""
@@ -66,18 +82,24 @@ class Front:
             return
         started = perf_counter()
         method, path = scope["method"], scope["path"]
-        template, status = "none", 500
+        heads = {name: value for name, value in scope["headers"] if name in _READ_HERE}
+        name = heads.get(_REQUEST_ID)
+        if name is None or not _USABLE_ID(name):
+            name = b"%s-%x" % (self._process.encode(), next(self._numbers))
+        request_id = name.decode()
+        scope["request_id"] = request_id
+        template, status, key = "none", 500, None
 
         async def watched(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (_REQUEST_ID, name)]
             await send(message)
 
         try:
-            fits, coding = (True, "") if method in ("GET", "HEAD") else self._declared(scope)
-            if not fits:
-                await self._refuse(receive, watched)
+            if _CONTENT_LENGTH in heads and method not in ("GET", "HEAD") and self._too_much(heads[_CONTENT_LENGTH]):
+                await self._refuse(receive, watched, request_id)
                 return
             route, needed = self._route(scope, method, path)
             if route is None:
@@ -88,23 +110,28 @@ class Front:
             try:
                 keys = self._app.state.service.keys
                 if keys is not None and needed is not None:
-                    keys.admit(_header(scope, b"authorization"), needed, started)
-                response = await endpoint(_Call(scope, receive, self._limit, coding))
+                    key = keys.admit(heads.get(_AUTHORIZATION), needed, started).name
+                coding = heads.get(_CONTENT_ENCODING, b"")
+                response = await endpoint(_Call(scope, receive, self._limit, coding.decode("latin-1")))
             except ClientDisconnect:
                 status = 499  # nobody is there to read it; the metrics tell it from our own failures
                 return
             except TooLarge:
                 # Raised while the body was read, hence before any reply began.
-                await self._refuse(receive, watched)
+                await self._refuse(receive, watched, request_id)
                 return
             except Exception as error:
-                response = problem_response(explained(error, method, path))
+                response = problem_response(explained(error, method, path), request_id)
             status = response.status_code
             if len(getattr(response, "body", b"")) >= self._pack_from:
                 await pack(response, header_of(scope, b"accept-encoding"))
+            response.raw_headers.append((_REQUEST_ID, name))
             await response(scope, receive, send)
         finally:
-            self._app.state.service.metrics.request(method, template, status, perf_counter() - started)
+            seconds = perf_counter() - started
+            self._app.state.service.metrics.request(method, template, status, seconds)
+            if self._log is not None:
+                self._log(Answered(time(), request_id, method, template, path, status, seconds, key))
 
     def _route(self, scope: Scope, method: str, path: str) -> tuple[APIRoute | None, str | None]:
         for accepted, match, route, needed in self._routes:
@@ -113,19 +140,12 @@ class Front:
                 return route, needed
         return None, None
 
-    def _declared(self, scope: Scope) -> tuple[bool, str]:
-        """Whether the body may be as long as it says, and how it is packed."""
-        fits, coding = True, ""
-        for name, value in scope["headers"]:
-            if name == _CONTENT_LENGTH:
-                fits = value.isdigit() and len(value) < 20 and int(value) <= self._limit
-            elif name == b"content-encoding":
-                coding = value.decode("latin-1")
-        return fits, coding
+    def _too_much(self, declared: bytes) -> bool:
+        return not declared.isdigit() or len(declared) > 19 or int(declared) > self._limit
 
-    async def _refuse(self, receive: Receive, send: Send) -> None:
+    async def _refuse(self, receive: Receive, send: Send, request_id: str) -> None:
         problem = Problem(413, "too-large", f"the body is larger than {self._limit} bytes; send it in parts")
-        body = problem.body()
+        body = problem.body(request_id)
         headers = [
             (b"content-type", MEDIA_TYPE.encode()),
             (_CONTENT_LENGTH, str(len(body)).encode()),
@@ -184,13 +204,6 @@ def scope_of(route: APIRoute, method: str) -> str | None:
     if security is None:
         return "read" if method in ("GET", "HEAD") else "write"
     return str(security[0][KEY_SCHEME][0]) if security else None
-
-
-def _header(scope: Scope, wanted: bytes) -> bytes | None:
-    for name, value in scope["headers"]:
-        if name == wanted:
-            return bytes(value)
-    return None
 
 
 class TooLarge(Exception):

@@ -72,9 +72,10 @@ class Problem(Exception):
             **self.extensions,
         }
 
-    def body(self) -> bytes:
-        """The same as JSON."""
-        return orjson.dumps(self.members(), option=orjson.OPT_SERIALIZE_NUMPY, default=str)
+    def body(self, request_id: str | None = None) -> bytes:
+        """The same as JSON, with the id of the request that it answers."""
+        members = self.members() if request_id is None else self.members() | {"request_id": request_id}
+        return orjson.dumps(members, option=orjson.OPT_SERIALIZE_NUMPY, default=str)
 
 
 def invalid(detail: str, **extensions: Any) -> Problem:
@@ -111,9 +112,9 @@ def failed() -> Problem:
     return Problem(500, "internal", "the service failed on this request; the cause is in its log")
 
 
-def problem_response(problem: Problem) -> Response:
+def problem_response(problem: Problem, request_id: str | None = None) -> Response:
     """The reply for a problem."""
-    return Response(problem.body(), problem.status, headers=problem.headers, media_type=MEDIA_TYPE)
+    return Response(problem.body(request_id), problem.status, headers=problem.headers, media_type=MEDIA_TYPE)
 
 
 def from_validation(error: ValidationError) -> Problem:
@@ -174,10 +175,11 @@ def install(app: FastAPI) -> None:
         else:
             problem = Problem(error.status_code, "http", str(error.detail))
         problem.headers.update(error.headers or {})
-        return problem_response(problem)
+        return problem_response(problem, request.scope.get("request_id"))
 
     async def on_anything(request: Request, error: Exception) -> Response:
-        return problem_response(explained(error, request.method, request.url.path))
+        problem = explained(error, request.method, request.url.path)
+        return problem_response(problem, request.scope.get("request_id"))
 
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(Exception, on_anything)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from sqlalchemy.exc import SQLAlchemyError
 
 from service.engine import Engine, Limits
 from service.engine.rederive import rederive
@@ -35,6 +35,7 @@ from service.store import Store
 __all__ = ["Readiness", "Service"]
 
 _STATELESS_WAITING = 64
+_PROBE_SECONDS = 3.0
 _KEYS_SECONDS = 2.0  # how often the file of API keys is looked at
 
 
@@ -81,6 +82,9 @@ class Service:
         self._stateless = ThreadPoolExecutor(1, thread_name_prefix="stateless")
         self._stateless_waiting = 0
         self._keys_watch: asyncio.Task[None] | None = None
+        self._probe = _Probe(store)
+        self.leaving = False
+        self.ended = True
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
@@ -139,9 +143,16 @@ class Service:
         if self._watcher is not None:
             await asyncio.to_thread(self._watcher.stop)
         if self.engine is not None:
-            await asyncio.to_thread(self.engine.stop)
-        self._stateless.shutdown(wait=True, cancel_futures=True)
-        self.store.close()
+            self.ended = await asyncio.to_thread(self.engine.stop, self.settings.drain_seconds)
+        self._stateless.shutdown(wait=self.ended, cancel_futures=True)
+        if self.ended:
+            self.store.close()
+        else:
+            logging.getLogger("service").error("the store hangs: ended without the last snapshots")
+
+    def leave(self) -> None:
+        """Say from now on that it is not ready."""
+        self.leaving = True
 
     async def _watch_keys(self, keys: KeyRing) -> None:
         """Keys come and go without a restart."""
@@ -192,6 +203,7 @@ class Service:
             snapshot_every=settings.snapshot_every,
             check_versions=not exclusive,
             replies_seconds=round(settings.idempotency_hours * 3600),
+            stall_seconds=settings.stall_seconds,
         )
         assert self._loop is not None
         engine = Engine(self.store, model, limits, self.metrics, self._loop)
@@ -222,12 +234,20 @@ class Service:
         """What is wrong with the registry or the newest version; None if nothing is."""
         return None if self._watcher is None else self._watcher.trouble
 
-    def readiness(self) -> Readiness:
-        """Check model, engine and store. Blocks for one small durable write."""
+    def healthy(self) -> str | None:
+        """What only a new process would heal; None if nothing is wrong."""
+        if self.engine is not None and self.engine.crashed:
+            return "the engine's thread has ended"
+        return None
+
+    async def readiness(self) -> Readiness:
+        """Check model, engine and store."""
         found = Readiness()
         trouble = self.watcher_trouble()
         if trouble is not None:
             found.details["registry"] = trouble
+        if self.leaving:
+            found.failing["service"] = "leaving"
         engine = self.engine
         if engine is None:
             found.failing["model"] = f"none yet ({trouble})"
@@ -236,12 +256,13 @@ class Service:
             found.details["engine"] = "works"
             if not engine.alive:
                 found.failing["engine"] = "stopped"
-        try:
-            started = time.perf_counter()
-            self.store.probe()
-            found.details["store"] = f"writable in {(time.perf_counter() - started) * 1e3:.1f} ms"
-        except SQLAlchemyError as error:
-            found.failing["store"] = f"not writable: {getattr(error, 'orig', error)}".splitlines()[0]
+            elif (seconds := engine.busy_seconds()) > self.settings.stall_seconds:
+                found.failing["engine"] = f"busy with one micro-batch for {seconds:.0f} s"
+        failure = await self._probe.failure(_PROBE_SECONDS)
+        if failure is None:
+            found.details["store"] = f"writable in {self._probe.seconds * 1e3:.1f} ms"
+        else:
+            found.failing["store"] = failure
         found.details.update(found.failing)
         return found
 
@@ -260,6 +281,46 @@ class Service:
             return await asyncio.get_running_loop().run_in_executor(self._stateless, partial(work, *arguments))
         finally:
             self._stateless_waiting -= 1
+
+
+class _Probe:
+    """Asks whether the store takes data; one question at a time, since one that hangs holds a thread for ever."""
+
+    def __init__(self, store: Store) -> None:
+        self.seconds = 0.0
+        self._store = store
+        self._answer: asyncio.Future[str | None] | None = None
+
+    async def failure(self, patience: float) -> str | None:
+        """What is wrong; None if a small write was durable just now."""
+        if self._answer is None:
+            loop = asyncio.get_running_loop()
+            self._answer = loop.create_future()
+            threading.Thread(target=self._ask, args=(loop, self._answer), name="probe", daemon=True).start()
+        answer = self._answer
+        done, _ = await asyncio.wait([answer], timeout=patience)
+        if not done:
+            return f"does not answer within {patience:g} s"
+        self._answer = None
+        return answer.result()
+
+    def _ask(self, loop: asyncio.AbstractEventLoop, answer: asyncio.Future[str | None]) -> None:
+        started = time.perf_counter()
+        found = None
+        try:
+            self._store.probe()
+            self.seconds = time.perf_counter() - started
+        except Exception as error:
+            found = f"not writable: {getattr(error, 'orig', error)}".splitlines()[0]
+
+        def tell() -> None:
+            if not answer.done():
+                answer.set_result(found)
+
+        try:
+            loop.call_soon_threadsafe(tell)
+        except RuntimeError:
+            pass  # the loop has been closed: nobody asks any more
 
 
 def _claim(store: Store, model: ServedModel) -> None:

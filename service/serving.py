@@ -5,17 +5,50 @@ from __future__ import annotations
 import gc
 import signal
 import sys
+import time
+from collections.abc import Callable
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from service.connections import Bounds, bounded_protocol
+
 __all__ = ["run"]
 
 _SWITCH_SECONDS = 0.0002
+_STARTUP_FAILED = 3
 
 
-def run(app: ASGIApp, *, host: str, port: int, log_level: str = "warning", drain_seconds: int = 30) -> None:
-    """Serve until SIGTERM or SIGINT; what was taken in is finished first."""
+def run(
+    app: ASGIApp,
+    *,
+    host: str,
+    port: int,
+    log_level: str = "warning",
+    drain_seconds: int = 30,
+    farewell_seconds: float = 0.0,
+    leaving: Callable[[], None] | None = None,
+    bounds: Bounds | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; what was taken in is finished first.
+
+    Parameters
+    ----------
+    app
+        What to serve.
+    host, port
+        Where.
+    log_level
+        Of uvicorn's own loggers.
+    drain_seconds
+        Time for requests in flight at the end.
+    farewell_seconds
+        For so long requests are still taken after the signal, so that balancers can see that this one leaves.
+    leaving
+        Called at the signal.
+    bounds
+        What a client may take of time and memory; default: what uvicorn lets it take.
+    """
     # Event loop and engine share one interpreter lock. The engine gives it up at every tensor operation and, with the
     # default of 5 ms, would wait that long to get it back while requests are being parsed.
     sys.setswitchinterval(_SWITCH_SECONDS)
@@ -26,17 +59,45 @@ def run(app: ASGIApp, *, host: str, port: int, log_level: str = "warning", drain
     gc.set_threshold(20_000, 20, 50)
     # uvicorn shuts down in good order and then raises the signal again, which would end the process with an error.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=host,
         port=port,
         loop="uvloop",
-        http="httptools",
+        http="httptools" if bounds is None else bounded_protocol(bounds),
         ws="none",
         access_log=False,
         proxy_headers=False,
+        log_config=None,
         log_level=log_level,
         timeout_graceful_shutdown=drain_seconds,
         # A client that keeps its connection for long must not be cut between two observations.
         timeout_keep_alive=75,
     )
+    server = _Server(config, farewell_seconds, leaving)
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        pass  # raised again by uvicorn after everything has ended in good order
+    if not server.started:
+        sys.exit(_STARTUP_FAILED)
+
+
+class _Server(uvicorn.Server):
+    """Says that it leaves before it does."""
+
+    def __init__(self, config: uvicorn.Config, farewell_seconds: float, leaving: Callable[[], None] | None) -> None:
+        super().__init__(config)
+        self._farewell_seconds = farewell_seconds
+        self._leaving = leaving
+        self._left_at: float | None = None
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to stop serving; asked ten times a second."""
+        if not await super().on_tick(counter):
+            return False
+        if self._left_at is None:
+            self._left_at = time.monotonic()
+            if self._leaving is not None:
+                self._leaving()
+        return self.force_exit or time.monotonic() - self._left_at >= self._farewell_seconds

@@ -34,6 +34,8 @@ class Settings(BaseSettings):
         None, gt=0, description="requests per second of each API key that has no rate of its own; default: no limit"
     )
     log_level: str = Field("warning", pattern="^(critical|error|warning|info|debug)$")
+    log_format: str = Field("text", pattern="^(text|json)$", description="json: one object per line")
+    access_log: bool = Field(True, description="one line per request at level info")
 
     tracking_uri: str | None = Field(
         None, description="MLflow tracking URI; default MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
@@ -55,6 +57,10 @@ class Settings(BaseSettings):
     compress_from: int = Field(
         16_384, ge=0, description="replies of so many bytes or more go as gzip to those who accept it"
     )
+    max_connections: int = Field(4096, ge=1, description="open at a time; beyond it: 503")
+    head_seconds: float = Field(10.0, gt=0, description="until a request's head must be complete, else 408")
+    body_seconds: float = Field(60.0, gt=0, description="until a request's body must be complete, else 408")
+    read_seconds: float = Field(30.0, gt=0, description="until a client that reads nothing of its reply is cut off")
     max_history_steps: int = Field(1_000_000, ge=1, description="longest history, gaps included, of one series")
     max_gap_steps: int | None = Field(
         None,
@@ -71,6 +77,12 @@ class Settings(BaseSettings):
         None, description="this is the only process on the store, so reads need no version check; default: SQLite yes"
     )
     drain_seconds: int = Field(30, ge=1, description="time for requests in flight at shutdown")
+    farewell_seconds: float = Field(
+        0.0, ge=0, description="not ready but still answering after SIGTERM, until balancers have seen it"
+    )
+    stall_seconds: float = Field(
+        30.0, gt=0, description="after so long in one micro-batch the service is not ready and those that wait get 503"
+    )
     torch_threads: int = Field(1, ge=1, description="threads of one model step; small steps lose by more")
     open_telemetry: bool = Field(
         False, description="traces and metrics by FastAPI's own instrumentation, to the providers of this process"

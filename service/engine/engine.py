@@ -51,6 +51,7 @@ class Limits:
     snapshot_every: int
     check_versions: bool
     replies_seconds: int
+    stall_seconds: float
 
 
 class Engine:
@@ -82,9 +83,16 @@ class Engine:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._queue: SimpleQueue[list[Item] | Callable[[], None]] = SimpleQueue()
         self._backlog: deque[Item] = deque()
-        self._intake = Intake(loop, self._queue, max_pending=limits.max_pending, full=limits.max_batch)
+        self._intake = Intake(
+            loop,
+            self._queue,
+            max_pending=limits.max_pending,
+            full=limits.max_batch,
+            stall_seconds=limits.stall_seconds,
+        )
         self._stopping = False
         self._forget_at = time.monotonic() + _FORGET_EVERY
+        self._started = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
     # -- called from the event loop or other threads ---------------------------------------------------------------
@@ -93,6 +101,7 @@ class Engine:
         """Begin to work."""
         self._metrics.serves(self.model.name, self.model.version)
         self._thread.start()
+        self._started = True
 
     @property
     def alive(self) -> bool:
@@ -138,8 +147,27 @@ class Engine:
         self._queue.put(call)
         return done
 
-    def stop(self) -> None:
-        """Do what has arrived, write snapshots, and end. Blocks; not for the event loop."""
+    @property
+    def crashed(self) -> bool:
+        """Whether the thread has ended though nobody told it to."""
+        return self._started and not self._thread.is_alive() and not self._stopping
+
+    def busy_seconds(self) -> float:
+        """How long the micro-batch at work has taken so far; 0 if none is. Call it on the event loop."""
+        return self._intake.busy_seconds()
+
+    def stop(self, seconds: float | None = None) -> bool:
+        """Do what has arrived, write snapshots, and end. Blocks; not for the event loop.
+
+        Parameters
+        ----------
+        seconds
+            To wait for that; None: as long as it takes.
+
+        Returns
+        -------
+        Whether it has ended.
+        """
 
         def last() -> None:
             self._stopping = True
@@ -149,7 +177,8 @@ class Engine:
         except RuntimeError:
             # The loop has been closed under us: nothing more can have come.
             self._queue.put(last)
-        self._thread.join()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     # -- the thread ------------------------------------------------------------------------------------------------
 

@@ -3,8 +3,10 @@
 It knows the event loop and the engine's queue, not what items are for. Loop and engine share one interpreter lock and a
 micro-batch of thirty costs hardly more than one of three, so the loop hands over once it has read what is there to
 read. Under load, when some already wait, it lets those that were just answered come back before it does.
-Invariants: while the engine is idle nothing waits but for the loop's own turns; else the wait is shorter than the
-micro-batch before it took; order is kept. Everything here runs on the event loop.
+If the engine is stuck, because a database hangs, say, nobody is left waiting: those at work are told that their outcome
+is not known, the rest and whoever comes later that it may try again. Invariants: while the engine is idle nothing waits
+but for the loop's own turns; else the wait is shorter than the micro-batch before it took; order is kept. Everything
+here runs on the event loop.
 """
 
 from __future__ import annotations
@@ -15,10 +17,15 @@ from queue import SimpleQueue
 from time import perf_counter
 
 from service.engine.items import Item
-from service.problems import overloaded, unavailable
+from service.problems import Problem, overloaded, unavailable
 
 __all__ = ["Intake"]
 
+_STUCK = "the store does not answer at present; nothing was changed"
+_UNKNOWN = (
+    "the store has not answered in time, so it is not known whether this was taken; "
+    "send it again: what was taken is not taken twice"
+)
 _GRACE_SHARE = 0.8
 _LONGEST_GRACE = 0.004  # seconds
 
@@ -36,6 +43,8 @@ class Intake:
         Bound on the weight of what waits or is at work.
     full
         A list of so many items waits for no more.
+    stall_seconds
+        After so long without an outcome the engine counts as stuck.
     """
 
     def __init__(
@@ -45,12 +54,17 @@ class Intake:
         *,
         max_pending: int,
         full: int,
+        stall_seconds: float,
     ) -> None:
         self.pending = 0
         self._loop = loop
         self._queue = queue
         self._max_pending = max_pending
         self._full = full
+        self._stall_seconds = stall_seconds
+        self._stalled = False
+        self._handed_over: list[list[Item]] = []
+        self._watch: asyncio.TimerHandle | None = None
         self._gathered: list[Item] = []
         self._at_work = 0
         self._handed_over_at = 0.0
@@ -69,6 +83,8 @@ class Intake:
         """
         if self._closed:
             raise unavailable("the service is stopping")
+        if self._stalled:
+            raise unavailable(_STUCK)
         weight = items[0].weight if len(items) == 1 else sum(item.weight for item in items)
         # A body larger than the whole bound must still pass when nothing else waits.
         if self.pending and self.pending + weight > self._max_pending:
@@ -82,11 +98,16 @@ class Intake:
         """So many items have their outcomes."""
         self.pending -= weight
         self._at_work -= items
+        self._stalled = False
         if self._gathered:
             now = perf_counter()
             self._expected = len(self._gathered) + items
             self._grace_ends = now + min(_GRACE_SHARE * (now - self._handed_over_at), _LONGEST_GRACE)
             self._gather()
+
+    def busy_seconds(self) -> float:
+        """How long the oldest hand-over without outcome is at work; 0 if none is."""
+        return perf_counter() - self._handed_over_at if self._at_work else 0.0
 
     def close(self, last: Callable[[], None]) -> None:
         """Hand over what is there, then the last call; refuse whatever comes later."""
@@ -113,7 +134,34 @@ class Intake:
 
     def _hand_over(self) -> None:
         if self._gathered:
+            if not self._at_work:
+                self._handed_over.clear()
+            self._handed_over.append(self._gathered)
             self._at_work += len(self._gathered)
             self._handed_over_at = perf_counter()
+            if self._watch is None:
+                self._watch = self._loop.call_later(self._stall_seconds, self._check)
             self._queue.put(self._gathered)
             self._gathered = []
+
+    def _check(self) -> None:
+        """Give nobody false hope once the engine has been at one micro-batch for too long."""
+        self._watch = None
+        if not self._at_work:
+            return
+        self._handed_over = [items for items in self._handed_over if not all(i.ticket.future.done() for i in items)]
+        left = self._stall_seconds - self.busy_seconds()
+        if left <= 0:
+            self._stalled = True
+            for items in self._handed_over:
+                self._fail(items, Problem(503, "outcome-unknown", _UNKNOWN, headers={"retry-after": "1"}))
+            self.pending -= sum(item.weight for item in self._gathered)
+            self._fail(self._gathered, unavailable(_STUCK))
+            self._gathered = []
+        self._watch = self._loop.call_later(max(left, self._stall_seconds / 4), self._check)
+
+    @staticmethod
+    def _fail(items: list[Item], problem: Problem) -> None:
+        for item in items:
+            if not item.ticket.future.done():
+                item.ticket.future.set_exception(problem)

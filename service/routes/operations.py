@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 from fastapi import FastAPI, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.bodies.replies import json_reply
@@ -24,12 +23,15 @@ def add_to(app: FastAPI) -> None:
     add("/v1/models", _models, methods=["GET"], summary="The model that serves")
 
 
-async def _health(_request: Request) -> Response:
+async def _health(request: Request) -> Response:
+    trouble = service_of(request).healthy()
+    if trouble is not None:
+        raise Problem(503, "not-alive", trouble)
     return json_reply({"status": "alive"})
 
 
 async def _ready(request: Request) -> Response:
-    checks = await run_in_threadpool(service_of(request).readiness)
+    checks = await service_of(request).readiness()
     if not checks.ready:
         failing = "; ".join(f"{name}: {text}" for name, text in checks.failing.items())
         raise Problem(503, "not-ready", failing, headers={"retry-after": "1"}, checks=checks.details)

@@ -37,7 +37,9 @@ def _item(number: int, weight: int = 1) -> Item:
 
 
 def _intake(queue: Queue, **bounds: int) -> Intake:
-    return Intake(asyncio.get_running_loop(), queue, **({"max_pending": 10**6, "full": 1000} | bounds))
+    return Intake(
+        asyncio.get_running_loop(), queue, **({"max_pending": 10**6, "full": 1000, "stall_seconds": 30} | bounds)
+    )
 
 
 async def _until(done: Callable[[], bool]) -> None:

@@ -1,0 +1,179 @@
+"""Slow, greedy and broken clients on real sockets: cut off in time, told why, and nobody else notices."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+
+import httpx
+import pytest
+
+from tests.service.kit import Server, history, observations
+
+MOST = 60  # connections
+HEAD = b"POST /v1/forecasts HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+
+
+@pytest.fixture(scope="module")
+def server(artifact, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("connections")
+    bounds = {
+        "FORECASTER_HEAD_SECONDS": "0.6",
+        "FORECASTER_BODY_SECONDS": "0.8",
+        "FORECASTER_READ_SECONDS": "0.6",
+        "FORECASTER_MAX_CONNECTIONS": str(MOST),
+        "FORECASTER_MAX_BODY_BYTES": "65536",
+    }
+    with Server(artifact, f"sqlite:///{folder / 'log.db'}", folder / "log", **bounds).start() as running:
+        httpx.put(f"{running.url}/v1/streams/a", json=history([1.0, 2.0])).raise_for_status()
+        yield running
+
+
+def connect(server: Server) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def everything(connection: socket.socket) -> bytes:
+    """What comes until the server closes."""
+    found = b""
+    try:
+        while part := connection.recv(65536):
+            found += part
+    except ConnectionError:
+        pass
+    return found
+
+
+def problem(reply: bytes) -> dict:
+    head, _, body = reply.partition(b"\r\n\r\n")
+    assert b"content-type: application/problem+json" in head, reply
+    found = json.loads(body)
+    assert head.startswith(f"HTTP/1.1 {found['status']} ".encode())
+    return found
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"POST /v1/fore",
+        HEAD,
+        HEAD + b"content-length: 5000\r\n\r\n" + b'{"series":',
+        HEAD + b"transfer-encoding: chunked\r\n\r\n5\r\n{}",
+    ],
+    ids=["nothing", "half a line", "half a head", "a false content-length", "half a chunk"],
+)
+def test_who_does_not_finish_a_request_is_told_and_cut_off(server, sent):
+    with connect(server) as connection:
+        connection.sendall(sent)
+        found = problem(everything(connection))
+
+    assert (found["status"], found["type"]) == (408, "urn:forecaster:problem:too-slow")
+    assert "not complete within" in found["detail"]
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_a_drop_at_a_time_is_no_progress(server, part):
+    """What counts is the whole request, not that something comes now and then."""
+    line = HEAD if part == "head" else HEAD + b"content-length: 5000\r\n\r\n"
+    started = time.monotonic()
+    with connect(server) as connection:
+        connection.sendall(line)
+        connection.settimeout(0.1)
+        reply = b""
+        while not reply and time.monotonic() < started + 15:
+            try:
+                connection.sendall(b"x")
+                reply = connection.recv(65536)
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                break
+
+    assert reply == b"" or problem(reply)["status"] == 408
+    assert time.monotonic() < started + 15
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /" + b"x" * 70_000, 431),
+        (HEAD + b"".join(b"x-%d: y\r\n" % i for i in range(9000)), 431),
+        (b"what is this\r\n\r\n", 400),
+        (HEAD + b"content-length: -1\r\n\r\n", 400),
+        (HEAD + b"content-length: 5, 6\r\n\r\n", 400),
+        (HEAD + b"content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (HEAD + b"content-length: 99999999999999999999\r\n\r\n", 400),
+    ],
+    ids=["long path", "many headers", "no HTTP", "negative", "two lengths", "length and chunks", "no number"],
+)
+def test_what_is_no_usable_request_is_one_problem(server, sent, status):
+    with connect(server) as connection:
+        connection.sendall(sent)
+        found = problem(everything(connection))
+
+    assert found["status"] == status
+
+
+def test_a_length_that_is_too_small_leaves_rubbish_that_is_refused(server):
+    body = json.dumps(observations((5, 1.0))).encode()
+    head = b"POST /v1/streams/a/observations HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (len(body) - 4)
+    with connect(server) as connection:
+        connection.sendall(head + body)
+        reply = everything(connection)
+
+    assert reply.startswith(b"HTTP/1.1 400 ")
+    assert httpx.get(f"{server.url}/v1/streams/a").json()["version"] == 1
+
+
+def test_who_never_reads_is_cut_off(server):
+    """A reply that nobody takes must not be kept for ever."""
+    with connect(server) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        requests = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * 500
+        connection.settimeout(15)
+        cut_off = False
+        while not cut_off:
+            try:
+                connection.sendall(requests)
+            except TimeoutError:
+                break
+            except ConnectionError:
+                cut_off = True
+
+    assert cut_off
+
+
+def test_too_many_connections_are_refused_and_the_next_one_is_welcome(server):
+    crowd = [connect(server) for _ in range(MOST)]
+    try:
+        with connect(server) as one_more:
+            found = problem(everything(one_more))
+        assert (found["status"], found["type"]) == (503, "urn:forecaster:problem:overloaded")
+    finally:
+        for connection in crowd:
+            connection.close()
+    for _ in range(100):
+        try:
+            if httpx.get(f"{server.url}/healthz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError("the crowd has gone, and still nobody is let in")
+
+
+def test_ordinary_clients_keep_their_connections(server):
+    """Idle for longer than any of the bounds, then used again."""
+    with connect(server) as connection:
+        for pause in (0.0, 1.5, 1.5):
+            time.sleep(pause)
+            connection.sendall(b"GET /v1/streams/a HTTP/1.1\r\nhost: x\r\n\r\n")
+            reply = b""
+            while not reply.endswith(b"}}"):
+                reply += (part := connection.recv(65536))
+                assert part, "the connection was closed"
+            assert reply.startswith(b"HTTP/1.1 200 ")

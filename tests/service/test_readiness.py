@@ -1,0 +1,112 @@
+"""Readiness tells the truth: about a store that fails or hangs, a stuck or dead engine, and a service that leaves."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from service import runtime
+from service.app import create_app
+from tests.service.kit import LocalClient, history, observations
+from tests.service.test_http import assert_problem
+
+
+@pytest.fixture
+def client(settings):
+    """The application, quick to lose patience."""
+    hasty = settings.model_copy(update={"stall_seconds": 1.0, "drain_seconds": 5})
+    with LocalClient(create_app(hasty)) as running:
+        # The first calls load compiled code, which may take longer than that.
+        until(lambda: running.put("/v1/streams/a", json=history([1.0])).status_code == 200)
+        until(lambda: running.post("/v1/streams/a/observations", json=observations((1, 1.0))).status_code == 200)
+        until(lambda: running.delete("/v1/streams/a").status_code == 204)
+        yield running
+
+
+def until(holds, seconds=20):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_store_that_hangs_is_asked_once_and_found_out(client, monkeypatch):
+    monkeypatch.setattr(runtime, "_PROBE_SECONDS", 0.05)
+    released, asked = threading.Event(), []
+
+    def hang():
+        asked.append(1)
+        released.wait(30)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client.service.store, "probe", hang)
+        for _ in range(3):
+            assert_problem(client.get("/readyz"), 503, "store: does not answer within 0.05 s")
+        assert client.get("/healthz").status_code == 200
+        assert len(asked) == 1
+        released.set()
+    until(lambda: client.get("/readyz").status_code == 200)
+
+
+def test_a_stuck_engine_leaves_nobody_waiting_and_loses_nothing(client, monkeypatch):
+    """Those at work are told that their outcome is unknown, others that nothing changed; then all goes on."""
+    client.put("/v1/streams/a", json=history([1.0]))
+    client.put("/v1/streams/b", json=history([1.0]))
+    released, commit = threading.Event(), client.service.store.commit
+
+    def hang(*arguments):
+        released.wait(30)
+        return commit(*arguments)
+
+    replies = {}
+
+    def observe(name):
+        replies[name] = client.post(f"/v1/streams/{name}/observations", json=observations((1, 2.0)))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client.service.store, "commit", hang)
+        first = threading.Thread(target=observe, args=("a",))
+        first.start()
+        until(lambda: client.service.engine.busy_seconds() > 0)
+        second = threading.Thread(target=observe, args=("b",))
+        second.start()
+        first.join(20)
+        second.join(20)
+        assert_problem(replies["a"], 503, "not known", "not taken twice")
+        assert_problem(replies["b"], 503, "nothing was changed")
+        assert_problem(client.post("/v1/streams/b/observations", json=observations((1, 2.0))), 503, "does not answer")
+        assert_problem(client.get("/readyz"), 503, "engine: busy")
+        released.set()
+    until(lambda: client.get("/readyz").status_code == 200)
+    until(lambda: client.service.engine.busy_seconds() == 0)
+
+    assert client.get("/v1/streams/a").json()["version"] == 2
+    assert client.get("/v1/streams/b").json()["version"] == 1
+    again = client.post("/v1/streams/a/observations", json=observations((1, 2.0))).json()
+    assert (again["duplicate"], again["accepted"]) == (1, 0)
+    assert client.post("/v1/streams/b/observations", json=observations((1, 2.0))).json()["accepted"] == 1
+    assert client.service.engine._intake.pending == 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_that_died_is_not_alive(client, monkeypatch):
+    """Only a new process helps, so liveness says so, and who waited is not left alone."""
+
+    def die(_items):
+        raise SystemExit
+
+    monkeypatch.setattr(client.service.engine, "_process", die)
+    reply = client.put("/v1/streams/a", json=history([1.0]))
+
+    assert_problem(reply, 503, "not known")
+    assert_problem(client.get("/healthz"), 503, "engine")
+    assert_problem(client.get("/readyz"), 503, "engine: stopped")
+
+
+def test_who_leaves_is_not_ready_and_still_answers(client):
+    client.service.leave()
+
+    assert_problem(client.get("/readyz"), 503, "service: leaving")
+    assert client.put("/v1/streams/a", json=history([1.0])).status_code == 201
