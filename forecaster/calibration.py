@@ -44,6 +44,8 @@ SHORTEST_FLIGHT = 8
 OUTER = 0.1
 """This level and its mirror image are held against observations; it is the share of misses wanted on each side."""
 
+NOTHING_LEARNT = -(2**62)
+
 SHARED, SIDED, OWN = 0.4, 0.04, 0.04
 """What a flight that missed everywhere adds to the logarithms: to all of them, to those of a side, to each group's."""
 
@@ -67,6 +69,11 @@ class Calibration(nn.Module):
         Whether states carry a correction.
     scoring
         Whether forecasts can be made while folding, to be held against what comes; nothing is adaptive without.
+
+    Attributes
+    ----------
+    learnt
+        Step number, int64 scalar, up to which the weights have learnt from values; stored with them.
     """
 
     def __init__(self, head: Head, *, adaptive: bool, scoring: bool) -> None:
@@ -90,6 +97,8 @@ class Calibration(nn.Module):
         self.slot = self._constant("slot", slot)
         self.gain = self._constant("gain", gain)
         self.wanted = self._constant("wanted", torch.tensor([self.levels[0], 1 - self.levels[2]]))
+        self.learnt: Tensor
+        self.register_buffer("learnt", torch.tensor(NOTHING_LEARNT))
 
     def _constant(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor that moves with the module and is not stored."""
@@ -122,7 +131,8 @@ class Calibration(nn.Module):
 
         A flight begins where the step number is a multiple of the period, for all streams of a calendar together: one
         large decode now and then costs less than a small one at every step. The period exceeds the horizon by a step,
-        so that flights do not begin at the same time of each day.
+        so that flights do not begin at the same time of each day. None begins where the weights have learnt what comes:
+        they hit that better than anything new, and intervals would become too narrow.
 
         Parameters
         ----------
@@ -164,6 +174,7 @@ class Calibration(nn.Module):
         )  # [flight, row]
         # Not until a whole period was seen: the first forecasts of a series are unlike the later ones.
         due = (begins < ends) & (after.age - ends + begins + 1 >= self.period)
+        due &= after.last_step - ends + begins + 1 >= self.learnt
         number, row = torch.nonzero(due, as_tuple=True)
         if not len(row):
             return after

@@ -281,8 +281,8 @@ class Config:
     quantile_levels
         Levels the decoder is trained on, rising, with 0.5 among them.
     context_length
-        Recent values each state keeps in its ring; 0: chosen from `seasonality`. Rounded up to a multiple of the
-        longest season, so that every phase of it has its place.
+        Recent values each state keeps in its ring; 0: two seasons or so, and no less than a horizon. Rounded up to a
+        multiple of the longest season, so that every phase of it has its place.
     transform
         ``log`` (relative changes; for positive data), ``linear``, or ``auto``: training chooses by the panel.
     network, training, covariates
@@ -374,7 +374,7 @@ class Config:
     def ring_length(self) -> int:
         """Values kept per series: a multiple of the longest season."""
         longest = self.seasonality[-1]
-        wanted = self.context_length or max(longest, min(4 * self.seasonality[0], 2 * longest), 24)
+        wanted = self.context_length or max(longest, min(4 * self.seasonality[0], 2 * longest), self.horizon, 24)
         return min(-(-wanted // longest), max(LARGEST_RING // longest, 1)) * longest
 
     @property

@@ -190,6 +190,7 @@ def _train(
 ) -> int:
     """Train in place, up to the best weights on the validation part if there is one; the updates behind them."""
     settings = network.config.training
+    network.calibration.learnt.fill_(int(data.lanes.panel.last_steps.max()))
     with tempfile.TemporaryDirectory() as folder:
         module = TrainingModule(network, updates=updates, max_seconds=clock.seconds_left, peak=peak)
         averaging = _Averaging(settings.averaging) if settings.averaging else None

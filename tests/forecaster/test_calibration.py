@@ -5,6 +5,7 @@ The laws of `test_laws` hold with it on; here stands what it is for.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -78,6 +79,20 @@ def test_what_is_missing_corrects_nothing(tiny_forecaster: Forecaster) -> None:
 
     assert torch.equal(gone.correction, state.correction)
     assert not torch.equal(come.correction, state.correction)
+
+
+def test_no_flight_begins_where_the_weights_have_learnt(tiny_forecaster: Forecaster) -> None:
+    network = copy.deepcopy(tiny_forecaster._network)
+    network.calibration.learnt.fill_(99)
+    y = stream(200)
+
+    before = fold(Forecaster(network), y[:, :100])
+    after = Forecaster(network).fold(before, torch.from_numpy(y[:, 100:]))
+
+    assert not before.correction.any()
+    assert before.flight.isnan().all()
+    assert after.correction.any()
+    assert fold(tiny_forecaster, y[:, :100]).correction.any()
 
 
 def test_a_rolled_forecast_corrects_nothing(tiny_forecaster: Forecaster) -> None:
