@@ -20,6 +20,7 @@ from forecaster.errors import ConfigError
 __all__ = ["Config", "CovariatesConfig", "NetworkConfig", "TrainingConfig"]
 
 LARGEST_RING = 2048
+LARGEST_ENSEMBLE = 16
 LARGEST_COLUMNS = 256
 LARGEST_VOCABULARY = 1024
 """Distinct values of one categorical column that a model tells apart."""
@@ -58,6 +59,9 @@ class NetworkConfig:
         the level alone (for comparison).
     forget_bias
         Initial bias of the LSTM forget gate; 1 lets gradients pass early in training (Jozefowicz et al., 2015).
+    members
+        Networks that learn side by side from different weights and forecast the mean of their answers; a state holds
+        the recurrent states of all of them. 0: training chooses, several for a small panel.
     """
 
     cell: Literal["lstm", "gru", "rnn"] = "lstm"
@@ -70,6 +74,7 @@ class NetworkConfig:
     layer_norm: bool = False
     anchored: bool = True
     forget_bias: float = 1.0
+    members: int = 0
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -81,6 +86,7 @@ class NetworkConfig:
         _require(
             0 <= self.proj_size < self.hidden_size, "network.proj_size", self.proj_size, "0 or less than hidden_size"
         )
+        _require(0 <= self.members <= LARGEST_ENSEMBLE, "network.members", self.members, f"0 to {LARGEST_ENSEMBLE}")
         _require(
             self.proj_size == 0 or self.cell == "lstm", "network.proj_size", self.proj_size, "0 unless cell is lstm"
         )
@@ -89,6 +95,11 @@ class NetworkConfig:
     def output_size(self) -> int:
         """Width of the hidden state that a layer hands on."""
         return self.proj_size or self.hidden_size
+
+    @property
+    def num_members(self) -> int:
+        """Networks in the ensemble: one where that is still to be chosen."""
+        return self.members or 1
 
 
 @dataclass(frozen=True, slots=True)

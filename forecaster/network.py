@@ -4,7 +4,7 @@ The one network that training, backtest and service all run: `encode` folds a ch
 `decode` turns what is known at any step into the parameters of what comes after it; the head says what they mean. Knows
 no series, dates, files or Lightning; keeps no state of its own.
 
-Axes: B row, T step, K parameter, H horizon step, P hidden size, F feature, W ring length.
+Axes: B row, T step, K parameter, H horizon step, P hidden size of all members, F feature, W ring length.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from forecaster.covariates import CovariateInputs, static_size
 from forecaster.features import anchors, feature_size, features, naive_anchor, num_anchors
 from forecaster.heads import HEADS, Head, HeadSizes
 from forecaster.kernels import NUM_STATISTICS
-from forecaster.recurrent import RecurrentStack, RecurrentState
+from forecaster.recurrent import RecurrentEnsemble, RecurrentState
 from forecaster.scaling import Frame, Transform, advance, describe, restore
 from forecaster.state import StateLayout, StreamState
 
@@ -78,10 +78,11 @@ class ForecastNetwork(nn.Module):
         size = feature_size(config.ring_length)
         covariates = CovariateInputs(config)
         self.covariates = covariates if covariates.encoder_size else None
-        self.recurrent = RecurrentStack(size + covariates.encoder_size, config.network)
+        self.recurrent = RecurrentEnsemble(size + covariates.encoder_size, config.network)
         if self.covariates is not None:  # no effect before training, nor ever where a flag or a place never moves
             with torch.no_grad():
-                self.recurrent.layers[0].get_parameter("weight_ih_l0")[:, size:] = 0
+                for stack in self.recurrent.stacks:
+                    stack.get_parameter("layers.0.weight_ih_l0")[:, size:] = 0
         sizes = HeadSizes(
             hidden_size=config.network.output_size,
             num_features=size,
@@ -89,6 +90,7 @@ class ForecastNetwork(nn.Module):
             horizon=config.horizon,
             dropout=config.network.dropout,
             num_known=covariates.decoder_size,
+            members=config.network.num_members,
         )
         self.head: Head = HEADS[config.head](
             sizes,
@@ -103,8 +105,8 @@ class ForecastNetwork(nn.Module):
         groups, scored = self.calibration.sizes
         self.layout = StateLayout(
             layers=config.network.num_layers,
-            hidden=config.network.output_size,
-            cell=self.recurrent.cell_size,
+            hidden=config.network.output_size * config.network.num_members,
+            cell=self.recurrent.cell_size * config.network.num_members,
             ring=config.ring_length,
             statistics=NUM_STATISTICS,
             groups=groups,
@@ -198,6 +200,8 @@ class ForecastNetwork(nn.Module):
 
     def decode(self, encoded: Encoded, future: Tensor | None = None, steps: int | None = None) -> Tensor:
         """Parameters of the head for the horizon after each step, or its first `steps`, shape [..., K, H].
+
+        In training, of every member: shape [M, ..., K, H], if there are several.
 
         `future` holds the values of the known columns at these steps, float64, shape [..., H, columns]; NaN is missing,
         None: all are.

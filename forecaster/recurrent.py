@@ -1,10 +1,10 @@
-"""The recurrent stack: layers of LSTM, GRU or tanh cells over the fused kernels of PyTorch.
+"""Recurrent stacks: layers of LSTM, GRU or tanh cells over the fused kernels of PyTorch, alone or several side by side.
 
 Knows features in, hidden states out, and an explicit state; nothing of time, scaling, quantiles or training. State in,
 state out: the module itself never keeps any. Each layer is a one-layer module of its own, so that layers may be joined
 by residual connections and layer norm.
 
-Axes: T time, B batch row, F feature, L layer, P hidden size (projected), C cell size.
+Axes: T time, B batch row, F feature, L layer, P hidden size (projected), C cell size, M member.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from forecaster.config import NetworkConfig
 from forecaster.kernels import lstm_gates
 
-__all__ = ["RecurrentStack", "RecurrentState"]
+__all__ = ["RecurrentEnsemble", "RecurrentStack", "RecurrentState"]
 
 _CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
@@ -182,6 +182,53 @@ class RecurrentStack(nn.Module):
             return output
         mask: Tensor = self.dropout(torch.ones_like(output[:1] if by_row else output))
         return output * mask
+
+
+class RecurrentEnsemble(nn.Module):
+    """Stacks that see the same inputs and know nothing of each other; their states lie side by side in one.
+
+    Parameters
+    ----------
+    input_size
+        Number of features F.
+    config
+        Of each stack; `num_members` of them.
+
+    Examples
+    --------
+    >>> ensemble = RecurrentEnsemble(3, NetworkConfig(hidden_size=5, members=4))
+    >>> output, state = ensemble(torch.zeros(7, 2, 3))
+    >>> output.shape, state.cell.shape
+    (torch.Size([7, 2, 20]), torch.Size([2, 2, 20]))
+    """
+
+    def __init__(self, input_size: int, config: NetworkConfig) -> None:
+        super().__init__()
+        self.stacks = nn.ModuleList(RecurrentStack(input_size, config) for _ in range(config.num_members))
+        self.hidden_size = config.output_size
+        self.cell_size = config.hidden_size if config.cell == "lstm" else 0
+
+    def forward(
+        self, inputs: Tensor, state: RecurrentState | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, RecurrentState]:
+        """As `RecurrentStack.forward`, with P and C of all members, member after member."""
+        if len(self.stacks) == 1:
+            found: tuple[Tensor, RecurrentState] = self.stacks[0](inputs, state, lengths)
+            return found
+        outputs, states = zip(
+            *(
+                stack(inputs, None if state is None else self._of(member, state), lengths)
+                for member, stack in enumerate(self.stacks)
+            ),
+            strict=True,
+        )
+        return torch.cat(outputs, -1), RecurrentState(*(torch.cat(part, -1) for part in zip(*states, strict=True)))
+
+    def _of(self, member: int, state: RecurrentState) -> RecurrentState:
+        sizes = self.hidden_size, self.cell_size
+        return RecurrentState(
+            *(part[..., member * size : (member + 1) * size] for part, size in zip(state, sizes, strict=True))
+        )
 
 
 def _pad(packed: PackedSequence, length: int) -> Tensor:

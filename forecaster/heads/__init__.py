@@ -7,8 +7,9 @@ counts. `HEADS` names them as the configuration does.
 from collections.abc import Callable
 
 from forecaster.heads.counts import NegativeBinomialHead, ZeroInflatedHead
+from forecaster.heads.decoder import HeadSizes
 from forecaster.heads.distribution import DistributionHead
-from forecaster.heads.head import Head, HeadSizes, Levels
+from forecaster.heads.head import Head, Levels
 from forecaster.heads.quantile import QuantileHead
 from forecaster.heads.student_t import StudentTHead
 

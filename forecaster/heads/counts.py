@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from forecaster.heads.decoder import HeadSizes
 from forecaster.heads.distribution import DistributionHead, mean_known
-from forecaster.heads.head import HeadSizes, Levels, level_tensor
+from forecaster.heads.head import Levels, level_tensor
 from forecaster.heads.special import (
     negative_binomial_cdf,
     negative_binomial_log_prob,

@@ -1,58 +1,36 @@
-"""What every head has in common: the decoder, and the protocol of what its output means.
+"""What every head has in common: decoders, and the protocol of what their output means.
 
-The decoder knows hidden states, features and anchors in scaled coordinates; nothing of time or series. Per horizon step
-it weighs the anchors (a seasonal baseline known at the cutoff), corrects that baseline, and emits rows of raw shape; a
-local network amends all of these by what is known of the step beforehand, where anything is.
-A head says what these are the parameters of, and alone knows the way from them to units of y.
+A head says what the decoders' rows are the parameters of, and alone knows the way from them to units of y. The members
+of an ensemble have a decoder each; their forecast is the mean of their parameters (of quantiles: Vincent's average).
 
-Axes: B any leading axes, A anchor, K parameter, R row of raw shape, L asked quantile level, H horizon step, P hidden
-size, F feature, X number known of a coming step.
+Axes: B any leading axes, M member, A anchor, K parameter, R row of raw shape, L asked quantile level, H horizon step, P
+hidden size of a member, F feature, X number known of a coming step.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from forecaster.local import LocalNetwork
+from forecaster.heads.decoder import Decoder, HeadSizes
 from forecaster.scaling import Frame, Transform
 
-__all__ = ["Head", "HeadSizes", "Levels", "level_tensor"]
-
-LARGEST_RANK = 48
-"""Beyond so many steps, a horizon is decoded as mixtures of that many learnt curves over it: weights of their own for
-every step of a long horizon are more than most data can fix."""
+__all__ = ["Head", "Levels", "level_tensor"]
 
 Levels = tuple[float, ...] | Tensor
 """Quantile levels: the same for every step as a tuple, or float64, broadcastable to [B, L, H]."""
 
 
-class HeadSizes(NamedTuple):
-    """Sizes of the decoder: P, F, A, H, X of the axes above, and the dropout on the hidden state, in training only."""
-
-    hidden_size: int
-    num_features: int
-    num_anchors: int
-    horizon: int
-    dropout: float
-    num_known: int = 0
-
-
 class Head(nn.Module, ABC):
-    """Direct multi-horizon decoder (in the manner of MQ-RNN, Wen et al., 2017).
-
-    Starts, before training, from the mean of the anchors: all corrections are zero.
+    """From hidden states to parameters, and from those to losses, quantiles and points in units of y.
 
     Parameters
     ----------
     sizes
-        Of the decoder.
+        Of the decoders.
     transform
         Of the model: the way between scaled coordinates and y.
     levels
@@ -83,41 +61,7 @@ class Head(nn.Module, ABC):
         self.levels = tuple(levels)
         self.nonnegative = nonnegative
         self.first_shape = tuple(first_shape)
-        hidden, horizon = sizes.hidden_size, sizes.horizon
-        self.dropout = nn.Dropout(sizes.dropout)
-        self.context = nn.Linear(hidden, hidden)
-        self.rank = min(horizon, LARGEST_RANK)
-        self.rows = [sizes.num_anchors, 1, len(self.first_shape)]
-        self.mixture = nn.Linear(hidden, sum(self.rows) * self.rank, bias=False)
-        self.autoregression = nn.Linear(sizes.num_features, self.rank, bias=False)
-        self.curves = nn.Parameter(torch.empty(self.rank, horizon)) if self.rank < horizon else None
-        self.bias = nn.Parameter(torch.empty(sum(self.rows), horizon))
-        self.local = (
-            LocalNetwork(
-                num_inputs=sizes.num_known,
-                num_context=hidden,
-                num_outputs=sum(self.rows),
-                width=hidden,
-                horizon=horizon,
-            )
-            if sizes.num_known
-            else None
-        )
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Start from the mean of the anchors, a zero correction and the first shape."""
-        self.autoregression.weight.zero_()
-        self.mixture.weight.zero_()
-        nn.init.normal_(self.mixture.weight[-self.rows[2] * self.rank :], std=0.01)
-        self.bias.zero_()
-        self.bias[-self.rows[2] :] = torch.tensor(self.first_shape).unsqueeze(-1)
-        if self.curves is not None:
-            # The slowest cosines (type II of the discrete transform): a long horizon starts smooth.
-            place = (torch.arange(self.sizes.horizon) + 0.5) * math.pi / self.sizes.horizon
-            self.curves.copy_(torch.cos(torch.arange(self.rank).unsqueeze(-1) * place) * math.sqrt(2))
-            self.curves[0] = 1.0
+        self.decoders = nn.ModuleList(Decoder(sizes, first_shape) for _ in range(sizes.members))
 
     def forward(self, hidden: Tensor, features: Tensor, anchors: Tensor, known: Tensor | None = None) -> Tensor:
         """Parameters of every step's distribution, or of the first steps': of as many as `anchors` has.
@@ -125,33 +69,24 @@ class Head(nn.Module, ABC):
         Parameters
         ----------
         hidden, features, anchors
-            Shapes [B, P], [B, F] and [B, A, H].
+            Shapes [B, M x P], member after member, [B, F] and [B, A, H].
         known
             What is known of each coming step, shape [B, H, X]; None if nothing is.
 
         Returns
         -------
         Tensor
-            Shape [B, K, H].
+            Shape [B, K, H]: the mean over the members. In training each member's own, shape [M, B, K, H], if there are
+            several: members that learn together from their mean would grow alike.
         """
-        steps = anchors.shape[-1]
-        context = functional.gelu(self.context(self.dropout(hidden))) + hidden
-        decoded = self._along(self.mixture, context, steps) + self.bias[:, :steps]
-        if self.local is not None:
-            decoded = decoded + self.local(known, context).transpose(-1, -2)
-        weights, correction, shape = torch.split(decoded, self.rows, -2)
-        correction = (correction + self._along(self.autoregression, features, steps)).squeeze(-2)
-        baseline = (weights.softmax(-2) * anchors).sum(-2)
-        return self.assemble(baseline, correction, shape)
-
-    def _along(self, linear: nn.Linear, inputs: Tensor, steps: int) -> Tensor:
-        """The first steps of a layer's rows, or of the mixtures of curves that its rows are, shape [B, rows, steps]."""
-        weight: Tensor = linear.weight
-        if self.curves is None and steps < self.rank:
-            weight = weight.view(-1, self.rank, weight.shape[-1])[:, :steps].flatten(0, 1)
-        width = steps if self.curves is None else self.rank
-        found = functional.linear(inputs, weight).reshape(*inputs.shape[:-1], len(weight) // width, width)
-        return found if self.curves is None else found @ self.curves[:, :steps]
+        parts = torch.split(hidden, self.sizes.hidden_size, -1)
+        found = [
+            self.assemble(*decoder(part, features, anchors, known))
+            for decoder, part in zip(self.decoders, parts, strict=True)
+        ]
+        if len(found) == 1:
+            return found[0]
+        return torch.stack(found) if self.training else torch.stack(found).mean(0)
 
     @abstractmethod
     def assemble(self, baseline: Tensor, correction: Tensor, shape: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from forecaster import kernels
-from forecaster.heads.head import Head, HeadSizes, Levels
+from forecaster.heads.decoder import HeadSizes
+from forecaster.heads.head import Head, Levels
 from forecaster.heads.widening import widening
 from forecaster.losses import pinball_loss
 from forecaster.scaling import Frame, Transform, restore, transform

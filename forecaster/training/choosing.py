@@ -36,6 +36,12 @@ RUNNERS = 256
 RING_LENGTHS = 4
 """Rings of history that the judged forecasts start from: as much as a state remembers well."""
 
+SMALL_PANEL = 2**17
+"""Observed values up to which chance rules what a training finds, and an ensemble pays for its cost."""
+
+ENSEMBLE = 4
+"""Members of it."""
+
 JUDGED_BY = ("smape", "mase", "wql")
 
 Train = Callable[[Config], Forecaster]
@@ -56,7 +62,7 @@ def race_length(config: Config) -> int:
 
 
 def choose(config: Config, panel: Panel, held_out: int, train: Train) -> Choice:
-    """Choose support and transform.
+    """Choose support, transform and the size of the ensemble.
 
     Parameters
     ----------
@@ -76,13 +82,33 @@ def choose(config: Config, panel: Panel, held_out: int, train: Train) -> Choice:
         config = replace(config, support="real" if lowest < 0 else "nonnegative")
         because = below if lowest < 0 else "no value is below 0, so none will be forecast"
         said = (f"support {config.support}: {because}",)
-    if config.transform != "auto":
-        return Choice(config, said)
-    if lowest < 0:
-        return Choice(replace(config, transform="linear"), (*said, f"transform linear: {below}"))
+    if config.transform == "auto":
+        config, because = _choose_transform(config, panel, held_out, train, below if lowest < 0 else "")
+        said = (*said, f"transform {config.transform}: {because}")
+    if not config.network.members:
+        config, because = _choose_members(config, panel)
+        said = (*said, f"members {config.network.members}: {because}")
+    return Choice(config, said)
+
+
+def _choose_members(config: Config, panel: Panel) -> tuple[Config, str]:
+    """One network, or several whose chance errors cancel."""
+    count = sum(int(np.isfinite(y).sum()) for y in panel.values)
+    small = count <= SMALL_PANEL
+    because = (
+        f"{count:,} values leave much to chance, which {ENSEMBLE} networks average out"
+        if small
+        else f"{count:,} values teach one network enough"
+    )
+    return replace(config, network=replace(config.network, members=ENSEMBLE if small else 1)), because
+
+
+def _choose_transform(config: Config, panel: Panel, held_out: int, train: Train, below: str) -> tuple[Config, str]:
+    """Logarithm or not; `below` says which series forbids it, if one does."""
+    if below:
+        return replace(config, transform="linear"), below
     if held_out < config.horizon or not race_length(config):
-        reason = "transform log: no value is below 0, and there is too little data or time to try both"
-        return Choice(replace(config, transform="log"), (*said, reason))
+        return replace(config, transform="log"), "no value is below 0, and there is too little data or time to try both"
     candidates = [replace(config, transform=kind) for kind in ("log", "linear")]
     known = RING_LENGTHS * config.ring_length + held_out
     judges = sample(panel, RUNNERS, config.training.seed).tail(known)
@@ -91,11 +117,10 @@ def choose(config: Config, panel: Panel, held_out: int, train: Train) -> Choice:
     # The mean of the logarithms: no metric outweighs another by its size.
     ratio = float(np.exp(np.log(log[comparable] / linear[comparable]).mean())) if comparable.any() else 1.0
     winner = candidates[0 if ratio <= 1 else 1]
-    reason = (
-        f"transform {winner.transform}: no value is below 0; after a short training of both, errors on the validation "
-        f"part with log were {ratio:.3f} times those with linear"
+    return winner, (
+        "no value is below 0; after a short training of both, errors on the validation part with log were "
+        f"{ratio:.3f} times those with linear"
     )
-    return Choice(winner, (*said, reason))
 
 
 def choose_covariates(config: Config, panel: Panel, held_out: int) -> Config:

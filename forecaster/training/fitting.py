@@ -206,7 +206,8 @@ def _train(
             max_steps=updates,
             max_epochs=-1,
             max_time=None if module.max_seconds is None else {"seconds": max(1, int(module.max_seconds))},
-            gradient_clip_val=settings.gradient_clip_val,
+            # The loss is the mean over members, so the norm of all their gradients is that of one by sqrt(members).
+            gradient_clip_val=settings.gradient_clip_val / math.sqrt(network.config.network.num_members),
             callbacks=callbacks,
             enable_progress_bar=progress,
             enable_model_summary=False,

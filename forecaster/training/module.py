@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from forecaster.chunks import Chunk
 from forecaster.config import Config
 from forecaster.network import Encoded, ForecastNetwork
+from forecaster.recurrent import RecurrentStack
 from forecaster.scaling import settle
 from forecaster.state import StreamState
 
@@ -53,7 +54,9 @@ class TrainingModule(LightningModule):
         super().__init__()
         self.network = network
         self.settings = network.config.training
-        network.recurrent.mixed = mixed_precision(network.config)
+        mixed = mixed_precision(network.config)
+        for stack in network.recurrent.stacks:
+            cast(RecurrentStack, stack).mixed = mixed
         self.updates, self.max_seconds, self.peak = updates, max_seconds, peak
         self.carry: StreamState | None = None
         self.validation_carry: StreamState | None = None
@@ -101,7 +104,9 @@ class TrainingModule(LightningModule):
         ahead = chunk.covariates[:, 1:, : len(self.network.config.covariates.known)]
         ahead = ahead.unfold(1, self.network.config.horizon, 1)[:, origins][keep].transpose(-1, -2)  # [kept, H, K]
         parameters = self.network.decode(chosen, ahead)
-        return self.network.head.loss(parameters, targets, chosen.frame, _weight(chosen))
+        members = parameters.unbind() if parameters.dim() > 3 else [parameters]  # an ensemble learns one by one
+        weight = _weight(chosen)
+        return torch.stack([self.network.head.loss(own, targets, chosen.frame, weight) for own in members]).mean()
 
     def _origins(self, rows: int, steps: int) -> slice:
         config = self.network.config

@@ -35,7 +35,7 @@ def config_of(
     **network: Any,
 ) -> Config:
     """Hourly, horizon 6, hidden size 8 unless stated."""
-    options: dict[str, Any] = {"hidden_size": 8, "dropout": 0.0} | network
+    options: dict[str, Any] = {"hidden_size": 8, "dropout": 0.0, "members": 1} | network
     return Config(
         freq="h",
         horizon=TRAINED,
@@ -60,6 +60,8 @@ VARIANTS = (
     config_of("linear", (7,), cell="gru", num_layers=3, residual=False),
     config_of("linear", (2, 6), cell="rnn", num_layers=2),
     config_of("log", (24,), cell="rnn", num_layers=1, residual=False, proj_size=0),
+    config_of("log", (4,), members=3),
+    config_of("linear", (3,), cell="gru", members=2),
     config_of("log", (4,), head="student_t"),
     config_of("linear", (3,), head="student_t", cell="gru"),
     replace(config_of("log", (3,), head="student_t"), support="nonnegative"),
@@ -272,8 +274,8 @@ def assert_identical_state(found: StreamState, expected: StreamState) -> None:
 def assert_same_forecast(found: Float, expected: Float, rtol: float = 1e-5, counts: bool = False) -> None:
     """Equal to `rtol` of each row's largest value, and once more for every block of steps beyond the trained horizon.
 
-    A later block is folded from the medians of those before it, so their rounding adds up. Counts: equal to 1, or to ten
-    times as much: a quantile of a widely dispersed count multiplies the rounding of its parameters.
+    A later block is folded from the medians of those before it, so their rounding adds up. Counts: equal to 1, or to
+    ten times as much: a quantile of a widely dispersed count multiplies the rounding of its parameters.
     """
     assert found.shape == expected.shape
     magnitude = np.nan_to_num(np.abs(expected)).max(axis=tuple(range(1, expected.ndim)), keepdims=True, initial=0.0)

@@ -126,8 +126,9 @@ def repeating(anchor: int, calibration: str = "adaptive", spread: float = 0.05) 
     """Forecasts one anchor, within a band that is the same share of the unit at every step of the horizon."""
     network = ForecastNetwork(config_of("linear", (4,), calibration=calibration))
     with torch.no_grad():
-        network.head.bias[anchor] = 30.0
-        network.head.bias[-network.head.rows[2] :] = np.log(np.expm1(spread))
+        decoder = network.head.decoders[0]
+        decoder.bias[anchor] = 30.0
+        decoder.bias[-decoder.rows[2] :] = np.log(np.expm1(spread))
     return Forecaster(network)
 
 

@@ -41,7 +41,7 @@ CONFIG = Config.from_dict(
         "freq": "D",
         "horizon": 4,
         "seasonality": [7],
-        "network": {"hidden_size": 16, "num_layers": 1},
+        "network": {"hidden_size": 16, "num_layers": 1, "members": 1},
         "training": {"updates": 150, "chunk_length": 16, "learning_rate": 0.01, "validation_horizons": 0},
         "covariates": {"known": ["price", "promo"], "past": ["visitors"], "static": ["shop"]},
     }

@@ -19,7 +19,7 @@ CONFIG = Config(
     "D",
     HORIZON,
     (7,),
-    network=NetworkConfig(hidden_size=8, num_layers=1, dropout=0.0),
+    network=NetworkConfig(hidden_size=8, num_layers=1, dropout=0.0, members=1),
     training=TrainingConfig(updates=20, epoch_updates=10, lanes=16, chunk_length=28, learning_rate=5e-3),
 )
 TIME = np.arange(STEPS)

@@ -14,7 +14,7 @@ from forecaster.config import HEADS
 from forecaster.training import fit
 
 SIZES = TrainingConfig(updates=60, epoch_updates=20, lanes=32, chunk_length=28, learning_rate=5e-3)
-CONFIG = Config("D", 7, (7,), network=NetworkConfig(hidden_size=16, dropout=0.0), training=SIZES)
+CONFIG = Config("D", 7, (7,), network=NetworkConfig(hidden_size=16, dropout=0.0, members=1), training=SIZES)
 
 
 @cache

@@ -11,16 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forecaster.heads import HeadSizes, QuantileHead
-from forecaster.heads.head import LARGEST_RANK
+from forecaster.heads.decoder import LARGEST_RANK
 
 P, F, H, A, Q = 5, 7, 4, 3, 7
 LEVELS = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95)
 
 
-def head_of(noise: float, dropout: float = 0.0, horizon: int = H) -> QuantileHead:
+def head_of(noise: float, dropout: float = 0.0, horizon: int = H, members: int = 1) -> QuantileHead:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(1)
-        head = QuantileHead(HeadSizes(P, F, A, horizon, dropout), transform="log", levels=LEVELS, nonnegative=False)
+        sizes = HeadSizes(P, F, A, horizon, dropout, members=members)
+        head = QuantileHead(sizes, transform="log", levels=LEVELS, nonnegative=False)
         for parameter in head.parameters():
             parameter.add_(noise * torch.randn(parameter.shape))
     return head.eval().requires_grad_(False)
@@ -36,7 +37,7 @@ def test_quantiles_equal_a_plain_loop(horizon: int) -> None:
     head = head_of(0.5, horizon=horizon)
     rank = min(horizon, LARGEST_RANK)
     hidden, features, anchors = inputs(horizon=horizon)
-    w = {name: parameter.numpy().astype(np.float64) for name, parameter in head.named_parameters()}
+    w = {name: parameter.numpy().astype(np.float64) for name, parameter in head.decoders[0].named_parameters()}
 
     found = head(hidden, features, anchors).numpy()
 
@@ -56,6 +57,23 @@ def test_quantiles_equal_a_plain_loop(horizon: int) -> None:
             below = [middle - down[: half - q].sum() for q in range(half)]
             above = [middle + up[: q + 1].sum() for q in range(half)]
             np.testing.assert_allclose(found[row, :, step], [*below, middle, *above], rtol=1e-5, atol=1e-5)
+
+
+def test_an_ensemble_answers_the_mean_of_its_members_which_learn_each_by_itself() -> None:
+    head = head_of(0.5, members=3)
+    _, features, anchors = inputs()
+    hidden = torch.randn(3, 3 * P, generator=torch.Generator().manual_seed(3))
+    alone = []
+    for member in range(3):
+        single = head_of(0.0)
+        single.decoders[0].load_state_dict(head.decoders[member].state_dict())
+        alone.append(single(hidden[:, member * P : (member + 1) * P], features, anchors))
+
+    together, apart = head(hidden, features, anchors), head.train()(hidden, features, anchors)
+
+    torch.testing.assert_close(together, torch.stack(alone).mean(0))
+    torch.testing.assert_close(apart, torch.stack(alone))
+    assert not torch.allclose(alone[0], alone[1])
 
 
 @given(noise=st.sampled_from([0.0, 1.0, 30.0, 1e4]), size=st.sampled_from([0.0, 1.0, 1e3, 1e6]))
@@ -83,7 +101,7 @@ def test_a_long_horizon_starts_the_same_and_has_no_weights_of_its_own_for_every_
     quantiles = head(hidden, features, anchors)
 
     torch.testing.assert_close(quantiles[:, Q // 2], anchors.mean(-2))
-    assert head.mixture.weight.shape == ((A + Q) * LARGEST_RANK, P)
+    assert head.decoders[0].mixture.weight.shape == ((A + Q) * LARGEST_RANK, P)
 
 
 @pytest.mark.parametrize("horizon", [H, LARGEST_RANK + 5])

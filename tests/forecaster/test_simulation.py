@@ -143,7 +143,7 @@ def of_autoregressive(head: str) -> Forecaster:
         (1,),
         transform="linear",
         head=head,  # type: ignore[arg-type]
-        network=NetworkConfig(hidden_size=16, num_layers=1, dropout=0.0),
+        network=NetworkConfig(hidden_size=16, num_layers=1, dropout=0.0, members=1),
         training=TrainingConfig(updates=120, epoch_updates=40, lanes=32, chunk_length=32, learning_rate=1e-2),
     )
     values = autoregressive(64, 300, 0.9, 0)

@@ -30,8 +30,8 @@ from forecaster.chunks import Chunk
 from forecaster.losses import pinball_loss
 from forecaster.network import ForecastNetwork
 from forecaster.scaling import transform
-from forecaster.training import Fitted, fit
-from forecaster.training.choosing import choose
+from forecaster.training import Fitted, choosing, fit
+from forecaster.training.choosing import ENSEMBLE, choose
 from forecaster.training.data import MOST_PASSES, SHORTEST_EPOCH, ChunkDataModule
 from forecaster.training.module import TrainingModule, mixed_precision
 from tests.forecaster.kit import Float, assert_identical_state, assert_same_state, network_of
@@ -42,7 +42,7 @@ CONFIG = Config(
     seasonality=(4,),
     transform="linear",
     calibration="off",  # of what training leads to, not of what is made of it afterwards
-    network=NetworkConfig(hidden_size=8, num_layers=2, dropout=0.1),
+    network=NetworkConfig(hidden_size=8, members=1, num_layers=2, dropout=0.1),
     training=TrainingConfig(
         lanes=6, chunk_length=12, updates=12, epoch_updates=4, averaging=0.5, learning_rate=5e-3, finish=0.0
     ),
@@ -653,6 +653,31 @@ def test_a_race_is_run_inside_a_fit_and_repeats_itself() -> None:
     assert one.forecaster.fingerprint() == two.forecaster.fingerprint()
 
 
+def test_a_small_panel_is_given_an_ensemble_and_a_large_one_a_single_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    auto = dataclasses.replace(with_training(updates=2), network=dataclasses.replace(CONFIG.network, members=0))
+    panel = panel_of(histories(2))
+
+    small = fit(panel, auto)
+    monkeypatch.setattr(choosing, "SMALL_PANEL", 0)
+    large = fit(panel, auto)
+
+    assert small.forecaster.config.network.members == ENSEMBLE
+    assert "average out" in small.reasons[-1]
+    assert large.forecaster.config.network.members == 1
+    assert "teach one network enough" in large.reasons[-1]
+    assert small.forecaster.num_parameters == ENSEMBLE * large.forecaster.num_parameters
+
+
+def test_members_of_an_ensemble_learn_each_by_itself() -> None:
+    config = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, members=3))
+
+    network = fitted(config).forecaster._network
+
+    first, second = (decoder.state_dict() for decoder in network.head.decoders[:2])  # type: ignore[index]
+    assert not any(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(*(stack.get_parameter("layers.0.weight_hh_l0") for stack in network.recurrent.stacks[:2]))  # type: ignore[index]
+
+
 @pytest.mark.parametrize("lengths", [[3], [5, 200], [7] * 30, [1, 1, 1, 30]])
 def test_short_and_uneven_series_are_learnt_from(lengths: list[int]) -> None:
     values = [10.0 + np.arange(n) % 4 for n in lengths]
@@ -684,7 +709,7 @@ def test_a_tiny_model_learns_season_and_trend_better_than_the_seasonal_naive(cel
     ]
     config = dataclasses.replace(
         CONFIG,
-        network=NetworkConfig(cell=cell, hidden_size=16, num_layers=1, dropout=0.0),  # type: ignore[arg-type]
+        network=NetworkConfig(cell=cell, hidden_size=16, members=1, num_layers=1, dropout=0.0),  # type: ignore[arg-type]
         training=TrainingConfig(
             lanes=8, chunk_length=16, updates=300, epoch_updates=50, learning_rate=1e-2, averaging=0.9
         ),

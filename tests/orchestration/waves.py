@@ -11,6 +11,7 @@ from pipelines.orchestration.settings import ScheduleSettings
 
 OVERRIDES = {
     "network.hidden_size": "8",
+    "network.members": "1",
     "network.num_layers": "1",
     "training.updates": "20",
     "training.epoch_updates": "10",

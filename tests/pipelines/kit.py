@@ -17,7 +17,13 @@ import pandas as pd
 from forecaster import Config, Forecaster
 
 HORIZON, SEASON = 6, 4
-QUICK = {"network.hidden_size": "8", "network.num_layers": "1", "training.updates": "4", "training.epoch_updates": "2"}
+QUICK = {
+    "network.hidden_size": "8",
+    "network.num_layers": "1",
+    "network.members": "1",
+    "training.updates": "4",
+    "training.epoch_updates": "2",
+}
 
 
 def long_frame(steps: int = 120, series: int = 3, seed: int = 0) -> pd.DataFrame:

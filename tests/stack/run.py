@@ -35,7 +35,9 @@ SETTINGS = {
     "FORECASTER_SCHEDULE_MAX_MINUTES": "1",
     # The second model is as good as the first; the gate shall let it in all the same.
     "FORECASTER_SCHEDULE_MARGIN": "-1",
-    "FORECASTER_SCHEDULE_OVERRIDES": json.dumps({"network.hidden_size": "16", "training.updates": "100"}),
+    "FORECASTER_SCHEDULE_OVERRIDES": json.dumps(
+        {"network.hidden_size": "16", "network.members": "1", "training.updates": "100"}
+    ),
 }
 
 Series = dict[str, pd.DataFrame]

@@ -1,0 +1,130 @@
+"""The decoder of every head: from a hidden state to rows of raw shape for every step of the horizon, at once.
+
+Knows hidden states, features and anchors in scaled coordinates; nothing of time or series, nor of what its rows mean.
+Per horizon step it weighs the anchors (a seasonal baseline known at the cutoff), corrects that baseline, and emits rows
+of raw shape; a local network amends all of these by what is known of the step beforehand, where anything is.
+
+Axes: B any leading axes, A anchor, R row of raw shape, H horizon step, P hidden size, F feature, X number known of a
+coming step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from forecaster.local import LocalNetwork
+
+__all__ = ["Decoder", "HeadSizes"]
+
+LARGEST_RANK = 48
+"""Beyond so many steps, a horizon is decoded as mixtures of that many learnt curves over it: weights of their own for
+every step of a long horizon are more than most data can fix."""
+
+
+class HeadSizes(NamedTuple):
+    """Sizes of a decoder: P, F, A, H, X of the axes above, and the dropout on the hidden state, in training only.
+
+    `members` decoders, each with a hidden state of its own, answer side by side.
+    """
+
+    hidden_size: int
+    num_features: int
+    num_anchors: int
+    horizon: int
+    dropout: float
+    num_known: int = 0
+    members: int = 1
+
+
+class Decoder(nn.Module):
+    """Direct multi-horizon decoder (in the manner of MQ-RNN, Wen et al., 2017).
+
+    Starts, before training, from the mean of the anchors: all corrections are zero.
+
+    Parameters
+    ----------
+    sizes
+        Of the decoder.
+    first_shape
+        Raw shape before training, one value per row.
+    """
+
+    def __init__(self, sizes: HeadSizes, first_shape: Sequence[float]) -> None:
+        super().__init__()
+        self.sizes, self.first_shape = sizes, tuple(first_shape)
+        hidden, horizon = sizes.hidden_size, sizes.horizon
+        self.dropout = nn.Dropout(sizes.dropout)
+        self.context = nn.Linear(hidden, hidden)
+        self.rank = min(horizon, LARGEST_RANK)
+        self.rows = [sizes.num_anchors, 1, len(self.first_shape)]
+        self.mixture = nn.Linear(hidden, sum(self.rows) * self.rank, bias=False)
+        self.autoregression = nn.Linear(sizes.num_features, self.rank, bias=False)
+        self.curves = nn.Parameter(torch.empty(self.rank, horizon)) if self.rank < horizon else None
+        self.bias = nn.Parameter(torch.empty(sum(self.rows), horizon))
+        self.local = (
+            LocalNetwork(
+                num_inputs=sizes.num_known,
+                num_context=hidden,
+                num_outputs=sum(self.rows),
+                width=hidden,
+                horizon=horizon,
+            )
+            if sizes.num_known
+            else None
+        )
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start from the mean of the anchors, a zero correction and the first shape."""
+        self.autoregression.weight.zero_()
+        self.mixture.weight.zero_()
+        nn.init.normal_(self.mixture.weight[-self.rows[2] * self.rank :], std=0.01)
+        self.bias.zero_()
+        self.bias[-self.rows[2] :] = torch.tensor(self.first_shape).unsqueeze(-1)
+        if self.curves is not None:
+            # The slowest cosines (type II of the discrete transform): a long horizon starts smooth.
+            place = (torch.arange(self.sizes.horizon) + 0.5) * math.pi / self.sizes.horizon
+            self.curves.copy_(torch.cos(torch.arange(self.rank).unsqueeze(-1) * place) * math.sqrt(2))
+            self.curves[0] = 1.0
+
+    def forward(
+        self, hidden: Tensor, features: Tensor, anchors: Tensor, known: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Baseline, correction and raw shape of every step, or of the first steps: of as many as `anchors` has.
+
+        Parameters
+        ----------
+        hidden, features, anchors
+            Shapes [B, P], [B, F] and [B, A, H].
+        known
+            What is known of each coming step, shape [B, H, X]; None if nothing is.
+
+        Returns
+        -------
+        tuple of Tensor
+            Shapes [B, H], [B, H] and [B, R, H].
+        """
+        steps = anchors.shape[-1]
+        context = functional.gelu(self.context(self.dropout(hidden))) + hidden
+        decoded = self._along(self.mixture, context, steps) + self.bias[:, :steps]
+        if self.local is not None:
+            decoded = decoded + self.local(known, context).transpose(-1, -2)
+        weights, correction, shape = torch.split(decoded, self.rows, -2)
+        correction = (correction + self._along(self.autoregression, features, steps)).squeeze(-2)
+        return (weights.softmax(-2) * anchors).sum(-2), correction, shape
+
+    def _along(self, linear: nn.Linear, inputs: Tensor, steps: int) -> Tensor:
+        """The first steps of a layer's rows, or of the mixtures of curves that its rows are, shape [B, rows, steps]."""
+        weight: Tensor = linear.weight
+        if self.curves is None and steps < self.rank:
+            weight = weight.view(-1, self.rank, weight.shape[-1])[:, :steps].flatten(0, 1)
+        width = steps if self.curves is None else self.rank
+        found = functional.linear(inputs, weight).reshape(*inputs.shape[:-1], len(weight) // width, width)
+        return found if self.curves is None else found @ self.curves[:, :steps]
