@@ -139,7 +139,7 @@ def test_the_gradient_of_a_chunk_does_not_reach_the_chunk_before() -> None:
 
 
 def test_without_a_reset_the_carry_is_the_state_of_an_unbroken_run() -> None:
-    module, forecaster = module_of(), Forecaster(network_of(CONFIG))
+    module, network = module_of(), network_of(CONFIG)
     chunks = [first_chunk(), noisy_chunk(seed=1), noisy_chunk(seed=2)]
 
     carry = None
@@ -147,8 +147,8 @@ def test_without_a_reset_the_carry_is_the_state_of_an_unbroken_run() -> None:
         _, carry = module.score(carry, chunk)
 
     assert carry is not None
-    start = forecaster.initial_state([0, 0, 0])
-    assert_same_state(carry, forecaster.fold(start, torch.cat([chunk.y for chunk in chunks], 1)))
+    start = Forecaster(network).initial_state([0, 0, 0])
+    assert_same_state(carry, network.encode(start, torch.cat([chunk.y for chunk in chunks], 1))[1])
 
 
 def test_a_reset_lane_starts_afresh_and_no_other_lane_moves() -> None:
@@ -165,14 +165,14 @@ def test_a_reset_lane_starts_afresh_and_no_other_lane_moves() -> None:
 
 
 def test_a_lane_that_begins_late_has_the_scaling_state_of_the_values_before_it() -> None:
-    module, forecaster = module_of(), Forecaster(network_of(CONFIG))
+    module, network = module_of(), network_of(CONFIG)
     y = histories(1)[0][:40]
     prefix = np.full((1, 48), np.nan)
     prefix[0, -40:] = y
 
     begun = module.begin(None, noisy_chunk(1, reset=(0,), start=(40,), prefix=prefix))
 
-    streamed = forecaster.warm_up([y], [0])
+    streamed = network.encode(Forecaster(network).initial_state([0]), torch.from_numpy(y[None]))[1]
     fresh = dataclasses.replace(
         streamed, hidden=torch.zeros_like(streamed.hidden), cell=torch.zeros_like(streamed.cell)
     )
