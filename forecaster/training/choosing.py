@@ -36,7 +36,7 @@ RUNNERS = 256
 RING_LENGTHS = 4
 """Rings of history that the judged forecasts start from: as much as a state remembers well."""
 
-SMALL_PANEL = 2**17
+SMALL_PANEL = 2**19
 """Observed values up to which chance rules what a training finds, and an ensemble pays for its cost."""
 
 ENSEMBLE = 4
