@@ -20,7 +20,7 @@ from service.adapters import kserve, mlflow, timegpt
 from service.bodies.schemas import ForecastsRequest, ObservationsRequest, Row, StreamHistory
 from service.front import KEY_SCHEME, Front, scope_of
 from service.logs import Answered
-from service.routes import forecasts, listing, observations, operations, quality, streams
+from service.routes import events, forecasts, listing, observations, operations, quality, streams
 from service.runtime import Service
 from service.settings import Settings
 
@@ -71,7 +71,7 @@ def create_app(
         telemetry=None if settings.open_telemetry else {"tracing": False, "metrics": False, "logs": False},
     )
     # The busiest first, as routes are tried in order; but names may hold slashes, so what ends longer comes before.
-    for resource in (quality, streams, listing, observations, forecasts, operations, mlflow, kserve, timegpt):
+    for resource in (quality, events, streams, listing, observations, forecasts, operations, mlflow, kserve, timegpt):
         resource.add_to(app)
     problems.install(app)
     return app

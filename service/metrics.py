@@ -55,6 +55,7 @@ class Metrics:
             "forecaster_batch_seconds", "Time of a micro-batch", registry=registry, buckets=_SECONDS
         )
         self.pending = Gauge("forecaster_pending", "Items waiting for the engine", registry=registry)
+        self.event_readers = Gauge("forecaster_event_readers", "Clients that read events", registry=registry)
         self.resident = Gauge("forecaster_resident_streams", "Streams whose state is in memory", registry=registry)
         self.restored = Counter("forecaster_restored_streams", "States restored from the store", registry=registry)
         self.snapshots = Counter("forecaster_snapshots", "Snapshots written", registry=registry)

@@ -22,6 +22,7 @@ import torch
 
 from service.engine import Engine, Limits
 from service.engine.rederive import rederive
+from service.engine.subscriptions import Subscriptions
 from service.errors import ModelError, ServiceError, StoreError
 from service.keys import KeyRing, is_loopback
 from service.metrics import Metrics
@@ -75,6 +76,8 @@ class Service:
         self.keys = keys
         self.metrics = Metrics()
         self.running = Running()
+        self.subscriptions = Subscriptions()
+        self.metrics.event_readers.set_function(lambda: len(self.subscriptions))
         self.engine: Engine | None = None
         self._first_model = model
         self._watcher: Watcher | None = None
@@ -151,8 +154,9 @@ class Service:
             logging.getLogger("service").error("the store hangs: ended without the last snapshots")
 
     def leave(self) -> None:
-        """Say from now on that it is not ready."""
+        """Say from now on that it is not ready, and let readers of events go elsewhere."""
         self.leaving = True
+        self.subscriptions.close()
 
     async def _watch_keys(self, keys: KeyRing) -> None:
         """Keys come and go without a restart."""
@@ -194,21 +198,26 @@ class Service:
 
     def _begin(self, model: ServedModel) -> None:
         settings = self.settings
-        exclusive = self.store.is_embedded if settings.exclusive_store is None else settings.exclusive_store
         limits = Limits(
             max_gap=self.max_gap_steps(model),
             max_pending=settings.max_pending,
             max_batch=settings.max_batch,
             max_resident=settings.max_resident,
             snapshot_every=settings.snapshot_every,
-            check_versions=not exclusive,
+            check_versions=not self.exclusive,
             replies_seconds=round(settings.idempotency_hours * 3600),
             stall_seconds=settings.stall_seconds,
         )
         assert self._loop is not None
-        engine = Engine(self.store, model, limits, self.metrics, self._loop)
+        engine = Engine(self.store, model, limits, self.metrics, self._loop, self.subscriptions)
         engine.start()
         self.engine = engine
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether this is the only process on the store."""
+        chosen = self.settings.exclusive_store
+        return self.store.is_embedded if chosen is None else chosen
 
     def max_gap_steps(self, model: ServedModel) -> int:
         """Longest gap that is filled."""

@@ -55,7 +55,7 @@ class Settings(BaseSettings):
         32 * 2**20, ge=1024, description="bodies that are larger, packed or unpacked, are refused with 413"
     )
     compress_from: int = Field(
-        16_384, ge=0, description="replies of so many bytes or more go as gzip to those who accept it"
+        16_384, ge=1, description="replies of so many bytes or more go as gzip to those who accept it"
     )
     max_connections: int = Field(4096, ge=1, description="open at a time; beyond it: 503")
     head_seconds: float = Field(10.0, gt=0, description="until a request's head must be complete, else 408")
@@ -70,6 +70,7 @@ class Settings(BaseSettings):
     max_pending: int = Field(
         100_000, ge=1, description="observations and queries waiting for the engine; beyond it: 503"
     )
+    max_event_readers: int = Field(1000, ge=0, description="clients that read events at a time; beyond it: 503")
     max_batch: int = Field(4096, ge=1, description="most streams in one micro-batch")
     max_resident: int = Field(200_000, ge=1, description="streams kept in memory; the longest idle ones leave first")
     snapshot_every: int = Field(256, ge=1, description="steps of a stream between two snapshots of its state")

@@ -25,6 +25,7 @@ from service.engine.intake import Intake
 from service.engine.items import Item, Outcome
 from service.engine.microbatch import MicroBatch, Result
 from service.engine.residents import Residents
+from service.engine.subscriptions import Subscriptions
 from service.engine.survey import Survey
 from service.engine.verdicts import Verdict
 from service.errors import StaleStreams
@@ -69,12 +70,21 @@ class Engine:
         Told about every micro-batch.
     loop
         Where outcomes are delivered.
+    subscriptions
+        Told of streams that have changed.
     """
 
     def __init__(
-        self, store: Store, model: ServedModel, limits: Limits, metrics: Metrics, loop: asyncio.AbstractEventLoop
+        self,
+        store: Store,
+        model: ServedModel,
+        limits: Limits,
+        metrics: Metrics,
+        loop: asyncio.AbstractEventLoop,
+        subscriptions: Subscriptions,
     ) -> None:
         self.model = model
+        self._subscriptions = subscriptions
         self._store = store
         self._limits = limits
         self._metrics = metrics
@@ -309,6 +319,10 @@ class Engine:
                 weight += item.weight
                 item.ticket.settle(item, result)
             self._intake.settled(len(results), weight)
+            if self._subscriptions:
+                self._subscriptions.changed(
+                    item.unique_id for item, result in results.items() if item.writes and isinstance(result, Outcome)
+                )
 
         try:
             self._loop.call_soon_threadsafe(settle)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 from fastapi import Request
 from pydantic import BaseModel
 
-from service.bodies.schemas import check_unique_id
+from service.bodies.schemas import ForecastQuery, check_unique_id
 from service.engine import Engine
 from service.engine.items import Precondition
 from service.front import KEY_SCHEME
@@ -20,6 +20,7 @@ from service.store import Key
 __all__ = [
     "body_of",
     "engine_of",
+    "forecast_query",
     "key_of",
     "model_body",
     "needs",
@@ -126,6 +127,21 @@ def key_of(request: Request, body: bytes) -> Key | None:
     if not 1 <= len(text) <= 255 or not text.isascii() or not text.isprintable():
         raise Problem(400, "malformed-key", "Idempotency-Key must have 1 to 255 printable ASCII characters")
     return Key(text, sha256(body).digest())
+
+
+def forecast_query(request: Request, allowed: frozenset[str]) -> ForecastQuery:
+    """The query string of a forecast.
+
+    Raises
+    ------
+    Problem, ValidationError
+        A parameter is unknown or cannot be read.
+    """
+    refuse_query(request, allowed)
+    query = request.query_params
+    return ForecastQuery.model_validate(
+        {name: query.getlist(name) if name == "quantile_levels" else query[name] for name in query}
+    )
 
 
 def refuse_query(request: Request, allowed: frozenset[str] = frozenset()) -> None:

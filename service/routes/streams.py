@@ -19,6 +19,7 @@ from service.models.served import Want
 from service.routes.common import (
     body_of,
     engine_of,
+    forecast_query,
     key_of,
     model_body,
     needs,
@@ -119,10 +120,7 @@ async def _observe(request: Request) -> Response:
 
 
 async def _forecast(request: Request) -> Response:
-    refuse_query(request, _FORECAST_QUERY)
-    query = ForecastQuery.model_validate(
-        {name: values if name == "quantile_levels" else values[-1] for name, values in _grouped(request).items()}
-    )
+    query = forecast_query(request, _FORECAST_QUERY)
     return await _look(request, query, query.future)
 
 
@@ -150,10 +148,6 @@ async def _look(request: Request, asked: ForecastQuery | StreamForecastRequest, 
 
 def _with_samples(outcome: Outcome, want: Want, draw: Draw, known: Coming | None, form: str) -> bytes:
     return one_forecast_body(with_samples(outcome, want, draw, known), form)
-
-
-def _grouped(request: Request) -> dict[str, list[str]]:
-    return {name: request.query_params.getlist(name) for name in request.query_params}
 
 
 async def _put(request: Request) -> Response:
