@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 PEERS_INSTALLED := .venv-peers/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check bench accuracy ablation bench-peers stack-test format clean
+.PHONY: help install demo test test-slow soak check bench accuracy ablation bench-peers stack-test format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ test: $(INSTALLED) ## tests, doctests, import contracts
 
 test-slow: $(INSTALLED) ## the tests that take minutes: real servers, crashes, schedules
 	$(BIN)/pytest -m slow
+
+soak: $(INSTALLED) ## the reliability tests at full length: hundreds of kills, faults, minutes of overload
+	$(BIN)/pytest -m soak -rA tests/reliability
 
 check: $(INSTALLED) ## everything that must hold before a merge
 	$(BIN)/ruff format --check .

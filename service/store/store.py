@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import islice
+from secrets import token_hex
 from typing import Any, NamedTuple, Self, TypeVar
 
 from sqlalchemy import Connection, Engine, and_, bindparam, delete, func, insert, select, update
@@ -182,9 +183,11 @@ class Store:
             It cannot be done at present.
         """
         facts = self._tables.facts
+        # SQLite writes nothing where a row gets the value that it has.
+        value = token_hex(8)
         with self._engine.begin() as connection:
-            if not connection.execute(update(facts).where(facts.c.name == "probe").values(value="1")).rowcount:
-                connection.execute(insert(facts).values(name="probe", value="1"))
+            if not connection.execute(update(facts).where(facts.c.name == "probe").values(value=value)).rowcount:
+                connection.execute(insert(facts).values(name="probe", value=value))
 
     # -- reading ---------------------------------------------------------------------------------------------------
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
 import sys
 from pathlib import Path
 
@@ -14,9 +12,7 @@ import pytest
 
 from forecaster import Panel
 from service.store import Store
-from tests.service.kit import START, Server, ds, history, observations, recompute, run
-
-BASE = 473352  # step of the first hour
+from tests.service.kit import START, Server, history, observations
 
 
 def test_two_thousand_observations_with_two_kills_forecast_like_one_batch(artifact, tmp_path, tiny_forecaster):
@@ -50,82 +46,10 @@ def test_two_thousand_observations_with_two_kills_forecast_like_one_batch(artifa
         np.testing.assert_allclose(reply["quantiles"][level], expected[level], rtol=1e-4)
 
 
-class Writer:
-    """A client with its own log: it repeats an observation until it is acknowledged, then goes on."""
-
-    def __init__(self, number: int) -> None:
-        self.names = [f"w{number}-{k}" for k in range(3)]
-        self.acknowledged = {name: {0: 10.0} for name in self.names}
-        self.sent = {name: {0: 10.0} for name in self.names}
-        self._random = random.Random(number)
-
-    async def write(self, url: str, stop: asyncio.Event) -> None:
-        """Until told to stop or cut off."""
-        try:
-            async with httpx.AsyncClient(base_url=url, timeout=30) as client:
-                while not stop.is_set():
-                    name = self._random.choice(self.names)
-                    hour = len(self.acknowledged[name])
-                    y = self.sent[name].setdefault(hour, round(self._random.uniform(5, 20), 3))
-                    body = observations((hour, y), horizon=1)
-                    reply = await client.post(f"/v1/streams/{name}/observations", json=body)
-                    assert reply.status_code == 200, reply.text
-                    assert reply.json()["cutoff"] == ds(hour)
-                    self.acknowledged[name][hour] = y
-        except httpx.TransportError:
-            pass
-
-
-def test_kills_under_load_lose_and_double_nothing(artifact, tmp_path, tiny_forecaster):
-    """Eight writers, three kills in the middle of their requests."""
-    server = Server(artifact, f"sqlite:///{tmp_path / 'log.db'}", tmp_path / "log", FORECASTER_SNAPSHOT_EVERY="8")
-    writers = [Writer(number) for number in range(8)]
-    names = [name for writer in writers for name in writer.names]
-
-    async def round_of_writing(kill_after: int) -> None:
-        stop = asyncio.Event()
-        tasks = [asyncio.create_task(writer.write(server.url, stop)) for writer in writers]
-        before = total(writers)
-        while total(writers) < before + kill_after:
-            assert not all(task.done() for task in tasks), [task.exception() for task in tasks]
-            await asyncio.sleep(0.002)
-        server.kill()
-        await asyncio.gather(*tasks)
-
-    server.start()
-    for name in names:
-        httpx.put(f"{server.url}/v1/streams/{name}", json=history([10.0])).raise_for_status()
-    for kill_after in (150, 90, 200):
-        run(round_of_writing(kill_after))
-        server.start()
-    with server:
-        forecasts = {name: httpx.get(f"{server.url}/v1/streams/{name}/forecast").json() for name in names}
-
-    store = Store.open(f"sqlite:///{tmp_path / 'log.db'}")
-    logs = {}
-    for writer in writers:
-        for name in writer.names:
-            recovery = store.recover([name], "none")[name]
-            rows = {step - BASE: y for step, y in recovery.tail}
-            # What was sent and never answered may be there, once; what was answered must be.
-            assert len(rows) == len(recovery.tail)
-            assert writer.acknowledged[name].items() <= rows.items() <= writer.sent[name].items()
-            logs[name] = {step + BASE: y for step, y in rows.items()}
-    store.close()
-    expected = tiny_forecaster.forecast(recompute(tiny_forecaster, [logs[name] for name in names]))
-    for name, quantiles in zip(names, expected, strict=True):
-        assert forecasts[name]["cutoff"] == ds(max(logs[name]) - BASE)
-        np.testing.assert_allclose(np.array(list(forecasts[name]["quantiles"].values())).T, quantiles, rtol=1e-5)
-
-
 def peak_kib(pid):
     """The most memory a process ever held."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0])
-
-
-def total(writers):
-    return sum(len(log) for writer in writers for log in writer.acknowledged.values())
 
 
 @pytest.mark.parametrize("chunked", [False, True])

@@ -1,0 +1,293 @@
+"""What the reliability suite shares: servers that start fast and die for real, clients with their own books, audits.
+
+A book knows, for every step of every stream, which values may be in the log: what was acknowledged must be, what was
+sent and not answered may be. An audit compares it with the log as it is on disk, and the state that a server serves
+from with a recomputation from that log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from forecaster import Forecaster
+from service.benchmark.load import Client, request_bytes
+from service.store import Store
+from tests.service.kit import ROOT, ds, free_port, history, observations, recompute
+
+BASE = 473352  # step of the first hour
+Value = float | None | str
+ABSENT = "absent"
+
+
+class Template:
+    """Starts servers by forking one that has everything imported."""
+
+    def __init__(self, artifact: Path, preload: Path | None = None) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        if preload is not None:
+            environment["LD_PRELOAD"] = str(preload)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.reliability.template", str(artifact)],
+            env=environment, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert self._line() == "ready"
+
+    def fork(self, **asked: Any) -> int:
+        """Start a server; its process id."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        return int(self._line())
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def close(self) -> None:
+        """End; servers that still run are not its business."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
+class Server:
+    """A server process: started, asked, killed, started again on the same port."""
+
+    def __init__(self, template: Template, artifact: Path, store: str, log: Path, **environment: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.pid = 0
+        self._template = template
+        self._log = log
+        self._arguments = ["--model", str(artifact), "--store", store, "--port", str(self.port)]
+        self._environment = {f"FORECASTER_{name.upper()}": value for name, value in environment.items()}
+
+    def start(self, *, fault: dict[str, Any] | None = None, wait: bool = True) -> Server:
+        """Start it and wait until it is ready, or has died."""
+        self.pid = self._template.fork(
+            arguments=self._arguments, environment=self._environment, log=str(self._log), fault=fault
+        )
+        end = time.monotonic() + 120
+        while wait:
+            try:
+                if httpx.get(f"{self.url}/readyz", timeout=10).status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            if not self.alive:
+                if fault is None:
+                    raise AssertionError(f"the server ended: {self.log_text()[-2000:]}")
+                break
+            assert time.monotonic() < end, f"the server is not ready: {self.log_text()[-2000:]}"
+            time.sleep(0.02)
+        return self
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process is there."""
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal and wait for its end."""
+        try:
+            os.kill(self.pid, number)
+        except ProcessLookupError:
+            return
+        self.wait()
+
+    def wait(self, seconds: float = 60) -> None:
+        """Until the process has gone."""
+        end = time.monotonic() + seconds
+        while self.alive:
+            assert time.monotonic() < end, "the server does not end"
+            time.sleep(0.005)
+
+    def log_text(self) -> str:
+        """What it wrote so far."""
+        return self._log.read_text() if self._log.exists() else ""
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
+class Book:
+    """What one client knows of its streams: for each step the values that may be in the log."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.possible: dict[str, dict[int, set[Value]]] = {name: {0: {10.0}} for name in names}
+        self.acknowledged = 0
+
+    def sends(self, name: str, hour: int, y: float | None) -> None:
+        """From now on this value may be there."""
+        self.possible[name].setdefault(hour, {ABSENT}).add(y)
+
+    def hears(self, name: str, hour: int, y: float | None) -> None:
+        """It is there, and nothing else."""
+        self.possible[name][hour] = {y}
+        self.acknowledged += 1
+
+    def last(self, name: str) -> int:
+        """The latest hour that may be there."""
+        return max(self.possible[name])
+
+
+class Writer:
+    """A client with a book: appends, leaves gaps, fills them, revises, repeats what was not answered."""
+
+    def __init__(self, number: int, seed: int, streams: int = 3) -> None:
+        self.book = Book([f"w{number}-{k}" for k in range(streams)])
+        self._random = random.Random(f"{seed} {number}")
+        self._open: list[tuple[str, int, float]] = []
+        self.refused = 0
+
+    async def create(self, client: Client) -> None:
+        """Make the streams."""
+        for name in self.book.possible:
+            body = json.dumps(history([10.0])).encode()
+            status, reply = await client.exchange(request_bytes("PUT", f"/v1/streams/{name}", body))
+            assert status == 201, reply
+
+    def _next(self) -> list[tuple[str, int, float]]:
+        chance = self._random
+        if self._open and chance.random() < 0.8:
+            return self._open  # as most clients do that got no answer
+        name = chance.choice(list(self.book.possible))
+        y = round(chance.uniform(5, 20), 3)
+        last, kind = self.book.last(name), chance.random()
+        if kind < 0.75:
+            return [(name, last + 1 + k, y + k) for k in range(1 + (kind < 0.1))]
+        if kind < 0.85:
+            return [(name, last + chance.choice((2, 3)), y)]
+        return [(name, chance.randint(max(0, last - 20), last), y)]
+
+    async def write(self, port: int, stop: asyncio.Event) -> None:
+        """Until told to stop or cut off."""
+        client = None
+        try:
+            _, client = await asyncio.get_running_loop().create_connection(Client, "127.0.0.1", port)
+            while not stop.is_set():
+                rows = self._next()
+                self._open = rows
+                for name, hour, y in rows:
+                    self.book.sends(name, hour, y)
+                body = observations(*((hour, y) for _, hour, y in rows), on_conflict="revise", horizon=1)
+                path = f"/v1/streams/{rows[0][0]}/observations"
+                status, reply = await client.exchange(request_bytes("POST", path, json.dumps(body).encode()))
+                if status in (429, 503):
+                    self.refused += 1
+                    await asyncio.sleep(0.01)
+                    continue
+                assert status == 200, reply
+                self._open = []
+                for name, hour, y in rows:
+                    self.book.hears(name, hour, y)
+        except OSError:
+            pass
+        finally:
+            if client is not None:
+                client.close()
+
+
+def create_all(writers: list[Writer], port: int) -> None:
+    """Make the streams of all writers."""
+
+    async def create() -> None:
+        for writer in writers:
+            _, client = await asyncio.get_running_loop().create_connection(Client, "127.0.0.1", port)
+            await writer.create(client)
+            client.close()
+
+    asyncio.run(create())
+
+
+def load(writers: list[Writer], port: int, until: Any) -> None:
+    """Let all writers write until `until`, a coroutine function, returns; whoever is cut off stops by itself."""
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        tasks = [asyncio.create_task(writer.write(port, stop)) for writer in writers]
+        await until()
+        stop.set()
+        await asyncio.wait_for(asyncio.gather(*tasks), 120)
+
+    asyncio.run(run())
+
+
+def read_log(url: str) -> dict[str, dict[int, float | None]]:
+    """Stream → (hour → value), from the database itself; refuses to find a row twice."""
+    store = Store.open(url)
+    try:
+        found = {}
+        records = store.page_by_id(0, 100_000)
+        for record in records:
+            rows = store.log(record.id)
+            assert len({step for step, _ in rows}) == len(rows), record.unique_id
+            found[record.unique_id] = {step - BASE: y for step, y in rows}
+            assert (record.first_step, record.last_step) == (rows[0][0], rows[-1][0]), record.unique_id
+            assert record.observations == len(rows), record.unique_id
+        return found
+    finally:
+        store.close()
+
+
+def audit(books: list[Book], url: str) -> dict[str, dict[int, float | None]]:
+    """Hold the log against the books; returns it."""
+    logs = read_log(url)
+    for book in books:
+        for name, possible in book.possible.items():
+            rows = logs[name]
+            wrong = {
+                hour: (rows.get(hour, ABSENT), values)
+                for hour, values in possible.items()
+                if rows.get(hour, ABSENT) not in values
+            }
+            assert not wrong, f"{name}: found and possible values differ: {wrong}"
+            assert set(rows) <= set(possible), f"{name}: nobody sent {set(rows) - set(possible)}"
+    return logs
+
+
+def audit_states(server: Server, logs: dict[str, dict[int, float | None]], forecaster: Forecaster) -> None:
+    """Forecasts of a server are those of a recomputation from the log, to 1e-5 of each row's largest value."""
+    names = sorted(logs)
+    expected = forecaster.forecast(
+        recompute(forecaster, [{BASE + hour: y for hour, y in logs[name].items()} for name in names])
+    )
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        for name, quantiles in zip(names, expected, strict=True):
+            found = client.get(f"/v1/streams/{name}/forecast").json()
+            assert found["cutoff"] == ds(max(logs[name])), name
+            values = np.array(list(found["quantiles"].values())).T
+            np.testing.assert_allclose(values, quantiles, rtol=0, atol=1e-5 * np.abs(quantiles).max(), err_msg=name)
+
+
+@contextmanager
+def running(server: Server) -> Iterator[Server]:
+    """Started, and killed at the end."""
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
