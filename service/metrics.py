@@ -62,6 +62,14 @@ class Metrics:
         self.damaged_snapshots = Counter(
             "forecaster_damaged_snapshots", "Snapshots that could not be read and were passed over", registry=registry
         )
+        self.retention_steps = Gauge(
+            "forecaster_retention_steps", "Steps of each log that are kept, 0: all", registry=registry
+        )
+        self.trimmed_streams = Counter("forecaster_trimmed_streams", "Logs that were trimmed", registry=registry)
+        self.trimmed_rows = Counter("forecaster_trimmed_rows", "Rows that trimming deleted", registry=registry)
+        self.begun_states = Counter(
+            "forecaster_begun_states", "States that begin where a trimmed log does", registry=registry
+        )
         self.failed_commits = Counter("forecaster_failed_commits", "Micro-batches not committed", registry=registry)
         self.model = Gauge(
             "forecaster_model_info", "1 for the model that serves", ("name", "version"), registry=registry

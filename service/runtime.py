@@ -23,12 +23,14 @@ import torch
 from service.engine import Engine, Limits
 from service.engine.rederive import rederive
 from service.engine.subscriptions import Subscriptions
+from service.engine.trimmer import Trimmer
 from service.errors import ModelError, ServiceError, StoreError
 from service.keys import KeyRing, is_loopback
 from service.metrics import Metrics
 from service.models.registry import MlflowRegistry, Watcher, parse_reference
 from service.models.served import ServedModel, load_model
 from service.problems import overloaded, unavailable
+from service.retention import least_steps, steps_of
 from service.running import Running
 from service.settings import Settings
 from service.store import Store
@@ -81,6 +83,7 @@ class Service:
         self.engine: Engine | None = None
         self._first_model = model
         self._watcher: Watcher | None = None
+        self._trimmer: Trimmer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stateless = ThreadPoolExecutor(1, thread_name_prefix="stateless")
         self._stateless_waiting = 0
@@ -113,7 +116,8 @@ class Service:
         try:
             if model is not None:
                 _claim(store, model)
-        except StoreError:
+                _check_retention(settings, model)
+        except (StoreError, ModelError):
             store.close()
             raise
         return cls(settings, store, model, keys)
@@ -145,6 +149,8 @@ class Service:
             self._keys_watch.cancel()
         if self._watcher is not None:
             await asyncio.to_thread(self._watcher.stop)
+        if self._trimmer is not None:
+            await asyncio.to_thread(self._trimmer.stop)
         if self.engine is not None:
             self.ended = await asyncio.to_thread(self.engine.stop, self.settings.drain_seconds)
         self._stateless.shutdown(wait=self.ended, cancel_futures=True)
@@ -179,12 +185,13 @@ class Service:
         Raises
         ------
         ModelError
-            Its calendar is not the store's.
+            Its calendar is not the store's, or has no use for the retention that is set.
         """
         try:
             _claim(self.store, model)
         except StoreError as error:
             raise ModelError(str(error)) from error
+        _check_retention(self.settings, model)
         if self.engine is None:
             self._begin(model)
             return
@@ -193,6 +200,7 @@ class Service:
         # What came in during the first pass; the second is short.
         rederive(model, self.store)
         self.engine.swap(model).result()
+        self._trim(model)
         self.metrics.swaps.inc()
         self.store.drop_snapshots(keep=[before.key, model.key])
 
@@ -204,6 +212,7 @@ class Service:
             max_batch=settings.max_batch,
             max_resident=settings.max_resident,
             snapshot_every=settings.snapshot_every,
+            bases=2 if settings.retention else 0,
             check_versions=not self.exclusive,
             replies_seconds=round(settings.idempotency_hours * 3600),
             stall_seconds=settings.stall_seconds,
@@ -212,6 +221,20 @@ class Service:
         engine = Engine(self.store, model, limits, self.metrics, self._loop, self.subscriptions)
         engine.start()
         self.engine = engine
+        self._trim(model)
+
+    def _trim(self, model: ServedModel) -> None:
+        """Trim logs by the model's snapshots from now on, if anything is to be trimmed."""
+        span, forecaster = self.settings.retention, model.forecaster
+        if span is None:
+            return
+        keep = max(steps_of(span, forecaster.calendar), least_steps(forecaster, self.max_gap_steps(model)))
+        if self._trimmer is None:
+            self._trimmer = Trimmer(self.store, self.metrics, self.require_engine().trimmed, self.settings.trim_seconds)
+            self._trimmer.follow(model, keep)
+            self._trimmer.start()
+        else:
+            self._trimmer.follow(model, keep)
 
     @property
     def exclusive(self) -> bool:
@@ -335,3 +358,8 @@ class _Probe:
 def _claim(store: Store, model: ServedModel) -> None:
     calendar = model.forecaster.calendar
     store.claim_calendar(calendar.freq, calendar.time_zone)
+
+
+def _check_retention(settings: Settings, model: ServedModel) -> None:
+    if settings.retention is not None:
+        steps_of(settings.retention, model.forecaster.calendar)

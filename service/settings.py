@@ -6,9 +6,12 @@ Nothing here opens, connects or checks anything outside the values themselves. U
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.retention import check_span
 
 __all__ = ["Settings"]
 
@@ -74,6 +77,12 @@ class Settings(BaseSettings):
     max_batch: int = Field(4096, ge=1, description="most streams in one micro-batch")
     max_resident: int = Field(200_000, ge=1, description="streams kept in memory; the longest idle ones leave first")
     snapshot_every: int = Field(256, ge=1, description="steps of a stream between two snapshots of its state")
+    retention: Annotated[str, AfterValidator(check_span)] | None = Field(
+        None,
+        description="how much of each log is kept, steps (5000) or time before the last ds (90D); at least the model's "
+        "ring and one longest gap; default: everything",
+    )
+    trim_seconds: float = Field(60.0, gt=0, description="pause between two passes of trimming")
     exclusive_store: bool | None = Field(
         None, description="this is the only process on the store, so reads need no version check; default: SQLite yes"
     )

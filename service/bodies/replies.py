@@ -157,13 +157,14 @@ def _stream_forecast(outcome: Outcome, want: Want) -> Json:
 
 
 def description(record: StreamRecord, model: ServedModel) -> Json:
-    """A stream: where it stands and what its log holds."""
+    """A stream: where it begins and stands, since when its log is retained, and what it has been told."""
     dates = model.dates
     steps = record.last_step - record.first_step + 1
     return {
         "unique_id": record.unique_id,
         "version": record.version,
         "first_ds": dates.text(record.first_step),
+        "log_ds": dates.text(record.log_step),
         "cutoff": dates.text(record.last_step),
         "model": model.label,
         "counts": {

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -50,6 +50,7 @@ class Limits:
     max_batch: int
     max_resident: int
     snapshot_every: int
+    bases: int
     check_versions: bool
     replies_seconds: int
     stall_seconds: float
@@ -89,7 +90,7 @@ class Engine:
         self._limits = limits
         self._metrics = metrics
         self._loop = loop
-        self._residents = Residents(model, store, metrics, limits.max_resident)
+        self._residents = Residents(model, store, metrics, limits.max_resident, limits.bases)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._queue: SimpleQueue[list[Item] | Callable[[], None]] = SimpleQueue()
         self._backlog: deque[Item] = deque()
@@ -134,7 +135,8 @@ class Engine:
         """Serve `model` from the next micro-batch on; states are restored under it on touch."""
 
         def change(_before: Residents) -> None:
-            self._residents = Residents(model, self._store, self._metrics, self._limits.max_resident)
+            limits = self._limits
+            self._residents = Residents(model, self._store, self._metrics, limits.max_resident, limits.bases)
             self.model = model
             self._metrics.serves(model.name, model.version)
 
@@ -156,6 +158,10 @@ class Engine:
 
         self._queue.put(call)
         return done
+
+    def trimmed(self, begins: Mapping[str, tuple[int, int]]) -> None:
+        """Learn where logs begin now: unique_id → (stream id, step)."""
+        self._between(lambda residents: residents.trimmed(begins))
 
     @property
     def crashed(self) -> bool:

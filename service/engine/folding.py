@@ -2,6 +2,7 @@
 
 It knows the library's `fold` and the store's rows, and keeps nothing. Invariant: whatever the path (append, restore,
 rewind), the state is the fold of exactly the log's steps from the first to the last, filled steps being missing ones.
+Of a trimmed log, what was before lives on in the snapshots; a model that has none of them begins where the log does.
 """
 
 from __future__ import annotations
@@ -16,11 +17,23 @@ import orjson
 import torch
 
 from forecaster import ArtifactError, Forecaster, InputError, StreamState
+from service.errors import StaleStreams
 from service.models.served import ServedModel
 from service.store import Recovery, Store, StreamRecord, Value
 from service.store.values import covariates_of, y_of
 
-__all__ = ["Stretch", "begin", "dense", "fold_ragged", "restore", "rewind", "stacked", "static_values"]
+__all__ = [
+    "Restored",
+    "Rewound",
+    "Stretch",
+    "begin",
+    "dense",
+    "fold_ragged",
+    "restore",
+    "rewind",
+    "stacked",
+    "static_values",
+]
 
 Float = npt.NDArray[np.float64]
 
@@ -62,9 +75,9 @@ def _readable(forecaster: Forecaster, covariates: dict[str, Any] | None) -> dict
 
 
 def begin(forecaster: Forecaster, records: Sequence[StreamRecord]) -> StreamState:
-    """Initial states of streams."""
+    """Initial states of streams, before the first step of their retained log."""
     static: list[dict[str, Any] | None] = [None if r.static is None else orjson.loads(r.static) for r in records]
-    steps = torch.tensor([record.first_step for record in records])
+    steps = torch.tensor([record.log_step for record in records])
     return forecaster.initial_state(steps, static_values(forecaster, [r.unique_id for r in records], static))
 
 
@@ -159,46 +172,71 @@ def _fold_padded(
     return forecaster.fold(state, y, ends, stacked(stretches)), None
 
 
-def restore(model: ServedModel, store: Store, recoveries: Sequence[Recovery]) -> tuple[StreamState, list[int], int]:
-    """States of streams from their latest snapshot and the log after it.
+class Restored(NamedTuple):
+    """States of streams, one row each.
 
-    Returns
-    -------
-    states
-        One row per recovery.
+    Attributes
+    ----------
     unsaved
         Steps folded since the snapshot, per row.
     damaged
-        How many snapshots could not be read; those streams were folded from the start of their log.
+        How many snapshots could not be read and were passed over.
+    begun
+        How many states begin where a trimmed log does.
+    """
+
+    states: StreamState
+    unsaved: list[int]
+    damaged: int
+    begun: int
+
+
+def restore(model: ServedModel, store: Store, recoveries: Sequence[Recovery]) -> Restored:
+    """States of streams from their latest snapshot and the log after it.
+
+    A snapshot that cannot be read is passed over for the one before it, the last of them for the retained log.
     """
     forecaster = model.forecaster
     bases, damaged = _read_snapshots(forecaster, [r.snapshot for r in recoveries])
+    found = list(recoveries)
+    for i, recovery in enumerate(recoveries):
+        if bases[i] is None and recovery.snapshot is not None:
+            record = recovery.record
+            found[i], bases[i], more = _nearest(model, store, record, record.last_step + 1, skip=1)
+            damaged += more
+    tails: list[Stretch] = []
+    for recovery, base, asked in zip(found, bases, recoveries, strict=True):
+        last_step = asked.record.last_step
+        after = recovery.record.log_step - 1 if base is None else int(base.last_step)
+        # The log may have been read a moment after the record.
+        rows = (row for row in recovery.tail if row[0] <= last_step)
+        tails.append(dense(forecaster, rows, after, last_step))
     with_base = [i for i, base in enumerate(bases) if base is not None]
     without = [i for i, base in enumerate(bases) if base is None]
-    tails: list[Stretch] = []
-    for recovery, base in zip(recoveries, bases, strict=True):
-        record = recovery.record
-        if base is None:
-            rows = recovery.tail if recovery.snapshot is None else store.log(record.id)
-            tails.append(dense(forecaster, _until(rows, record), record.first_step - 1, record.last_step))
-        else:
-            step = int(base.last_step)
-            tails.append(dense(forecaster, _until(recovery.tail, record), step, record.last_step))
     parts = []
     if with_base:
         parts.append(StreamState.concat([base for base in bases if base is not None]))
     if without:
-        parts.append(begin(forecaster, [recoveries[i].record for i in without]))
+        parts.append(begin(forecaster, [found[i].record for i in without]))
     order = with_base + without
     states = fold_ragged(forecaster, StreamState.concat(parts), [tails[i] for i in order])
     back = torch.empty(len(order), dtype=torch.int64)
     back[torch.tensor(order)] = torch.arange(len(order))
-    return states.select(back), [len(tail.values) for tail in tails], damaged
+    begun = sum(found[i].record.retained_step is not None for i in without)
+    return Restored(states.select(back), [len(tail.values) for tail in tails], damaged, begun)
 
 
-def _until(rows: Iterable[tuple[int, Value]], record: StreamRecord) -> Iterable[tuple[int, Value]]:
-    # The log may have been read a moment after the record.
-    return (row for row in rows if row[0] <= record.last_step)
+def _nearest(
+    model: ServedModel, store: Store, record: StreamRecord, step: int, skip: int = 0
+) -> tuple[Recovery, StreamState | None, int]:
+    """The newest readable state from before a step, with the log after it, and how many could not be read."""
+    damaged = 0
+    while True:
+        recovery = store.recover_before(record, model.key, step, skip + damaged)
+        (base,), unreadable = _read_snapshots(model.forecaster, [recovery.snapshot])
+        if not unreadable:
+            return recovery, base, damaged
+        damaged += 1
 
 
 def _read_snapshots(forecaster: Forecaster, records: Sequence[bytes | None]) -> tuple[list[StreamState | None], int]:
@@ -223,10 +261,29 @@ def _read_snapshots(forecaster: Forecaster, records: Sequence[bytes | None]) -> 
     return out, damaged
 
 
+class Rewound(NamedTuple):
+    """State of one stream whose log changes at or before its last step.
+
+    Attributes
+    ----------
+    after
+        The step before the first that was folded again.
+    places
+        Of the values folded again, in what was forecast for them.
+    begun
+        Whether the state begins where a trimmed log does.
+    """
+
+    state: StreamState
+    after: int
+    places: Float
+    begun: bool
+
+
 def rewind(
     model: ServedModel, store: Store, record: StreamRecord, changed: dict[int, Value], last_step: int
-) -> tuple[StreamState, int, Float]:
-    """State of one stream whose log changes at or before its last step; a step, and places of the values after it.
+) -> Rewound:
+    """Fold a stream anew from before a change of its log.
 
     Parameters
     ----------
@@ -240,14 +297,24 @@ def rewind(
         step → value of new and revised rows.
     last_step
         The stream's last step after the change.
+
+    Raises
+    ------
+    StaleStreams
+        The log has been trimmed meanwhile beyond the change.
     """
     forecaster = model.forecaster
-    snapshot = store.snapshot_before(record.id, model.key, min(changed))
-    (base,), _ = _read_snapshots(forecaster, [snapshot])
+    recovery, base, _ = _nearest(model, store, record, min(changed))
+    if min(changed) < recovery.record.log_step:
+        raise StaleStreams([record.unique_id])
+    anew = base is None and recovery.record.retained_step is not None
     if base is None:
-        base = begin(forecaster, [record])
+        base = begin(forecaster, [recovery.record])
     after = int(base.last_step)
-    rows = dict(store.log(record.id, after)) | changed
+    rows = dict(recovery.tail) | changed
+    if max(rows) > last_step:
+        # Another process went on; the commit would fail.
+        raise StaleStreams([record.unique_id])
     places: dict[int, Float] = {}
     state = fold_ragged(forecaster, base, [dense(forecaster, rows.items(), after, last_step)], places)
-    return state, after, places[0]
+    return Rewound(state, after, places[0], anew)

@@ -98,6 +98,7 @@ class MicroBatch:
         self._replies_since = replies_since
         self._results: dict[Item, Result] = {}
         self._copies: dict[Item, StreamState] = {}
+        self._begun = 0
         self.due: list[Resident] = []
         self.scores: Float | None = None
 
@@ -225,7 +226,7 @@ class MicroBatch:
         for item, resident in observed:
             record = resident.record
             judgement = judge(
-                record.first_step,
+                record.log_step,
                 record.last_step,
                 known.get(record.id, {}),
                 item.steps,
@@ -255,6 +256,7 @@ class MicroBatch:
                     record.observations + len(inserted),
                     missing,
                     record.static,
+                    record.retained_step,
                 )
             step = _Step(item, resident, after, judgement)
             if not judgement.changes:
@@ -290,7 +292,7 @@ class MicroBatch:
             detail = f'{name} already has another value at ds {ds}; send "on_conflict": "revise" to replace it'
             return conflict(detail, observations=rows)
         if verdict is Verdict.TOO_OLD:
-            detail = f"ds {ds} lies before the log of {name}, which begins at {dates.text(record.first_step)}"
+            detail = f"ds {ds} lies before the log of {name}, which begins at {dates.text(record.log_step)}"
             return Problem(422, "too-old", detail, observations=rows)
         return Problem(
             422,
@@ -332,11 +334,10 @@ class MicroBatch:
         for step in steps:
             assert step.judgement is not None
             changed = step.judgement.inserted | step.judgement.updated
-            state, after, places = rewind(
-                self._model, self._store, step.resident.record, changed, step.judgement.last_step
-            )
-            step.places = _placed(step, after, places)
-            parts.append(state)
+            rewound = rewind(self._model, self._store, step.resident.record, changed, step.judgement.last_step)
+            step.places = _placed(step, rewound.after, rewound.places)
+            self._begun += rewound.begun
+            parts.append(rewound.state)
         return StreamState.concat(parts)
 
     def _warm_up(self, creates: list[tuple[Create, Resident | None]]) -> StreamState | None:
@@ -463,6 +464,7 @@ class MicroBatch:
     def _remember(
         self, plan: _Plan, appended: StreamState | None, ahead: Block | None, rewound: StreamState | None
     ) -> None:
+        self._residents.count_begun(self._begun)
         slab = self._residents.slab
         if appended is not None and appended.quality.shape[-1]:
             before, _ = slab.scores([step.resident.row for step in plan.appends])

@@ -35,7 +35,7 @@ def rederive(model: ServedModel, store: Store) -> int:
             ]
             if not found:
                 continue
-            states, _, _ = restore(model, store, found)
+            states = restore(model, store, found).states
             derived += store.save_snapshots(
                 model.key, {recovery.record: state for recovery, state in zip(found, states.to_bytes(), strict=True)}
             )
@@ -47,7 +47,7 @@ def _parts(records: list[StreamRecord]) -> list[list[StreamRecord]]:
     parts: list[list[StreamRecord]] = [[]]
     steps = 0
     for record in records:
-        length = record.last_step - record.first_step + 1
+        length = record.last_step - record.log_step + 1
         if parts[-1] and steps + length > _STEPS:
             parts.append([])
             steps = 0

@@ -6,7 +6,7 @@ given; dropping a resident loses nothing, since it is restored from the store on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from forecaster import StreamState
@@ -48,12 +48,13 @@ class Resident:
 class Residents:
     """Streams in memory under one model."""
 
-    def __init__(self, model: ServedModel, store: Store, metrics: Metrics, capacity: int) -> None:
+    def __init__(self, model: ServedModel, store: Store, metrics: Metrics, capacity: int, bases: int = 0) -> None:
         self.model = model
         self.slab = Slab(model.forecaster)
         self._store = store
         self._metrics = metrics
         self._capacity = capacity
+        self._bases = bases
         self._by_name: dict[str, Resident] = {}
         self._clock = 0
 
@@ -84,10 +85,23 @@ class Residents:
             found = list(self._store.recover(absent[start : start + _RESTORE], self.model.key).values())
             if not found:
                 continue
-            states, unsaved, damaged = restore(self.model, self._store, found)
-            self.add([recovery.record for recovery in found], states, unsaved)
+            restored = restore(self.model, self._store, found)
+            self.add([recovery.record for recovery in found], restored.states, restored.unsaved)
             self._metrics.restored.inc(len(found))
-            self._metrics.damaged_snapshots.inc(damaged)
+            self._metrics.damaged_snapshots.inc(restored.damaged)
+            self.count_begun(restored.begun)
+
+    def trimmed(self, begins: Mapping[str, tuple[int, int]]) -> None:
+        """Learn where logs begin now: unique_id → (stream id, step). A log known longer than it is does no harm."""
+        for unique_id, (stream_id, step) in begins.items():
+            resident = self._by_name.get(unique_id)
+            if resident is not None and resident.record.id == stream_id and step > resident.record.log_step:
+                resident.record = resident.record._replace(retained_step=step)
+
+    def count_begun(self, streams: int) -> None:
+        """Record states that had to begin where a trimmed log does, because their model had no snapshot before it."""
+        if streams:
+            self._metrics.begun_states.inc(streams)
 
     def _drop_outdated(self, unique_ids: Sequence[str]) -> None:
         here = [resident for u in unique_ids if (resident := self._by_name.get(u)) is not None]
@@ -134,6 +148,6 @@ class Residents:
             part = residents[start : start + _RESTORE]
             states = self.slab.gather([resident.row for resident in part]).to_bytes()
             records = {r.record: state for r, state in zip(part, states, strict=True)}
-            self._metrics.snapshots.inc(self._store.save_snapshots(self.model.key, records))
+            self._metrics.snapshots.inc(self._store.save_snapshots(self.model.key, records, bases=self._bases))
             for resident in part:
                 resident.unsaved = 0

@@ -8,7 +8,7 @@ late       a step that had been filled as missing now has its value (or is confi
 duplicate  the same value for the same ds again: acknowledged, nothing changes
 revised    another value for a known ds, where the caller asked to revise
 conflict   another value for a known ds, where the caller did not
-too_old    before the first step of the stream's log
+too_old    before the first step of the stream's retained log
 gap_too_long  further after the stream's last step than may be filled
 ========== ==========================================================================================
 
@@ -93,7 +93,7 @@ def judge(
     Parameters
     ----------
     first_step, last_step
-        Where the stream's log begins and ends.
+        Where the stream's retained log begins and ends.
     known
         step → value of the log's rows, at least of those among `steps`.
     steps, values

@@ -2,7 +2,8 @@
 
 It knows SQL and step numbers; no calendar, no model, no HTTP. Invariants: one `commit` is one transaction and returns
 only when it is durable; a stream's version grows by one with every change, and a commit that expected another version
-changes nothing; no snapshot outlives a change of the log before its step.
+changes nothing; no snapshot outlives a change of the log before its step, and none is older than the retained log
+needs, so whatever snapshot there is, the log after it is whole.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from service.store.replies import StoredReply, forget_replies, read_replies, wri
 from service.store.schema import prepare_schema
 from service.store.statements import advance, append
 from service.store.tables import Tables, build_tables
+from service.store.trimming import raise_floors, sweep
 from service.store.values import Covered, Value, value_of, y_of
 
 __all__ = ["Changes", "Filter", "NewStream", "Recovery", "Store", "StreamRecord"]
@@ -33,7 +35,7 @@ _T = TypeVar("_T")
 
 
 class StreamRecord(NamedTuple):
-    """One row of the stream table."""
+    """One row of the stream table; `retained_step` None: nothing has been trimmed."""
 
     id: int
     unique_id: str
@@ -43,6 +45,12 @@ class StreamRecord(NamedTuple):
     observations: int
     missing: int
     static: str | None = None
+    retained_step: int | None = None
+
+    @property
+    def log_step(self) -> int:
+        """First step of the log that is retained."""
+        return self.first_step if self.retained_step is None else self.retained_step
 
 
 class Filter(NamedTuple):
@@ -299,31 +307,62 @@ class Store:
             rows[stream_id].append((step, value_of(y, covariates)))
         for record in records:
             step, state = by_id.get(record.id, (None, None))
-            yield record.unique_id, Recovery(record, state, step, rows[record.id])
+            tail = rows[record.id]
+            if state is None and record.retained_step is not None:
+                tail = [row for row in tail if row[0] >= record.retained_step]
+            yield record.unique_id, Recovery(record, state, step, tail)
+
+    def recover_before(self, record: StreamRecord, model_key: str, step: int, skip: int = 0) -> Recovery:
+        """A snapshot of one stream that has not folded `step`, and the log after it, seen at one moment.
+
+        Parameters
+        ----------
+        record
+            Of the stream.
+        model_key
+            Which weights the snapshot belongs to.
+        step
+            The snapshot is older than this.
+        skip
+            How many of the newest such snapshots to pass over; beyond the oldest there is none, and the log is all
+            that is retained.
+
+        Raises
+        ------
+        StaleStreams
+            The stream is gone.
+        """
+        streams, snapshots = self._tables.streams, self._tables.snapshots.c
+        query = (
+            select(snapshots.step, snapshots.state)
+            .where(snapshots.stream_id == record.id, snapshots.model_key == model_key, snapshots.step < step)
+            .order_by(snapshots.step.desc())
+            .offset(skip)
+            .limit(1)
+        )
+        with reading(self._engine) as connection:
+            row = connection.execute(select(streams).where(streams.c.id == record.id)).one_or_none()
+            if row is None:
+                raise StaleStreams([record.unique_id])
+            now = StreamRecord(*row)
+            found = connection.execute(query).one_or_none()
+            after = now.log_step - 1 if found is None else found[0]
+            tail = self._log(connection, record.id, after)
+        return Recovery(now, found and found[1], found and found[0], tail)
 
     def log(self, stream_id: int, after: int | None = None) -> list[tuple[int, Value]]:
         """(step, value) of the log of one stream after a step, in order."""
+        with self._engine.connect() as connection:
+            return self._log(connection, stream_id, after)
+
+    def _log(self, connection: Connection, stream_id: int, after: int | None) -> list[tuple[int, Value]]:
         observations = self._tables.observations.c
         query = (
             select(observations.step, observations.y, observations.covariates)
             .where(observations.stream_id == stream_id, observations.step > (_BEFORE_ALL if after is None else after))
             .order_by(observations.step)
         )
-        with self._engine.connect() as connection:
-            return [(row[0], value_of(row[1], row[2])) for row in connection.execute(query)]
-
-    def snapshot_before(self, stream_id: int, model_key: str, step: int) -> bytes | None:
-        """The newest snapshot of a state that has not folded `step`."""
-        snapshots = self._tables.snapshots.c
-        query = (
-            select(snapshots.state)
-            .where(snapshots.stream_id == stream_id, snapshots.model_key == model_key, snapshots.step < step)
-            .order_by(snapshots.step.desc())
-            .limit(1)
-        )
-        with self._engine.connect() as connection:
-            found: bytes | None = connection.execute(query).scalar()
-            return found
+        return [(row[0], value_of(row[1], row[2])) for row in connection.execute(query)]
 
     def replies(self, wanted: Sequence[tuple[str, str]], since: int) -> dict[tuple[str, str], StoredReply]:
         """Replies by (unique_id, key text), of those that were kept since a time."""
@@ -371,6 +410,7 @@ class Store:
                 if changes.updated:
                     connection.execute(self._update, [_changed(*row) for row in changes.updated])
                 if changes.rewound:
+                    self._check_retained(connection, changes)
                     connection.execute(self._void, [{"b_id": i, "b_step": s} for i, s in changes.rewound])
                 if proceed is not None and (replies := proceed.result()):
                     write_replies(connection, replies, replies_since)
@@ -385,6 +425,20 @@ class Store:
         rows = sorted((r.id, version, r.last_step, r.observations, r.missing) for r, version in streams)
         if advance(connection, rows) != len(rows):
             raise StaleStreams(record.unique_id for record, _ in streams)
+
+    def _check_retained(self, connection: Connection, changes: Changes) -> None:
+        # Trimming changes no version. Its own update waits for ours of the same rows, so what is read here stays.
+        streams = self._tables.streams.c
+        rewound = {stream_id for stream_id, _ in changes.rewound}
+        records = {record.id: record for record, _ in changes.streams if record.id in rewound}
+        for chunk in _chunks(list(records)):
+            for stream_id, retained in connection.execute(
+                select(streams.id, streams.retained_step).where(streams.id.in_(chunk))
+            ):
+                if retained == records[stream_id].retained_step:
+                    del records[stream_id]
+        if records:
+            raise StaleStreams(record.unique_id for record in records.values())
 
     def _create(self, connection: Connection, new: NewStream) -> StreamRecord:
         record = new.record
@@ -429,8 +483,10 @@ class Store:
         with self._engine.begin() as connection:
             return forget_replies(connection, self._tables.replies, before=before)
 
-    def save_snapshots(self, model_key: str, states: Mapping[StreamRecord, bytes], keep: int = 2) -> int:
+    def save_snapshots(self, model_key: str, states: Mapping[StreamRecord, bytes], *, bases: int = 0) -> int:
         """Store states, each only if its stream still has the version it was taken at.
+
+        The two newest snapshots of a stream and model remain, and the one that a trimmed log begins after.
 
         Parameters
         ----------
@@ -438,8 +494,8 @@ class Store:
             Which weights the states belong to.
         states
             Stream record as of the state → bytes of the state.
-        keep
-            How many snapshots of a stream and model remain; older ones go.
+        bases
+            How many of the oldest remain besides, to trim the log to one day.
 
         Returns
         -------
@@ -450,11 +506,14 @@ class Store:
             if self.is_embedded:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             current: dict[int, int] = {}
+            spared: dict[int, int] = {}
             older: dict[int, list[int]] = {}
             for chunk in _chunks([record.id for record in states]):
                 # The locks keep another process's rewind from slipping in between.
-                query = select(streams.id, streams.version).where(streams.id.in_(chunk)).order_by(streams.id)
-                current.update((row[0], row[1]) for row in connection.execute(query.with_for_update()))
+                query = select(streams.id, streams.version, streams.retained_step).where(streams.id.in_(chunk))
+                for stream_id, version, retained in connection.execute(query.order_by(streams.id).with_for_update()):
+                    current[stream_id] = version
+                    spared[stream_id] = bases if retained is None else max(bases, 1)
                 stored = select(snapshots.stream_id, snapshots.step).where(
                     snapshots.stream_id.in_(chunk), snapshots.model_key == model_key
                 )
@@ -468,21 +527,32 @@ class Store:
             if not fresh:
                 return 0
             connection.execute(insert(self._tables.snapshots), fresh)
-            stale = [
-                {"b_id": row["stream_id"], "b_step": older[row["stream_id"]][keep - 2]}
-                for row in fresh
-                if len(older.get(row["stream_id"], ())) >= keep
-            ]
+            stale = []
+            for stream_id in (row["stream_id"] for row in fresh):
+                steps = older.get(stream_id, [])  # descending
+                count = spared[stream_id]
+                if len(steps) > 1 + count:
+                    oldest = steps[-count] if count else _BEFORE_ALL
+                    stale.append({"b_id": stream_id, "b_after": oldest, "b_before": steps[0]})
             if stale:
                 connection.execute(
                     delete(self._tables.snapshots).where(
                         snapshots.stream_id == bindparam("b_id"),
                         snapshots.model_key == model_key,
-                        snapshots.step < bindparam("b_step"),
+                        snapshots.step > bindparam("b_after"),
+                        snapshots.step < bindparam("b_before"),
                     ),
                     stale,
                 )
             return len(fresh)
+
+    def raise_floors(self, model_key: str, keep: int, stream_ids: Sequence[int]) -> dict[int, int]:
+        """Let logs begin after the model's newest snapshot at least `keep` steps old; where those that moved begin."""
+        return raise_floors(self._engine, self._tables, model_key, keep, stream_ids)
+
+    def sweep(self, stream_ids: Sequence[int], rows: int) -> int:
+        """Delete about `rows` of the rows before the retained logs; returns how many, 0 when there are none."""
+        return sweep(self._engine, self._tables, stream_ids, rows)
 
     def drop_snapshots(self, keep: Iterable[str]) -> None:
         """Forget the snapshots of all models but those in `keep`."""

@@ -102,8 +102,9 @@ def test_an_old_database_becomes_what_a_new_one_is_and_keeps_its_rows(any_store_
     for _ in range(2):
         store = Store.open(any_store_url)
         assert store.log(1) == [(0, 1.0), (1, None), (2, 3.0)]
-        assert store.page("", 9)[0].static is None
-        assert store.snapshot_before(1, "m", 3) is not None
+        (record,) = store.page("", 9)
+        assert (record.static, record.log_step) == (None, 0)
+        assert store.recover_before(record, "m", 3).snapshot_step == 2
         store.claim_calendar("h", None)
         store.close()
     new = empty_like(any_store_url, request)

@@ -76,8 +76,8 @@ def test_a_rewind_voids_the_snapshots_it_makes_wrong_of_every_model(store):
     after = record._replace(version=2)
     store.commit(Changes(updated=[(record.id, 9, 5.0)], streams=[(after, 1)], rewound=[(record.id, 9)]))
 
-    assert store.snapshot_before(record.id, "one", 100) is None
-    assert store.snapshot_before(record.id, "two", 100) is None
+    assert store.recover_before(record, "one", 100).snapshot is None
+    assert store.recover_before(record, "two", 100).snapshot is None
 
 
 def test_a_snapshot_of_an_outdated_version_is_not_stored(store):
@@ -95,9 +95,9 @@ def test_two_snapshots_of_a_stream_are_kept_and_the_nearest_earlier_one_is_found
         store.commit(changes)
         record = changes.streams[0][0]
 
-    assert store.snapshot_before(record.id, "key", 100) == b"at 5"
-    assert store.snapshot_before(record.id, "key", 5) == b"at 4"
-    assert store.snapshot_before(record.id, "key", 4) is None
+    assert store.recover_before(record, "key", 100).snapshot == b"at 5"
+    assert store.recover_before(record, "key", 5).snapshot == b"at 4"
+    assert store.recover_before(record, "key", 4).snapshot is None
 
 
 def test_a_transaction_waits_for_its_leave_and_is_undone_without(store):
