@@ -86,7 +86,7 @@ class ChunkDataModule(LightningDataModule):
         self.lanes = Lanes(
             learnt,
             lanes=settings.lanes,
-            chunk_length=settings.chunk_length,
+            chunk_length=min(settings.chunk_length, int(learnt.lengths.max())),  # no longer than what fills it
             horizon=config.horizon,
             prefix_length=2 * config.ring_length,
             generator=generator,
