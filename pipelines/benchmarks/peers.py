@@ -1,8 +1,8 @@
 """Other libraries on the same tasks: their data written out, their program run, their forecasts scored by our metrics.
 
 Each library runs in a process of an environment of its own (`peer_process.py`), so that the pinned environment stays
-clean; what passes between is one folder per run. Their times are processor times on the same machine; ours of training is
-wall-clock time, which is no less on one thread.
+clean; what passes between is one folder per run. Their times are processor times on the same machine; ours of training
+is wall-clock time, which is no less on one thread.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``python -m service.benchmark [--json-lines]``: measure engine, single observations and bulk against references."""
+"""``python -m service.benchmark [--json-lines]``: measure engine and HTTP against references."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from forecaster import Config, Forecaster
 from service.benchmark.steps import measure_steps
-from service.benchmark.web import measure_bulk, measure_singles
+from service.benchmark.web import measure_bulk, measure_histories, measure_singles
 
 __all__ = ["main"]
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each run")
     parser.add_argument("--rounds", type=int, default=3, help="of each HTTP measurement")
     parser.add_argument("--clients", type=int, default=32, help="of single observations")
-    parser.add_argument("--only", choices=("engine", "singles", "bulk"))
+    parser.add_argument("--only", choices=("engine", "singles", "histories", "bulk"))
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="forecaster-bench-") as name:
         folder = Path(name)
@@ -38,10 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.only in (None, "engine"):
             for result in measure_steps(forecaster, given.seconds):
                 _print(result, json_lines=given.json_lines)
+        options = {"seconds": given.seconds, "rounds": given.rounds, "clients": given.clients}
         if given.only in (None, "singles"):
             horizon = forecaster.config.horizon
-            options = {"seconds": given.seconds, "rounds": given.rounds, "clients": given.clients}
             for result in measure_singles(model, folder, horizon, **options):
+                _print(result, json_lines=given.json_lines)
+        if given.only in (None, "histories"):
+            for result in measure_histories(model, folder, **options):
                 _print(result, json_lines=given.json_lines)
         if given.only in (None, "bulk"):
             for result in measure_bulk(model, folder, 50_000, given.rounds):

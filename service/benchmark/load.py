@@ -1,8 +1,9 @@
 """The load generator: keep-alive clients that each send one request after the other, in a process of its own.
 
-``python -m service.benchmark.load PORT CLIENTS SECONDS FIRST_HOUR`` posts single observations and prints one JSON
-object: requests, seconds, p50 and p99 in milliseconds, failures. It knows just enough HTTP/1.1 to find the end of a
-reply; requests are built before the clock starts.
+``python -m service.benchmark.load PORT CLIENTS SECONDS FIRST_HOUR [HISTORY]`` posts single observations and prints one
+JSON object: requests, seconds, p50 and p99 in milliseconds, failures. With HISTORY every request carries that many
+steps instead of one, and asks for a forecast of a series that the service does not know. It knows just enough HTTP/1.1
+to find the end of a reply; requests are built before the clock starts.
 """
 
 from __future__ import annotations
@@ -76,16 +77,27 @@ def observation_request(unique_id: str, ds: str, y: float) -> bytes:
     return request_bytes("POST", f"/v1/streams/{unique_id}/observations", body)
 
 
-async def _client(port: int, number: int, seconds: float, first_hour: int) -> tuple[list[float], int, int]:
+def history_request(unique_id: str, texts: list[str], first: int) -> bytes:
+    """A forecast after a history that comes with the request."""
+    series = {"unique_id": unique_id, "ds": texts, "y": [10 + (first + h) % 24 for h in range(len(texts))]}
+    return request_bytes("POST", "/v1/forecasts", json.dumps({"series": [series]}).encode())
+
+
+async def _client(
+    port: int, number: int, seconds: float, first_hour: int, history: int
+) -> tuple[list[float], int, int]:
     _, client = await asyncio.get_running_loop().create_connection(Client, "127.0.0.1", port)
     start = datetime(2024, 1, 1)
     hours = int(seconds * 40)
-    texts = [(start + timedelta(hours=first_hour + h)).isoformat() for h in range(hours)]
-    requests = [
-        observation_request(f"bench-{number}-{s}", ds, 10 + (h % 24))
-        for h, ds in enumerate(texts)
-        for s in range(_STREAMS_PER_CLIENT)
-    ]
+    texts = [(start + timedelta(hours=first_hour + h)).isoformat() for h in range(hours + history)]
+    if history:
+        requests = [history_request(f"bench-{number}", texts[h : h + history], h) for h in range(hours)]
+    else:
+        requests = [
+            observation_request(f"bench-{number}-{s}", ds, 10 + (h % 24))
+            for h, ds in enumerate(texts)
+            for s in range(_STREAMS_PER_CLIENT)
+        ]
     times: list[float] = []
     failures = 0
     end = time.perf_counter() + seconds
@@ -101,9 +113,9 @@ async def _client(port: int, number: int, seconds: float, first_hour: int) -> tu
     return times, failures, used
 
 
-async def _load(port: int, clients: int, seconds: float, first_hour: int) -> dict[str, float]:
+async def _load(port: int, clients: int, seconds: float, first_hour: int, history: int = 0) -> dict[str, float]:
     started = time.perf_counter()
-    results = await asyncio.gather(*(_client(port, n, seconds, first_hour) for n in range(clients)))
+    results = await asyncio.gather(*(_client(port, n, seconds, first_hour, history) for n in range(clients)))
     wall = time.perf_counter() - started
     times = sorted(t for found, _, _ in results for t in found)
     return {
@@ -119,5 +131,7 @@ async def _load(port: int, clients: int, seconds: float, first_hour: int) -> dic
 
 
 if __name__ == "__main__":
-    _port, _clients, _seconds, _first = sys.argv[1:]
-    sys.stdout.write(json.dumps(uvloop.run(_load(int(_port), int(_clients), float(_seconds), int(_first)))) + "\n")
+    _port, _clients, _seconds, *_hours = sys.argv[1:]
+    sys.stdout.write(
+        json.dumps(uvloop.run(_load(int(_port), int(_clients), float(_seconds), *map(int, _hours)))) + "\n"
+    )

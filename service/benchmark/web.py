@@ -1,4 +1,4 @@
-"""HTTP measurements against real server processes: single observations, and durable bulk observations.
+"""HTTP measurements against real server processes: single observations, histories sent anew, durable bulk observations.
 
 Single observations: keep-alive clients in a process of their own, one observation per request, each answered with
 its durable acknowledgement and a full forecast; the reference is stock FastAPI with the same shapes, in its own
@@ -28,10 +28,11 @@ import pyarrow as pa
 from service.benchmark.load import Client, request_bytes
 from service.bodies.bulk import ARROW, JSON_LINES
 
-__all__ = ["measure_bulk", "measure_singles"]
+__all__ = ["measure_bulk", "measure_histories", "measure_singles"]
 
 _CREATING = 32  # clients that create streams
 _STREAMS_PER_CLIENT = 16
+_STARTING = 180  # seconds that a process may take until it answers; the first start compiles kernels
 _START = datetime(2024, 1, 1)
 _BULK_STREAMS = 10_000
 _BULK_TARGETS = {"json_lines": 50_000, "arrow": 100_000}  # observations/s
@@ -66,6 +67,38 @@ def measure_singles(
             "clients": clients,
             "failures": int(sum(r["failures"] for r in (*ours, *reference))),
         }
+
+
+def measure_histories(
+    model: Path, folder: Path, *, seconds: float, rounds: int, clients: int, history: int = 672
+) -> Iterator[dict[str, Any]]:
+    """New forecasts per second from carried states, against the same service folding a history at each request."""
+    names = [f"bench-{c}-{s}" for c in range(clients) for s in range(_STREAMS_PER_CLIENT)]
+    with _service(model, folder) as port:
+        _create(port, names, hours=history)
+        hour = history
+        carried: list[dict[str, float]] = []
+        anew: list[dict[str, float]] = []
+        for _ in range(rounds):
+            anew.append(_load(port, clients, seconds, 0, history))
+            carried.append(_load(port, clients, seconds, hour))
+            hour = int(carried[-1]["next_hour"])
+    value, reference = (statistics.median(r["per_second"] for r in runs) for runs in (carried, anew))
+    yield {
+        "benchmark": "http_carried_states",
+        "value": round(value),
+        "unit": "new forecasts/s",
+        "reference": round(reference, 1),
+        "reference_is": f"POST /v1/forecasts with {history} steps at each request, nothing stored",
+        "ratio": round(value / reference, 1),
+        "target": 50,
+        "p50_ms": round(statistics.median(r["p50_ms"] for r in carried), 2),
+        "p99_ms": round(statistics.median(r["p99_ms"] for r in carried), 2),
+        "reference_p50_ms": round(statistics.median(r["p50_ms"] for r in anew), 2),
+        "reference_p99_ms": round(statistics.median(r["p99_ms"] for r in anew), 2),
+        "clients": clients,
+        "failures": int(sum(r["failures"] for r in (*carried, *anew))),
+    }
 
 
 def measure_bulk(model: Path, folder: Path, rows: int, rounds: int) -> Iterator[dict[str, Any]]:
@@ -147,8 +180,9 @@ def _post(url: str, body: bytes, kind: str) -> Any:
         return json.loads(reply.read())
 
 
-def _load(port: int, clients: int, seconds: float, first_hour: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "service.benchmark.load", str(port), str(clients), str(seconds), str(first_hour)]
+def _load(port: int, clients: int, seconds: float, first_hour: int, history: int = 0) -> dict[str, float]:
+    numbers = (port, clients, seconds, first_hour, history)
+    command = [sys.executable, "-m", "service.benchmark.load", *map(str, numbers)]
     found: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return found
 
@@ -172,9 +206,10 @@ def _bare(horizon: int) -> Iterator[int]:
 def _process(arguments: list[str], port: int) -> Iterator[None]:
     process = subprocess.Popen([sys.executable, *arguments])
     try:
-        for _ in range(600):
-            if process.poll() is not None:
-                raise RuntimeError(f"{arguments} ended with status {process.returncode}")
+        deadline = time.monotonic() + _STARTING
+        while True:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{arguments} did not answer within {_STARTING} s; status {process.returncode}")
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/openapi.json", timeout=5).close()
                 break
