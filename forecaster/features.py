@@ -52,7 +52,8 @@ def anchors(scaled: Tensor, seasonality: tuple[int, ...], horizon: int) -> Tenso
     width = scaled.shape[-1]
     cycles = [scaled[..., width - period :] for period in _last_season(seasonality)]
     for period in _mean_season(seasonality, width):
-        cycles.append(scaled[..., width % period :].reshape(*scaled.shape[:-1], width // period, period).mean(-2))
+        seasons = scaled[..., width % period :].reshape(*scaled.shape[:-1], width // period, period)
+        cycles.append(seasons[..., :horizon].mean(-2))
     return torch.stack([_repeat(cycle, horizon) for cycle in cycles], -2)
 
 

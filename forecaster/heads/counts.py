@@ -68,7 +68,7 @@ class NegativeBinomialHead(DistributionHead):
             sizes, transform=transform, levels=levels, nonnegative=nonnegative, first_shape=[first, *more_shape]
         )
 
-    def assemble(self, baseline: Tensor, correction: Tensor, shape: Tensor) -> Tensor:
+    def assemble(self, baseline: Tensor, correction: Tensor, shape: Tensor, steps: int) -> Tensor:
         """Baseline and correction in scaled coordinates, dispersion, and what a subclass adds: K = 2 + R."""
         dispersion = functional.softplus(shape[..., :1, :].float()).clamp(SMALLEST_DISPERSION, LARGEST_DISPERSION)
         return torch.cat([torch.stack([baseline, correction], -2), dispersion, shape[..., 1:, :]], -2)

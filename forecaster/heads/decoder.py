@@ -112,13 +112,38 @@ class Decoder(nn.Module):
             Shapes [B, H], [B, H] and [B, R, H].
         """
         steps = anchors.shape[-1]
-        context = functional.gelu(self.context(self.dropout(hidden))) + hidden
+        context = self._context(hidden)
         decoded = self._along(self.mixture, context, steps) + self.bias[:, :steps]
         if self.local is not None:
             decoded = decoded + self.local(known, context).transpose(-1, -2)
+        return self._read(decoded, self._along(self.autoregression, features, steps).squeeze(-2), anchors)
+
+    def first(
+        self, hidden: Tensor, features: Tensor, anchors: Tensor, known: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `forward` of the first step alone, one leading axis, which comes last: shapes [B], [B] and [R, B].
+
+        An axis of many moments instead of one step is what PyTorch is fast along.
+        """
+        context = self._context(hidden)
+        decoded = torch.addmm(self.bias[:, :1], self._first_rows(self.mixture), context.t())
+        if self.local is not None:
+            decoded = decoded + self.local(known, context).squeeze(-2).t()
+        return self._read(
+            decoded, features @ self._first_rows(self.autoregression)[0], anchors.squeeze(-1).t().contiguous()
+        )
+
+    def _context(self, hidden: Tensor) -> Tensor:
+        return functional.gelu(self.context(self.dropout(hidden))) + hidden
+
+    def _read(self, decoded: Tensor, autoregression: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weights, correction, shape = torch.split(decoded, self.rows, -2)
-        correction = (correction + self._along(self.autoregression, features, steps)).squeeze(-2)
-        return (weights.softmax(-2) * anchors).sum(-2), correction, shape
+        return (weights.softmax(-2) * anchors).sum(-2), correction.squeeze(-2) + autoregression, shape
+
+    def _first_rows(self, linear: nn.Linear) -> Tensor:
+        """Weights of a layer's rows at the first step, shape [rows, inputs]."""
+        weight = linear.weight.view(-1, self.rank, linear.weight.shape[-1])
+        return weight[:, 0] if self.curves is None else torch.einsum("rki,k->ri", weight, self.curves[:, 0])
 
     def _along(self, linear: nn.Linear, inputs: Tensor, steps: int) -> Tensor:
         """The first steps of a layer's rows, or of the mixtures of curves that its rows are, shape [B, rows, steps]."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -79,18 +80,23 @@ class Head(nn.Module, ABC):
             Shape [B, K, H]: the mean over the members. In training each member's own, shape [M, B, K, H], if there are
             several: members that learn together from their mean would grow alike.
         """
-        parts = torch.split(hidden, self.sizes.hidden_size, -1)
-        found = [
-            self.assemble(*decoder(part, features, anchors, known))
-            for decoder, part in zip(self.decoders, parts, strict=True)
-        ]
+        steps = anchors.shape[-1]
+        alone = steps == 1 and hidden.dim() == 2
+        found = []
+        for decoder, part in zip(self.decoders, torch.split(hidden, self.sizes.hidden_size, -1), strict=True):
+            decoded = (cast(Decoder, decoder).first if alone else decoder)(part, features, anchors, known)
+            parameters = self.assemble(*decoded, steps)
+            found.append(parameters.t().unsqueeze(-1) if alone else parameters)
         if len(found) == 1:
             return found[0]
         return torch.stack(found) if self.training else torch.stack(found).mean(0)
 
     @abstractmethod
-    def assemble(self, baseline: Tensor, correction: Tensor, shape: Tensor) -> Tensor:
-        """Parameters [B, K, H] from what was decoded, shapes [B, H], [B, H] and [B, R, H]."""
+    def assemble(self, baseline: Tensor, correction: Tensor, shape: Tensor, steps: int) -> Tensor:
+        """Parameters [B, K, H] from what was decoded, shapes [B, H], [B, H] and [B, R, H].
+
+        The last axis holds the first `steps` steps, or, where that is 1, any number of first steps.
+        """
 
     @abstractmethod
     def loss(self, parameters: Tensor, target: Tensor, frame: Frame, weight: Tensor) -> Tensor:

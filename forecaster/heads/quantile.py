@@ -60,11 +60,11 @@ class QuantileHead(Head):
         self.trained: Tensor
         self.register_buffer("trained", torch.tensor(self.levels), persistent=False)
 
-    def assemble(self, baseline: Tensor, correction: Tensor, shape: Tensor) -> Tensor:
+    def assemble(self, baseline: Tensor, correction: Tensor, shape: Tensor, steps: int) -> Tensor:
         """Quantiles in scaled coordinates: K = Q, rising."""
         spread = functional.softplus(shape)
         if not self.training:
-            spread *= self.widening[:, : spread.shape[-1]]
+            spread *= self.widening[:, :steps]
         quantiles: Tensor = self.outward @ spread + (baseline + correction).unsqueeze(-2)
         return quantiles
 

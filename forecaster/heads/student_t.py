@@ -47,7 +47,7 @@ class StudentTHead(DistributionHead):
         first = [math.log(math.expm1(FIRST_SCALE)), math.log(math.expm1(FIRST_DF - FEWEST_DF))]  # through softplus
         super().__init__(sizes, transform=transform, levels=levels, nonnegative=nonnegative, first_shape=first)
 
-    def assemble(self, baseline: Tensor, correction: Tensor, shape: Tensor) -> Tensor:
+    def assemble(self, baseline: Tensor, correction: Tensor, shape: Tensor, steps: int) -> Tensor:
         """Location, scale and degrees of freedom: K = 3."""
         scale, df = functional.softplus(shape.float()).unbind(-2)
         return torch.stack([baseline + correction, scale + SMALLEST_SCALE, df + FEWEST_DF], -2)
