@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -97,6 +98,9 @@ class Calibration(nn.Module):
         self.slot = self._constant("slot", slot)
         self.gain = self._constant("gain", gain)
         self.wanted = self._constant("wanted", torch.tensor([self.levels[0], 1 - self.levels[2]]))
+        eventful = slot < len(scored)
+        eventful[-1] = True  # where the next flight begins
+        self._eventful: npt.NDArray[np.bool_] = eventful.numpy()
         self.learnt: Tensor
         self.register_buffer("learnt", torch.tensor(NOTHING_LEARNT))
 
@@ -157,6 +161,8 @@ class Calibration(nn.Module):
         ends = torch.full_like(after.age, total) if lengths is None else lengths
         values, steps, slot = y.contiguous().numpy(), ends.numpy(), self.slot.numpy()
         phase = (after.last_step.numpy() - steps) % self.period
+        if total == 1 and trail is None and not self._eventful[phase].any():
+            return after
         after = self._settle_old(before, rows, after, values, steps, phase)
         correction = after.correction.clone()
         logs, log = correction.flatten(1), head.transform == "log"

@@ -70,6 +70,7 @@ class NegativeBinomialHead(DistributionHead):
 
     def assemble(self, baseline: Tensor, correction: Tensor, shape: Tensor, steps: int) -> Tensor:
         """Baseline and correction in scaled coordinates, dispersion, and what a subclass adds: K = 2 + R."""
+        del steps
         dispersion = functional.softplus(shape[..., :1, :].float()).clamp(SMALLEST_DISPERSION, LARGEST_DISPERSION)
         return torch.cat([torch.stack([baseline, correction], -2), dispersion, shape[..., 1:, :]], -2)
 

@@ -84,8 +84,8 @@ class Head(nn.Module, ABC):
         alone = steps == 1 and hidden.dim() == 2
         found = []
         for decoder, part in zip(self.decoders, torch.split(hidden, self.sizes.hidden_size, -1), strict=True):
-            decoded = (cast(Decoder, decoder).first if alone else decoder)(part, features, anchors, known)
-            parameters = self.assemble(*decoded, steps)
+            decode = cast(Decoder, decoder).first if alone else cast(Decoder, decoder).forward
+            parameters = self.assemble(*decode(part, features, anchors, known), steps)
             found.append(parameters.t().unsqueeze(-1) if alone else parameters)
         if len(found) == 1:
             return found[0]

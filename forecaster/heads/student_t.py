@@ -49,6 +49,7 @@ class StudentTHead(DistributionHead):
 
     def assemble(self, baseline: Tensor, correction: Tensor, shape: Tensor, steps: int) -> Tensor:
         """Location, scale and degrees of freedom: K = 3."""
+        del steps
         scale, df = functional.softplus(shape.float()).unbind(-2)
         return torch.stack([baseline + correction, scale + SMALLEST_SCALE, df + FEWEST_DF], -2)
 

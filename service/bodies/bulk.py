@@ -228,9 +228,9 @@ def verdicts_reply(
     results: Mapping[str, Outcome | Problem],
     min_surprise: float | None = None,
 ) -> dict[str, Any]:
-    """Counts, a verdict and a surprise per row in row order, and a reason for the first refused rows.
+    """Counts, a verdict per row in row order, and a reason for the first refused rows.
 
-    With `min_surprise`, instead of all surprises the rows that reach it, most surprising first.
+    With `min_surprise` also the rows that reach it, most surprising first.
 
     Raises
     ------
@@ -262,9 +262,9 @@ def verdicts_reply(
     counts = {verdict.value: verdicts.count(verdict) for verdict in Verdict if verdict in verdicts}
     shown = [{"row": i, "verdict": verdicts[i], "detail": reasons[i]} for i in sorted(reasons)[:_SHOWN]]
     reply = {"rows": len(verdicts), "counts": counts, "filled": filled, "verdicts": verdicts, "refused": shown}
-    surprises = surprise(places)
     if min_surprise is None:
-        return reply | {"surprises": surprises.round(4)}
+        return reply
+    surprises = surprise(places)
     order = np.argsort(-surprises, kind="stable")
     found = order[: np.count_nonzero(surprises >= min_surprise)].tolist()  # NaN comes last
     return reply | {

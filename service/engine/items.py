@@ -185,9 +185,12 @@ class Look(Item):
 
 
 class Observe(Item):
-    """Take observations; all or none of them if `whole`, and once only if under a `key`."""
+    """Take observations; all or none of them if `whole`, and once only if under a `key`.
 
-    __slots__ = ("future", "key", "precondition", "render", "revise", "steps", "values", "want", "whole")
+    Each is placed in what was forecast for it if the caller wants it `placed`.
+    """
+
+    __slots__ = ("future", "key", "placed", "precondition", "render", "revise", "steps", "values", "want", "whole")
 
     def __init__(
         self,
@@ -198,6 +201,7 @@ class Observe(Item):
         *,
         revise: bool = False,
         whole: bool = True,
+        placed: bool = True,
         want: Want | None = None,
         render: Render | None = None,
         future: Coming | None = None,
@@ -211,6 +215,7 @@ class Observe(Item):
         self.render = render
         self.revise = revise
         self.whole = whole
+        self.placed = placed
         self.want = want
         self.future = future
         self.precondition = precondition

@@ -314,17 +314,20 @@ class MicroBatch:
             last = step.resident.record.last_step
             stretches.append(dense(forecaster, step.judgement.inserted.items(), last, step.judgement.last_step))
         slab, rows = self._residents.slab, [step.resident.row for step in steps]
+        placed = any(isinstance(step.item, Observe) and step.item.placed for step in steps)
+        places: dict[int, Float] = {}
         if all(len(stretch.values) == 1 for stretch in stretches):
             y = torch.tensor([stretch.values for stretch in stretches], dtype=torch.float64).squeeze(1)
             table = stacked(stretches)
             covariates = None if table is None else table.squeeze(1)
-            places = dict(enumerate(forecaster.place(slab.ahead(rows, covariates), y)[:, None]))
+            if placed:
+                places = dict(enumerate(forecaster.place(slab.ahead(rows, covariates), y)[:, None]))
             appended = slab.change(rows, y, covariates)
         else:
-            places = {}
-            appended = fold_ragged(forecaster, slab.gather(rows), stretches, places)
+            appended = fold_ragged(forecaster, slab.gather(rows), stretches, places if placed else None)
         for row, step in enumerate(steps):
-            step.places = _placed(step, step.resident.record.last_step, places[row])
+            if placed:
+                step.places = _placed(step, step.resident.record.last_step, places[row])
         return appended
 
     def _rewind(self, steps: list[_Step]) -> StreamState | None:
@@ -375,10 +378,10 @@ class MicroBatch:
             if want := wanted(step.item):
                 wants.setdefault(want, []).append((step, position))
         if not wants:
-            return {}, self._ahead(appended)
+            return {}, None
         slab = self._residents.slab
         alone = rewound is None and not reads
-        folded, ahead = appended, None
+        ahead = None
         if appended is not None and not (alone and self._suffices(appended, wants)):
             appended = slab.whole([step.resident.row for step in plan.appends], appended)
         read = slab.gather([step.resident.row for step in reads]) if reads else None
@@ -405,13 +408,7 @@ class MicroBatch:
                 if not usable and isinstance(step.item, Look):
                     detail = f"stream {step.item.unique_id!r} has no finite forecast: no value was observed yet"
                     self._results[step.item] = Problem(409, "no-forecast", detail)
-        return forecasts, ahead or self._ahead(folded)
-
-    def _ahead(self, appended: StreamState | None) -> Block | None:
-        """What rows say of the next step; of models with known covariates nothing, before these are told."""
-        if appended is None or self._model.forecaster.config.covariates.known:
-            return None
-        return self._model.forecaster.ahead(appended)
+        return forecasts, ahead
 
     def _suffices(self, appended: StreamState, wants: dict[Want, list[tuple[_Step, int]]]) -> bool:
         """Whether forecasts can be made of what was folded as it is, though it may be a mere change."""

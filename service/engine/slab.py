@@ -1,7 +1,7 @@
 """The slab: the states of all resident streams in one batched `StreamState`, one row each, and what comes next of each.
 
 It knows rows, not streams. Invariants: a row is owned by at most one stream; the slab grows by doubling and is touched
-by the engine's thread only; what is kept of the next step is what its row's state says of it.
+by the engine's thread only; what is kept of the next step is what its row's state says of it, or is marked as not told.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Slab:
         template = forecaster.ahead(self._empty(1)).parameters[..., 0]
         self._parameters = template.new_empty(capacity, template.shape[1])
         self._frames = torch.empty(capacity, len(Frame._fields), dtype=torch.float64)
+        self._told = np.zeros(capacity, dtype=np.bool_)  # whether what is kept of the next step is the state's
         self._free = list(range(capacity - 1, -1, -1))
 
     def _empty(self, rows: int) -> StreamState:
@@ -57,6 +58,7 @@ class Slab:
             self._state = StreamState.concat([self._state, self._empty(capacity)])
             self._parameters = torch.cat([self._parameters, torch.empty_like(self._parameters)])
             self._frames = torch.cat([self._frames, torch.empty_like(self._frames)])
+            self._told = np.concatenate([self._told, np.zeros(capacity, dtype=np.bool_)])
             self._free.extend(range(2 * capacity - 1, capacity - 1, -1))
         taken = self._free[len(self._free) - count :]
         del self._free[len(self._free) - count :]
@@ -84,13 +86,16 @@ class Slab:
         """Write some rows, or a change of them, with what they say of the next step if that is at hand."""
         index = _index(rows)
         self._state.assign(index, states)
-        if self._known:
-            return
-        parameters, frame = self._forecaster.ahead(states) if ahead is None else ahead
-        # By way of NumPy, whose row copies take a third of the time.
-        place = index.numpy()
+        self._told[index.numpy()] = False
+        if ahead is not None and not self._known:
+            self._keep(index, ahead)
+
+    def _keep(self, index: torch.Tensor, ahead: Block) -> None:
+        parameters, frame = ahead
+        place = index.numpy()  # by way of NumPy, whose row copies take a third of the time
         self._parameters.numpy()[place] = parameters[..., 0].numpy()
         self._frames.numpy()[place] = torch.stack(frame, 1).numpy()
+        self._told[place] = True
 
     def ahead(self, rows: Sequence[int], covariates: torch.Tensor | None = None) -> Block:
         """What some rows say of the next step, whose covariates, if any, are `covariates` [B, D]."""
@@ -98,6 +103,9 @@ class Slab:
             future = None if covariates is None else covariates[:, : self._known]
             return self._forecaster.ahead(self.gather(rows), future)
         index = _index(rows)
+        untold = index[torch.from_numpy(~self._told[index.numpy()])]
+        if len(untold):
+            self._keep(untold, self._forecaster.ahead(self._state.select(untold)))
         frame = Frame(*self._frames.index_select(0, index).unbind(1))
         return Block(self._parameters.index_select(0, index).unsqueeze(-1), frame)
 

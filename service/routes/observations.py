@@ -84,6 +84,7 @@ async def _observe(request: Request) -> Response:
                 [rows.values[i] for i in numbers],
                 revise=on_conflict == "revise",
                 whole=False,
+                placed=min_surprise is not None,
             )
             for name, numbers in grouped.items()
         ]
