@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from service import problems
 from service.adapters import kserve, mlflow, timegpt
-from service.bodies.schemas import ForecastsRequest, ObservationsRequest, Row, StreamHistory
+from service.bodies.described import MODELS
 from service.front import KEY_SCHEME, Front, scope_of
 from service.logs import Answered
 from service.routes import events, forecasts, listing, observations, operations, quality, streams
@@ -66,6 +66,7 @@ def create_app(
         summary="Probabilistic forecasts from durable recurrent state",
         version="1",
         lifespan=lifespan,
+        generate_unique_id_function=lambda route: route.name,
         redirect_slashes=False,
         # Its question to each provider, whether it is configured, would be asked anew for every request.
         telemetry=None if settings.open_telemetry else {"tracing": False, "metrics": False, "logs": False},
@@ -97,19 +98,12 @@ class _Application(FastAPI):
         if self.openapi_schema is not None:
             return self.openapi_schema
         document = super().openapi()
-        bodies: list[type[BaseModel]] = [
-            ForecastsRequest,
-            ObservationsRequest,
-            Row,
-            StreamHistory,
-            kserve.ForecastRequest,
-            timegpt.TimeGptRequest,
-        ]
-        _, described = models_json_schema(
-            [(body, "validation") for body in bodies], ref_template="#/components/schemas/{model}"
+        models: tuple[type[BaseModel], ...] = (*MODELS, *kserve.MODELS, *timegpt.MODELS)
+        _, shapes = models_json_schema(
+            [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
         )
         components = document.setdefault("components", {})
-        components.setdefault("schemas", {}).update(described["$defs"])
+        components.setdefault("schemas", {}).update(shapes["$defs"])
         scheme = {"type": "http", "scheme": "bearer", "description": "An API key, with the scope that is named."}
         components["securitySchemes"] = {KEY_SCHEME: scheme}
         for route in self.routes:
@@ -117,5 +111,8 @@ class _Application(FastAPI):
                 for method in route.methods or ():
                     needed = scope_of(route, method)
                     operation = document["paths"][route.path_format][method.lower()]
+                    # Once more: FastAPI drops what is null, in examples too.
+                    told = route.openapi_extra or {}
+                    operation.update((part, told[part]) for part in ("requestBody", "responses") if part in told)
                     operation["security"] = [] if needed is None else [{KEY_SCHEME: [needed]}]
         return document

@@ -55,6 +55,9 @@ class Problem(Exception):
     def __init__(
         self, status: int, kind: str, detail: str, *, headers: dict[str, str] | None = None, **extensions: Any
     ) -> None:
+        if not detail.isprintable():
+            # A client's own text may have got into it.
+            detail = "".join(c if c.isprintable() else repr(c)[1:-1] for c in detail)
         super().__init__(detail)
         self.status = status
         self.kind = kind

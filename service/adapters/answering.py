@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from http import HTTPStatus
 from typing import Any, NamedTuple
 
 import orjson
@@ -22,6 +23,8 @@ from service.front import TooLarge
 from service.models.served import ServedModel
 from service.problems import Problem, explained
 from service.routes.common import needs, refuse_query, service_of
+from service.routes.describing import answer as answer_of
+from service.routes.describing import described
 
 __all__ = ["Asked", "add_forecast", "as_json", "made_up_start", "missing_as_none", "read_json", "validated"]
 
@@ -42,14 +45,23 @@ Answer = Callable[[Asked], bytes]
 def add_forecast(
     app: FastAPI,
     path: str,
+    name: str,
     answer: Answer,
     refusal: Callable[[Problem], Response],
     *,
     summary: str,
     description: str,
-    openapi: dict[str, Any],
+    body: dict[str, Any],
+    reply: Any,
+    error: Any,
 ) -> None:
-    """Add a route that forecasts in another system's words."""
+    """Add a route that forecasts in another system's words; `body` as OpenAPI has it, examples of reply and error."""
+    own = _json(error)
+    extra = described({200: answer_of("the forecasts", content=_json(reply))}, body=body)
+    responses = extra["responses"]
+    for status in (400, 404, 409, 413, 415, 422, 500, 503):
+        told = responses.setdefault(str(status), {"description": HTTPStatus(status).phrase, "content": {}})
+        told["content"] = {**own, **(told["content"] if status == 413 else {})}
 
     async def endpoint(request: Request) -> Response:
         try:
@@ -70,11 +82,16 @@ def add_forecast(
         endpoint,
         methods=["POST"],
         tags=["adapters"],
-        name=path.strip("/").replace("/", "_"),
+        name=name,
         summary=summary,
         description=description,
-        openapi_extra={**openapi, **needs("read")},
+        response_class=Response,
+        openapi_extra=extra | needs("read"),
     )
+
+
+def _json(example: Any) -> dict[str, Any]:
+    return {"application/json": {"schema": {"type": "object"}, "example": example}}
 
 
 def read_json(body: bytes) -> Any:

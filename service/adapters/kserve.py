@@ -28,7 +28,7 @@ from service.models.served import ServedModel
 from service.problems import Problem
 from service.stateless import forecast_histories
 
-__all__ = ["ForecastRequest", "add_to"]
+__all__ = ["MODELS", "add_to"]
 
 _MEDIAN = 0.5
 _FREQUENCIES = {
@@ -59,7 +59,7 @@ class Options(_Extensible):
     quantiles: Annotated[list[float] | None, Field(min_length=1, max_length=98)] = None
 
 
-class ForecastRequest(_Extensible):
+class KServeRequest(_Extensible):
     """A forecast in KServe's words."""
 
     model: str
@@ -67,6 +67,9 @@ class ForecastRequest(_Extensible):
     options: Options
     metadata: Any = None
 
+
+MODELS = (KServeRequest,)
+"""Whatever the description refers to."""
 
 _EXAMPLE = {
     "model": "load",
@@ -83,26 +86,59 @@ _EXAMPLE = {
 }
 
 
+_BODY = {
+    "required": True,
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/KServeRequest"}, "example": _EXAMPLE}},
+}
+_REPLY = {
+    "id": "resp_0a",
+    "created_at": 1735700000,
+    "status": "completed",
+    "error": None,
+    "model": "load",
+    "outputs": [
+        {
+            "type": "time_series_forecast",
+            "id": "ts_0a",
+            "status": "completed",
+            "content": [
+                {
+                    "type": "univariate_time_series",
+                    "name": "plant-1",
+                    "mean_forecast": [109.0, 108.1, 107.7],
+                    "frequency": "H",
+                    "start_timestamp": "2025-01-01T04:00:00",
+                    "quantiles": {"0.1": [101.2, 99.8, 98.0], "0.9": [117.4, 118.9, 120.1]},
+                }
+            ],
+            "error": None,
+        }
+    ],
+    "usage": None,
+}
+_ERROR = {
+    "error": {
+        "code": "invalid",
+        "message": "series 'plant-1' has frequency 'D', but the model has freq 'h'",
+        "param": None,
+        "type": "invalid_request_error",
+    }
+}
+
+
 def add_to(app: FastAPI) -> None:
     """Add KServe's route."""
     add_forecast(
         app,
         "/v1/timeseries/forecast",
+        "kserve_forecast",
         _answer,
         _refusal,
         summary="Forecast, in the words of KServe's time-series API",
         description="mean_forecast is the median. Series without start_timestamp get forecasts without one.",
-        openapi={
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "application/json": {
-                        "schema": {"$ref": "#/components/schemas/ForecastRequest"},
-                        "example": _EXAMPLE,
-                    }
-                },
-            }
-        },
+        body=_BODY,
+        reply=_REPLY,
+        error=_ERROR,
     )
 
 
@@ -120,7 +156,7 @@ def _refusal(problem: Problem) -> Response:
 
 
 def _answer(asked: Asked) -> bytes:
-    body = ForecastRequest.model_validate(read_json(asked.body))
+    body = KServeRequest.model_validate(read_json(asked.body))
     model = asked.model
     if body.model != model.name:
         raise Problem(404, "model-not-found", f"model {body.model!r} does not serve here; {model.name!r} does")

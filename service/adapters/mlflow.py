@@ -19,6 +19,7 @@ from service.adapters.answering import Asked, add_forecast, as_json, missing_as_
 from service.bodies.replies import level_names
 from service.problems import Problem
 from service.routes.common import needs, service_of
+from service.routes.describing import answer, described
 from service.stateless import forecast_histories
 
 __all__ = ["add_to"]
@@ -33,37 +34,37 @@ _CODES = {
 }
 _COLUMNS = ["unique_id", "ds", "y"]
 _EXAMPLE_ROWS = [["plant-1", "2025-01-01T00:00:00", 98.1], ["plant-1", "2025-01-01T01:00:00", 104.7]]
-_OPENAPI: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "description": f"exactly one of {', '.join(_FORMATS)}, and params",
-                    "properties": {
-                        "dataframe_split": {"type": "object", "required": ["columns", "data"]},
-                        "dataframe_records": {"type": "array", "items": {"type": "object"}},
-                        "instances": {"type": "array", "items": {"type": "object"}},
-                        "inputs": {"description": "a list of rows, or a list per column"},
-                        "params": {
-                            "type": "object",
-                            "properties": {
-                                "horizon": {"type": "integer", "minimum": 1},
-                                "quantile_levels": {"type": "array", "items": {"type": "number"}},
-                            },
+_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "description": f"exactly one of {', '.join(_FORMATS)}, and params",
+                "properties": {
+                    "dataframe_split": {"type": "object", "required": ["columns", "data"]},
+                    "dataframe_records": {"type": "array", "items": {"type": "object"}},
+                    "instances": {"type": "array", "items": {"type": "object"}},
+                    "inputs": {"description": "a list of rows, or a list per column"},
+                    "params": {
+                        "type": "object",
+                        "properties": {
+                            "horizon": {"type": "integer", "minimum": 1},
+                            "quantile_levels": {"type": "array", "items": {"type": "number"}},
                         },
                     },
                 },
-                "example": {
-                    "dataframe_split": {"columns": _COLUMNS, "data": _EXAMPLE_ROWS},
-                    "params": {"horizon": 2, "quantile_levels": [0.1, 0.5, 0.9]},
-                },
             },
-            "text/csv": {"schema": {"type": "string"}, "example": "unique_id,ds,y\nplant-1,2025-01-01T00:00:00,98.1\n"},
+            "example": {
+                "dataframe_split": {"columns": _COLUMNS, "data": _EXAMPLE_ROWS},
+                "params": {"horizon": 2, "quantile_levels": [0.1, 0.5, 0.9]},
+            },
         },
+        "text/csv": {"schema": {"type": "string"}, "example": "unique_id,ds,y\nplant-1,2025-01-01T00:00:00,98.1\n"},
     },
 }
+_REPLY = {"predictions": [{"unique_id": "plant-1", "ds": "2025-01-01T02:00:00", "0.1": 97.0, "0.9": 111.0}]}
+_ERROR = {"error_code": "INVALID_PARAMETER_VALUE", "message": "columns y are missing"}
 
 
 def add_to(app: FastAPI) -> None:
@@ -71,23 +72,38 @@ def add_to(app: FastAPI) -> None:
     add_forecast(
         app,
         "/invocations",
+        "mlflow_invocations",
         _answer,
         _refusal,
         summary="Forecast, in the words of MLflow's scoring server",
         description="Rows in, one row per series and coming step out, as the model that was logged to MLflow answers.",
-        openapi=_OPENAPI,
+        body=_BODY,
+        reply=_REPLY,
+        error=_ERROR,
     )
+    there = {200: answer("there is"), 404: answer("there is not")}
     for path in ("/ping", "/health"):
         app.add_api_route(
             path,
             _ping,
             methods=["GET"],
             tags=["adapters"],
-            name=path[1:],
+            name=f"mlflow_{path[1:]}",
             summary="Is there a model?",
-            openapi_extra=needs(None),
+            response_class=Response,
+            openapi_extra=described(there, keyed=False) | needs(None),
         )
-    app.add_api_route("/version", _version, methods=["GET"], tags=["adapters"], summary="MLflow's version")
+    text = answer("as text", content={"text/plain": {"schema": {"type": "string"}, "example": "3.10.0"}})
+    app.add_api_route(
+        "/version",
+        _version,
+        name="mlflow_version",
+        methods=["GET"],
+        tags=["adapters"],
+        summary="MLflow's version",
+        response_class=Response,
+        openapi_extra=described({200: text}),
+    )
 
 
 async def _ping(request: Request) -> Response:

@@ -26,9 +26,10 @@ from service.adapters.answering import (
 from service.models.served import ServedModel
 from service.problems import Problem
 from service.routes.common import refuse_query, service_of
+from service.routes.describing import answer, described, query
 from service.stateless import forecast_histories
 
-__all__ = ["TimeGptRequest", "add_to"]
+__all__ = ["MODELS", "add_to"]
 
 _MEDIAN = 0.5
 _RETRIED = {"H": "h", "T": "min", "S": "s", "L": "ms"}  # what pandas once called them
@@ -61,6 +62,9 @@ class TimeGptRequest(_Lenient):
     multivariate: bool = False
 
 
+MODELS = (TimeGptRequest,)
+"""Whatever the description refers to."""
+
 _EXAMPLE = {
     "series": {
         "y": [98.1, None, 104.7, 110.2, 7.0, 8.5],
@@ -73,36 +77,48 @@ _EXAMPLE = {
 }
 
 
+_BODY = {
+    "required": True,
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/TimeGptRequest"}, "example": _EXAMPLE}},
+}
+_REPLY = {
+    "mean": [109.0, 108.1, 107.7, 8.0, 8.1, 8.2],
+    "intervals": {"lo-80": [101.2, 99.8, 98.0, 6.9, 6.8, 6.7], "hi-80": [117.4, 118.9, 120.1, 9.2, 9.3, 9.4]},
+    "weights_x": None,
+    "feature_contributions": None,
+    "input_tokens": 6,
+    "output_tokens": 6,
+    "finetune_tokens": 0,
+}
+
+
 def add_to(app: FastAPI) -> None:
     """Add TimeGPT's routes."""
     add_forecast(
         app,
         "/v2/forecast",
+        "timegpt_forecast",
         _answer,
         _refusal,
         summary="Forecast, in the words of TimeGPT's API",
         description="mean is the median. Columns of X: the model's known covariates in its order, then its past ones.",
-        openapi={
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "application/json": {"schema": {"$ref": "#/components/schemas/TimeGptRequest"}, "example": _EXAMPLE}
-                },
-            }
-        },
+        body=_BODY,
+        reply=_REPLY,
+        error={"detail": [{"loc": ["body", "h"], "msg": "Field required", "type": "invalid"}]},
     )
+    told = {"detail": {"input_size": 1_000_000, "horizon": 48}}
     app.add_api_route(
         "/model_params",
         _model_params,
+        name="timegpt_model_params",
         methods=["GET"],
         tags=["adapters"],
         summary="How much history the model takes, and its horizon, in the words of TimeGPT's API",
-        openapi_extra={
-            "parameters": [
-                {"name": name, "in": "query", "schema": {"type": "string"}, "description": "of no effect"}
-                for name in ("model", "freq")
-            ]
-        },
+        response_class=Response,
+        openapi_extra=described(
+            {200: answer("both", content={"application/json": {"schema": {"type": "object"}, "example": told}})},
+            parameters=[query(name, {"type": "string"}, "of no effect") for name in ("model", "freq")],
+        ),
     )
 
 

@@ -150,7 +150,11 @@ def read_arrow(body: bytes, model: ServedModel) -> Rows:
         else:
             rows.steps[i] = steps[i]
     if further:
-        _add_covariates(rows, y, table.select(further).to_pylist(), model)
+        try:
+            cells = table.select(further).to_pylist()
+        except (ValueError, OverflowError) as error:
+            raise invalid(f"columns {', '.join(further)} hold values that are neither numbers nor text") from error
+        _add_covariates(rows, y, cells, model)
     return rows
 
 
@@ -208,10 +212,13 @@ def _value_column(column: Any) -> tuple[list[float | None], bool]:
 
 def _steps(ds: Any, dates: Dates) -> list[int | None]:
     kind = ds.type.value_type if pa.types.is_dictionary(ds.type) else ds.type
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+    try:
+        if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
+            return list(dates.steps(ds.to_pylist()))
         series = ds.cast(pa.timestamp("ns", getattr(kind, "tz", None))).to_pandas()
-        return list(dates.calendar.to_steps(series).tolist())
-    return list(dates.steps(ds.to_pylist()))
+    except (pa.ArrowInvalid, OverflowError) as error:
+        raise InputError("ds lies outside the years 1678 to 2261") from error
+    return list(dates.calendar.to_steps(series).tolist())
 
 
 def _one_step(ds: Any, i: int, dates: Dates, rows: Rows) -> int | None:

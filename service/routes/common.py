@@ -22,7 +22,6 @@ __all__ = [
     "engine_of",
     "forecast_query",
     "key_of",
-    "model_body",
     "needs",
     "precondition_of",
     "refuse_query",
@@ -52,12 +51,6 @@ def engine_of(request: Request) -> Engine:
 async def body_of(request: Request, model: type[_M]) -> _M:
     """The body as `model`, straight from bytes."""
     return model.model_validate_json(await request.body())
-
-
-def model_body(model: type[BaseModel]) -> dict[str, Any]:
-    """OpenAPI description of a body that a route reads by itself."""
-    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def needs(scope: str | None) -> dict[str, Any]:

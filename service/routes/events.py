@@ -23,20 +23,24 @@ from service.models.served import Want
 from service.negotiation import header_of, preferred
 from service.problems import Problem, unavailable
 from service.routes.common import engine_of, forecast_query, service_of, unique_id_of
+from service.routes.describing import NAME, answer, described, query
 
 __all__ = ["add_to"]
 
 EVENTS = "text/event-stream"
 _QUERY = frozenset(("horizon", "quantile_levels", "future"))
-_OPENAPI: dict[str, Any] = {
-    "parameters": [
-        {"name": "unique_id", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 255}},
-        {"name": "horizon", "in": "query", "schema": {"type": "integer", "minimum": 1}},
-        {"name": "quantile_levels", "in": "query", "schema": {"type": "string"}, "example": "0.1,0.5,0.9"},
-        {"name": "future", "in": "query", "schema": {"enum": ["missing"]}},
-        {"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}},
-    ]
-}
+_PARAMETERS: tuple[dict[str, Any], ...] = (
+    NAME,
+    query("horizon", {"type": "integer", "minimum": 1}, "steps to forecast; default: the trained horizon", 2),
+    query("quantile_levels", {"type": "string"}, "separated by commas; default: 0.1 to 0.9", "0.1,0.5,0.9"),
+    query("future", {"enum": ["missing"]}, "forecast without known covariates, for models that have any"),
+    {"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}, "description": "id of the last event"},
+)
+_EXAMPLE = (
+    'id: 2-3\nevent: forecast\ndata: {"unique_id":"plant-1","cutoff":"2025-01-01T03:00:00",...}\n\n'
+    "event: deleted\ndata: {}\n\n"
+)
+_CONTENT = {EVENTS: {"schema": {"type": "string"}, "example": _EXAMPLE}}
 _HEARTBEAT = 15.0  # seconds; proxies close connections on which nothing happens for longer
 _ELSEWHERE = 1.0  # seconds between two looks at what other processes have committed
 
@@ -46,10 +50,14 @@ def add_to(app: FastAPI) -> None:
     app.add_api_route(
         "/v1/streams/{unique_id:path}/events",
         _events,
+        name="stream_events",
         methods=["GET"],
         tags=["streams"],
         summary="New forecasts as they are made, as server-sent events",
-        openapi_extra=_OPENAPI,
+        response_class=Response,
+        openapi_extra=described(
+            {200: answer("events for as long as the client stays", content=_CONTENT)}, 404, 406, parameters=_PARAMETERS
+        ),
     )
 
 

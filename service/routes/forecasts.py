@@ -14,13 +14,15 @@ from fastapi import FastAPI, Request, Response
 
 from forecaster import InputError
 from service.bodies.covariates import read_future
+from service.bodies.described import ForecastsReply
 from service.bodies.frames import forecasts_body, form_of
 from service.bodies.replies import Forecast, Json
 from service.bodies.schemas import ForecastsRequest
 from service.engine.items import Bundle, Item, Look, Outcome
 from service.models.served import ServedModel, Want
 from service.problems import Problem
-from service.routes.common import body_of, engine_of, model_body, needs, refuse_query, service_of
+from service.routes.common import body_of, engine_of, needs, refuse_query, service_of
+from service.routes.describing import ARROW_CONTENT, answer, body_of_model, described
 from service.stateless import check_reply_size, forecast_histories
 
 __all__ = ["add_to"]
@@ -31,10 +33,17 @@ def add_to(app: FastAPI) -> None:
     app.add_api_route(
         "/v1/forecasts",
         _forecast,
+        name="forecast_many",
         methods=["POST"],
         tags=["forecasts"],
         summary="Forecast from histories in the request, or many streams from where they stand",
-        openapi_extra={**model_body(ForecastsRequest), **needs("read")},
+        response_class=Response,
+        openapi_extra=described(
+            {200: answer("the forecasts, in the order of the request", ForecastsReply, content=ARROW_CONTENT)},
+            406,
+            body=body_of_model(ForecastsRequest),
+        )
+        | needs("read"),
     )
 
 

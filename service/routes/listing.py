@@ -7,49 +7,31 @@ every stream that is there all the while exactly once, whatever is created or de
 from __future__ import annotations
 
 import base64
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
+from service.bodies.described import StreamsReply
 from service.bodies.replies import description, json_reply
 from service.models.dates import Dates
 from service.problems import invalid
 from service.routes.common import engine_of, refuse_query, service_of
+from service.routes.describing import LIMIT, answer, described, query
 from service.store import Filter
 
 __all__ = ["add_to"]
 
-_OPENAPI: dict[str, Any] = {
-    "parameters": [
-        {
-            "name": "limit",
-            "in": "query",
-            "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
-        },
-        {
-            "name": "cursor",
-            "in": "query",
-            "schema": {"type": "string"},
-            "description": "next_cursor of the page before; it carries the filters along",
-        },
-        {"name": "prefix", "in": "query", "schema": {"type": "string"}, "description": "of unique_id"},
-        {
-            "name": "cutoff_from",
-            "in": "query",
-            "schema": {"type": "string"},
-            "description": "a ds: streams that have got as far as that",
-        },
-        {
-            "name": "cutoff_before",
-            "in": "query",
-            "schema": {"type": "string"},
-            "description": "a ds: streams that have not got as far as that, for example because they fell silent",
-        },
-    ]
-}
-_NAMES = frozenset(parameter["name"] for parameter in _OPENAPI["parameters"])
+_QUERY = (
+    LIMIT,
+    query("cursor", {"type": "string"}, "next_cursor of the page before; it carries the filters along"),
+    query("prefix", {"type": "string"}, "of unique_id", "plant-"),
+    query("cutoff_from", {"type": "string"}, "a ds: streams that have got as far as that"),
+    query("cutoff_before", {"type": "string"}, "a ds: streams that have not, for example because they fell silent"),
+)
+_NAMES = frozenset(parameter["name"] for parameter in _QUERY)
+_LINK = {"Link": {"description": "the next page, if there is one", "schema": {"type": "string"}}}
 
 
 def add_to(app: FastAPI) -> None:
@@ -57,10 +39,12 @@ def add_to(app: FastAPI) -> None:
     app.add_api_route(
         "/v1/streams",
         _list,
+        name="list_streams",
         methods=["GET"],
         tags=["streams"],
         summary="Streams by unique_id, a page at a time",
-        openapi_extra=_OPENAPI,
+        response_class=Response,
+        openapi_extra=described({200: answer("a page", StreamsReply, headers=_LINK)}, parameters=_QUERY),
     )
 
 

@@ -10,33 +10,37 @@ from fastapi import FastAPI, Request, Response
 
 from service.bodies.arrow_size import check_arrow_size
 from service.bodies.bulk import ARROW, JSON_LINES, Rows, read_arrow, read_json_lines, verdicts_reply
+from service.bodies.described import VerdictsReply
 from service.bodies.replies import json_reply
 from service.engine.items import Bundle, Item, Observe, Outcome
 from service.models.served import ServedModel
 from service.negotiation import header_of
 from service.problems import Problem, invalid
 from service.routes.common import engine_of, refuse_query, service_of
+from service.routes.describing import answer, described, query
 
 __all__ = ["add_to"]
 
 _READERS = {JSON_LINES: read_json_lines, "application/jsonl": read_json_lines, ARROW: read_arrow}
 _QUERY = frozenset(("on_conflict", "min_surprise"))
-_OPENAPI: dict[str, Any] = {
-    "parameters": [
-        {"name": "on_conflict", "in": "query", "schema": {"enum": ["refuse", "revise"], "default": "refuse"}},
-        {
-            "name": "min_surprise",
-            "in": "query",
-            "schema": {"type": "number", "minimum": 0},
-            "description": "list only rows at least so surprising: 3 is one in a thousand",
-        },
-    ],
-    "requestBody": {
-        "required": True,
-        "content": {
-            JSON_LINES: {"schema": {"$ref": "#/components/schemas/Row"}},
-            ARROW: {"schema": {"type": "string", "format": "binary"}},
-        },
+_PARAMETERS = (
+    query("on_conflict", {"enum": ["refuse", "revise"], "default": "refuse"}, "what another y for a known ds means"),
+    query(
+        "min_surprise",
+        {"type": "number", "minimum": 0},
+        "list only rows at least so surprising: 3 is one in a thousand",
+    ),
+)
+_LINES = (
+    '{"unique_id":"plant-1","ds":"2025-01-01T03:00:00","y":110.2}\n'
+    '{"unique_id":"plant-9","ds":"2025-01-01T03:00:00","y":null}\n'
+)
+_BODY: dict[str, Any] = {
+    "required": True,
+    "description": "one Row per line, or an Arrow IPC stream with its columns",
+    "content": {
+        JSON_LINES: {"schema": {"type": "string"}, "example": _LINES},
+        ARROW: {"schema": {"type": "string", "format": "binary"}},
     },
 }
 
@@ -46,10 +50,12 @@ def add_to(app: FastAPI) -> None:
     app.add_api_route(
         "/v1/observations",
         _observe,
+        name="observe_many",
         methods=["POST"],
         tags=["observations"],
         summary="Observe many streams, durably, with a verdict per row",
-        openapi_extra=_OPENAPI,
+        response_class=Response,
+        openapi_extra=described({200: answer("a verdict per row", VerdictsReply)}, body=_BODY, parameters=_PARAMETERS),
     )
 
 

@@ -7,20 +7,30 @@ from functools import partial
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from service.bodies.described import ModelsReply, StatusReply
 from service.bodies.replies import json_reply
 from service.problems import Problem
 from service.routes.common import needs, service_of
+from service.routes.describing import answer, described
 
 __all__ = ["add_to"]
+
+_METRICS = {"text/plain": {"schema": {"type": "string"}, "example": "# TYPE forecaster_requests_total counter"}}
 
 
 def add_to(app: FastAPI) -> None:
     """Add the routes of this resource."""
-    add = partial(app.add_api_route, tags=["operations"])
-    add("/healthz", _health, methods=["GET"], summary="Is the process alive?", openapi_extra=needs(None))
-    add("/readyz", _ready, methods=["GET"], summary="Can it serve: model, engine, store?", openapi_extra=needs(None))
-    add("/metrics", _metrics, methods=["GET"], summary="Prometheus metrics")
-    add("/v1/models", _models, methods=["GET"], summary="The model that serves")
+    add = partial(app.add_api_route, tags=["operations"], methods=["GET"], response_class=Response)
+    alive, ready = answer("it is alive", StatusReply), answer("it can", StatusReply)
+    text = answer("Prometheus' text format", content=_METRICS)
+    models = answer("the models, none while there is none yet", ModelsReply)
+    for path, endpoint, name, summary, told in (
+        ("/healthz", _health, "health", "Is the process alive?", alive),
+        ("/readyz", _ready, "ready", "Can it serve: model, engine, store?", ready),
+    ):
+        add(path, endpoint, name=name, summary=summary, openapi_extra=described({200: told}, keyed=False) | needs(None))
+    add("/metrics", _metrics, name="metrics", summary="Prometheus metrics", openapi_extra=described({200: text}))
+    add("/v1/models", _models, name="models", summary="The model that serves", openapi_extra=described({200: models}))
 
 
 async def _health(request: Request) -> Response:

@@ -15,31 +15,21 @@ import orjson
 from fastapi import FastAPI, Request, Response
 
 from forecaster.quality import Quality, figures
+from service.bodies.described import QualityReply, SurveyReply
 from service.bodies.replies import json_reply
 from service.engine.items import Look, Single
 from service.engine.survey import ORDERS, Place, Survey
 from service.problems import invalid
 from service.routes.common import engine_of, refuse_query, unique_id_of
+from service.routes.describing import ETAG, LIMIT, NAME, answer, described, query
 
 __all__ = ["add_to"]
 
-_NAME = {"name": "unique_id", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 255}}
-_QUERY: dict[str, Any] = {
-    "parameters": [
-        {"name": "order", "in": "query", "schema": {"enum": list(ORDERS), "default": ORDERS[0]}},
-        {
-            "name": "limit",
-            "in": "query",
-            "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
-        },
-        {
-            "name": "cursor",
-            "in": "query",
-            "schema": {"type": "string"},
-            "description": "next_cursor of the page before",
-        },
-    ]
-}
+_QUERY = (
+    query("order", {"enum": list(ORDERS), "default": ORDERS[0]}, "what worst means"),
+    LIMIT,
+    query("cursor", {"type": "string"}, "next_cursor of the page before"),
+)
 
 
 def add_to(app: FastAPI) -> None:
@@ -47,18 +37,24 @@ def add_to(app: FastAPI) -> None:
     app.add_api_route(
         "/v1/streams/{unique_id:path}/quality",
         _stream,
+        name="stream_quality",
         methods=["GET"],
         tags=["quality"],
         summary="What its past forecasts were worth, by step of the horizon",
-        openapi_extra={"parameters": [_NAME]},
+        response_class=Response,
+        openapi_extra=described(
+            {200: answer("figures of its forecasts", QualityReply, headers=ETAG)}, 404, parameters=(NAME,)
+        ),
     )
     app.add_api_route(
         "/v1/quality",
         _all,
+        name="quality",
         methods=["GET"],
         tags=["quality"],
         summary="What past forecasts of the streams in memory were worth, worst first",
-        openapi_extra=_QUERY,
+        response_class=Response,
+        openapi_extra=described({200: answer("figures of all, and the worst", SurveyReply)}, parameters=_QUERY),
     )
 
 
@@ -89,7 +85,7 @@ def _figures(quality: Quality) -> dict[str, Any]:
 
 
 async def _all(request: Request) -> Response:
-    refuse_query(request, frozenset(parameter["name"] for parameter in _QUERY["parameters"]))
+    refuse_query(request, frozenset(parameter["name"] for parameter in _QUERY))
     query = request.query_params
     order = query.get("order", ORDERS[0])
     if order not in ORDERS:

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from service.bodies.covariates import read_future, read_static, read_values
+from service.bodies.described import ForecastReply, ObservedReply, StreamReply
 from service.bodies.frames import JSON, form_of, one_forecast_body, stream_frame
 from service.bodies.histories import read_history
 from service.bodies.replies import description, json_reply, observed, stream_forecast
@@ -21,65 +22,117 @@ from service.routes.common import (
     engine_of,
     forecast_query,
     key_of,
-    model_body,
     needs,
     precondition_of,
     refuse_query,
     service_of,
     unique_id_of,
 )
+from service.routes.describing import (
+    ARROW_CONTENT,
+    ETAG,
+    IF_MATCH,
+    IF_NONE_MATCH,
+    NAME,
+    answer,
+    body_of_model,
+    described,
+    query,
+)
 from service.sampling import Draw, draw_of, with_samples
 
 __all__ = ["add_to"]
 
-_NAME: dict[str, Any] = {
-    "parameters": [
-        {"name": "unique_id", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 255}}
-    ]
+_QUERY = (
+    NAME,
+    query("horizon", {"type": "integer", "minimum": 1}, "steps to forecast; default: the trained horizon", 2),
+    query("quantile_levels", {"type": "string"}, "separated by commas; default: 0.1 to 0.9", "0.1,0.5,0.9"),
+    query("future", {"enum": ["missing"]}, "forecast without known covariates, for models that have any"),
+    query("num_samples", {"type": "integer", "minimum": 1, "maximum": 1000}, "joint sample paths beside quantiles"),
+    query("seed", {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}, "of the sample paths"),
+)
+_KEY: dict[str, Any] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "names this request: sent again, it gets the very reply of the first time, which is kept for "
+    "FORECASTER_IDEMPOTENCY_HOURS, 24 unless set otherwise",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
 }
-_QUERY: dict[str, Any] = {
-    "parameters": [
-        *_NAME["parameters"],
-        {"name": "horizon", "in": "query", "schema": {"type": "integer", "minimum": 1}},
-        {"name": "quantile_levels", "in": "query", "schema": {"type": "string"}, "example": "0.1,0.5,0.9"},
-        {"name": "future", "in": "query", "schema": {"enum": ["missing"]}},
-        {"name": "num_samples", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000}},
-        {"name": "seed", "in": "query", "schema": {"type": "integer", "minimum": 0}},
-    ]
-}
+_OBSERVED = answer("durable, exactly once, and the new forecast", ObservedReply, headers=ETAG)
+_FOUND = {200: answer("the forecast", ForecastReply, content=ARROW_CONTENT, headers=ETAG)}
+_WRITES = (IF_MATCH, IF_NONE_MATCH)
 _FORECAST_QUERY = frozenset(("horizon", "quantile_levels", "future", "num_samples", "seed"))
 
 
 def add_to(app: FastAPI) -> None:
     """Add the routes of this resource."""
     name = "/v1/streams/{unique_id:path}"
-    add = partial(app.add_api_route, tags=["streams"])
+    add = partial(app.add_api_route, tags=["streams"], response_class=Response)
     # Names may hold slashes, so the longer paths come first.
     add(
         f"{name}/observations",
         _observe,
+        name="observe",
         methods=["POST"],
         summary="Observe, durably, all or nothing, and forecast",
-        openapi_extra={**_NAME, **model_body(ObservationsRequest)},
+        openapi_extra=described(
+            {200: _OBSERVED},
+            *(404, 409, 412, 428),
+            body=body_of_model(ObservationsRequest),
+            parameters=(NAME, *_WRITES, _KEY),
+        ),
     )
-    add(f"{name}/forecast", _forecast, methods=["GET"], summary="Forecast from where it stands", openapi_extra=_QUERY)
+    add(
+        f"{name}/forecast",
+        _forecast,
+        name="forecast_stream",
+        methods=["GET"],
+        summary="Forecast from where it stands",
+        openapi_extra=described(_FOUND, 404, 406, 409, parameters=_QUERY),
+    )
     add(
         f"{name}/forecast",
         _forecast_with_future,
+        name="forecast_stream_with_future",
         methods=["POST"],
         summary="Forecast from where it stands and what is known of the coming steps",
-        openapi_extra={**_NAME, **model_body(StreamForecastRequest), **needs("read")},
+        openapi_extra=described(_FOUND, 404, 406, 409, body=body_of_model(StreamForecastRequest), parameters=(NAME,))
+        | needs("read"),
     )
     add(
         name,
         _put,
+        name="put_stream",
         methods=["PUT"],
         status_code=201,
         summary="Create or replace with a history",
-        openapi_extra={**_NAME, **model_body(StreamHistory)},
+        openapi_extra=described(
+            {
+                200: answer("replaced", StreamReply, headers=ETAG),
+                201: answer("created", StreamReply, headers=ETAG),
+            },
+            *(412, 428),
+            body=body_of_model(StreamHistory),
+            parameters=(NAME, *_WRITES),
+        ),
     )
-    add(name, _get, methods=["GET"], summary="Where it stands", openapi_extra=_NAME)
-    add(name, _delete, methods=["DELETE"], status_code=204, summary="Forget it and its log", openapi_extra=_NAME)
+    add(
+        name,
+        _get,
+        name="get_stream",
+        methods=["GET"],
+        summary="Where it stands",
+        openapi_extra=described({200: answer("where it stands", StreamReply, headers=ETAG)}, 404, parameters=(NAME,)),
+    )
+    add(
+        name,
+        _delete,
+        name="delete_stream",
+        methods=["DELETE"],
+        status_code=204,
+        summary="Forget it and its log",
+        openapi_extra=described({204: answer("forgotten")}, 404, 412, 428, parameters=(NAME, *_WRITES)),
+    )
 
 
 async def _observe(request: Request) -> Response:

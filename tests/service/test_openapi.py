@@ -1,0 +1,207 @@
+"""The API's own description: complete, and true of its examples and of the answers to requests made from it."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import jsonschema_rs
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from service.app import create_app
+from service.settings import Settings
+from tests.service.kit import LocalClient
+
+DOCUMENT = create_app(Settings(model="nothing-is-opened", store="sqlite:///nothing.db")).openapi()
+OPERATIONS = {
+    operation["operationId"]: (method, path, operation)
+    for path, operations in DOCUMENT["paths"].items()
+    for method, operation in operations.items()
+}
+ENDLESS = {"stream_events"}
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+STREAM = "plant-1"
+
+
+@schemathesis.serializer("application/x-ndjson", "application/vnd.apache.arrow.stream")
+def as_it_is(_context, value):
+    """Bulk bodies are text or bytes to begin with."""
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+def contents():
+    """(where, media type, content) of every body that is sent or answered."""
+    for name, (_, _, operation) in OPERATIONS.items():
+        for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+            yield f"{name} takes", kind, content
+        for status, told in operation["responses"].items():
+            for kind, content in told.get("content", {}).items():
+                yield f"{name} answers {status}", kind, content
+
+
+# -- the description by itself -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_has_a_summary_a_tag_and_an_answer_that_says_what_it_is(name):
+    _, _, operation = OPERATIONS[name]
+
+    assert operation["summary"]
+    assert operation["tags"]
+    assert len(OPERATIONS) == sum(map(len, DOCUMENT["paths"].values())), "operation ids repeat"
+    good = [status for status in operation["responses"] if status.startswith("2")]
+    assert good
+    for status in good:
+        told = operation["responses"][status]
+        assert "content" in told or status == "204" or name in ("mlflow_ping", "mlflow_health")
+
+
+def test_every_body_has_an_example_that_its_shape_allows():
+    """Binary ones apart: what an Arrow stream holds cannot be written down in JSON."""
+    missing = []
+    for where, kind, content in contents():
+        if content["schema"].get("format") == "binary":
+            continue
+        if "example" not in content:
+            missing.append((where, kind))
+            continue
+        shape = {**content["schema"], "components": DOCUMENT["components"]}
+        jsonschema_rs.validate(shape, content["example"])
+
+    assert missing == []
+
+
+def test_the_description_is_one_that_tools_can_read():
+    """Schemathesis, which generates requests from it, as a client generator would."""
+    schema = schemathesis.openapi.from_dict(DOCUMENT)
+    schema.validate()
+
+    assert len([operation.ok() for operation in schema.get_all_operations()]) == len(OPERATIONS)
+
+
+# -- the description and the service -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def client(artifact, tmp_path_factory):
+    """The whole application, over a store of its own."""
+    store = f"sqlite:///{tmp_path_factory.mktemp('fuzz') / 'log.db'}"
+    with LocalClient(create_app(Settings(model=str(artifact), store=store, max_history_steps=5000))) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def look(client):
+    """What the store holds: streams and their logs."""
+    with sqlite3.connect(client.service.settings.store.removeprefix("sqlite:///")) as connection:
+
+        def look():
+            streams = connection.execute("SELECT unique_id, version, last_step, observations FROM streams ORDER BY id")
+            rows = connection.execute("SELECT count(*), total(y), total(step) FROM observations")
+            return streams.fetchall(), rows.fetchall()
+
+        yield look
+
+
+def reset(client):
+    body = {"ds": ["2025-01-01T00:00:00", "2025-01-01T01:00:00", "2025-01-01T02:00:00"], "y": [98.1, None, 104.7]}
+    assert client.put(f"/v1/streams/{STREAM}", json=body).is_success
+
+
+JSON_EXAMPLES = [
+    name
+    for name, (_, _, operation) in OPERATIONS.items()
+    if "application/json" in operation.get("requestBody", {}).get("content", {})
+]
+
+
+@pytest.mark.parametrize("name", JSON_EXAMPLES)
+def test_an_example_is_taken_and_answered_as_described(client, name):
+    method, path, operation = OPERATIONS[name]
+    reset(client)
+    example = operation["requestBody"]["content"]["application/json"]["example"]
+    if name == "kserve_forecast":
+        example = {**example, "model": "tiny"}
+    reply = client.request(method, path.replace("{unique_id}", STREAM), json=example)
+
+    assert reply.is_success, reply.text
+    content = operation["responses"][str(reply.status_code)]["content"]["application/json"]
+    jsonschema_rs.validate({**content["schema"], "components": DOCUMENT["components"]}, reply.json())
+    assert set(content["example"]) <= set(reply.json()), "the example shows what is not there"
+
+
+def fuzz(client, look, name, examples):
+    """Requests made from the description, sound and unsound ones, at streams of any name and at one that is there."""
+    schema = schemathesis.openapi.from_dict(DOCUMENT)
+    (operation,) = [
+        found for result in schema.get_all_operations() if (found := result.ok()).definition.raw["operationId"] == name
+    ]
+    for mode in GenerationMode:
+        for fixed in [{}, {"unique_id": STREAM}] if "{unique_id}" in operation.path else [{}]:
+            strategy = operation.as_strategy(generation_mode=mode, **({"path_parameters": fixed} if fixed else {}))
+            try:
+                ask_all(client, look, strategy, examples)
+            except Unsatisfiable:
+                assert mode is GenerationMode.NEGATIVE  # of what takes anything, nothing is unsound
+
+
+def headers_of(request):
+    """As they would go over the wire."""
+    return [
+        (name, value.encode("latin-1", "replace") if isinstance(value, str) else value)
+        for name, value in request.headers.items()
+    ]
+
+
+def ask_all(client, look, strategy, examples):
+    @seed(20261125)
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(strategy)
+    def ask(case):
+        if case.path_parameters.get("unique_id") == STREAM:
+            reset(client)
+        before = look()
+        request = requests.Request(**case.as_transport_kwargs(base_url="http://service")).prepare()
+        reply = client.request(request.method, request.url, headers=headers_of(request), content=request.body)
+        case.validate_response(reply, checks=CHECKS)
+        if reply.status_code >= 400 or case.method == "GET":
+            assert look() == before, "a refused request has changed something"
+
+    ask()
+
+
+FUZZED = sorted(set(OPERATIONS) - ENDLESS)
+
+
+@pytest.mark.parametrize("name", FUZZED)
+def test_requests_made_from_the_description_are_answered_as_described(client, look, name):
+    fuzz(client, look, name, examples=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FUZZED)
+def test_many_requests_made_from_the_description_are_answered_as_described(client, look, name):
+    fuzz(client, look, name, examples=400)
