@@ -75,6 +75,17 @@ class Metrics:
             "forecaster_model_info", "1 for the model that serves", ("name", "version"), registry=registry
         )
         self.swaps = Counter("forecaster_model_swaps", "Model swaps", registry=registry)
+        self.rollbacks = Counter(
+            "forecaster_model_rollbacks", "Swaps back to the model before, whose states were kept", registry=registry
+        )
+        self.replay_progress = Gauge(
+            "forecaster_replay_progress",
+            "Share of streams whose states are derived for a coming model",
+            registry=registry,
+        )
+        self.replayed_steps = Counter(
+            "forecaster_replayed_steps", "Steps of logs folded to derive states for a coming model", registry=registry
+        )
         self.refused_models = Counter("forecaster_refused_models", "Models that were not taken", registry=registry)
         self.registry_errors = Counter("forecaster_registry_errors", "Failed registry look-ups", registry=registry)
         self.registry_up = Gauge("forecaster_registry_up", "1 if the last registry look-up worked", registry=registry)

@@ -21,7 +21,6 @@ from typing import Self
 import torch
 
 from service.engine import Engine, Limits
-from service.engine.rederive import rederive
 from service.engine.subscriptions import Subscriptions
 from service.engine.trimmer import Trimmer
 from service.errors import ModelError, ServiceError, StoreError
@@ -34,6 +33,7 @@ from service.retention import least_steps, steps_of
 from service.running import Running
 from service.settings import Settings
 from service.store import Store
+from service.switching import Switch
 
 __all__ = ["Readiness", "Service"]
 
@@ -80,7 +80,14 @@ class Service:
         self.running = Running()
         self.subscriptions = Subscriptions()
         self.metrics.event_readers.set_function(lambda: len(self.subscriptions))
-        self.engine: Engine | None = None
+        self.switch = Switch(
+            store,
+            self._begin,
+            self.metrics,
+            admit=self._admit,
+            serves=self._trim,
+            keep_seconds=settings.rollback_hours * 3600,
+        )
         self._first_model = model
         self._watcher: Watcher | None = None
         self._trimmer: Trimmer | None = None
@@ -129,14 +136,14 @@ class Service:
             self._keys_watch = self._loop.create_task(self._watch_keys(self.keys))
         torch.set_num_threads(self.settings.torch_threads)
         if self._first_model is not None:
-            self._begin(self._first_model)
+            self.switch.take(self._first_model)
         reference = parse_reference(self.settings.model)
         if reference is not None:
             uri = self.settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
             self._watcher = Watcher(
                 reference,
                 MlflowRegistry(uri),
-                self.take_model,
+                self.switch,
                 cache=self.settings.model_cache,
                 poll_seconds=self.settings.poll_seconds,
                 metrics=self.metrics,
@@ -151,6 +158,7 @@ class Service:
             await asyncio.to_thread(self._watcher.stop)
         if self._trimmer is not None:
             await asyncio.to_thread(self._trimmer.stop)
+        self.switch.close()
         if self.engine is not None:
             self.ended = await asyncio.to_thread(self.engine.stop, self.settings.drain_seconds)
         self._stateless.shutdown(wait=self.ended, cancel_futures=True)
@@ -179,8 +187,8 @@ class Service:
 
     # -- models ----------------------------------------------------------------------------------------------------
 
-    def take_model(self, model: ServedModel) -> None:
-        """Serve a new model: derive all states under it, then switch. Blocks; not for the event loop.
+    def _admit(self, model: ServedModel) -> None:
+        """Refuse a model that cannot serve this store.
 
         Raises
         ------
@@ -192,19 +200,8 @@ class Service:
         except StoreError as error:
             raise ModelError(str(error)) from error
         _check_retention(self.settings, model)
-        if self.engine is None:
-            self._begin(model)
-            return
-        before = self.engine.model
-        rederive(model, self.store)
-        # What came in during the first pass; the second is short.
-        rederive(model, self.store)
-        self.engine.swap(model).result()
-        self._trim(model)
-        self.metrics.swaps.inc()
-        self.store.drop_snapshots(keep=[before.key, model.key])
 
-    def _begin(self, model: ServedModel) -> None:
+    def _begin(self, model: ServedModel) -> Engine:
         settings = self.settings
         limits = Limits(
             max_gap=self.max_gap_steps(model),
@@ -220,8 +217,7 @@ class Service:
         assert self._loop is not None
         engine = Engine(self.store, model, limits, self.metrics, self._loop, self.subscriptions)
         engine.start()
-        self.engine = engine
-        self._trim(model)
+        return engine
 
     def _trim(self, model: ServedModel) -> None:
         """Trim logs by the model's snapshots from now on, if anything is to be trimmed."""
@@ -247,6 +243,11 @@ class Service:
         if self.settings.max_gap_steps is not None:
             return self.settings.max_gap_steps
         return max(168, 2 * max(model.forecaster.config.seasonality))
+
+    @property
+    def engine(self) -> Engine | None:
+        """Works for the model that serves; None while there is no model."""
+        return self.switch.engine
 
     # -- questions -------------------------------------------------------------------------------------------------
 

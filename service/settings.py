@@ -54,6 +54,10 @@ class Settings(BaseSettings):
     idempotency_hours: float = Field(
         24.0, gt=0, le=24 * 366, description="how long the reply to a request with an Idempotency-Key is kept"
     )
+    rollback_hours: float = Field(
+        24, ge=0, le=10_000, description="how long the model before, and the states under it, are kept for a way back"
+    )
+
     max_body_bytes: int = Field(
         32 * 2**20, ge=1024, description="bodies that are larger, packed or unpacked, are refused with 413"
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from forecaster import Config, Forecaster
 from service.benchmark.steps import measure_steps
+from service.benchmark.swaps import measure_swaps
 from service.benchmark.web import measure_bulk, measure_histories, measure_singles
 
 __all__ = ["main"]
@@ -27,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each run")
     parser.add_argument("--rounds", type=int, default=3, help="of each HTTP measurement")
     parser.add_argument("--clients", type=int, default=32, help="of single observations")
-    parser.add_argument("--only", choices=("engine", "singles", "histories", "bulk"))
+    parser.add_argument("--only", choices=("engine", "singles", "histories", "bulk", "swaps"))
+    parser.add_argument("--minutes", type=float, default=10.0, help="of model swaps")
+    parser.add_argument("--every", type=float, default=30.0, help="seconds from model swap to model swap")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="forecaster-bench-") as name:
         folder = Path(name)
@@ -49,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.only in (None, "bulk"):
             for result in measure_bulk(model, folder, 50_000, given.rounds):
                 _print(result, json_lines=given.json_lines)
+        if given.only == "swaps":
+            options = {"minutes": given.minutes, "every": given.every, "clients": given.clients}
+            for result in measure_swaps(model, folder, **options):
+                _print(result, json_lines=given.json_lines)
     return 0
 
 
@@ -62,6 +69,9 @@ def _print(result: dict[str, Any], *, json_lines: bool) -> None:
         )
         if "p50_ms" in result:
             text += f"   p50 {result['p50_ms']} ms, p99 {result['p99_ms']} ms"
+        if "swaps" in result:
+            shown = ("swaps", "requests", "failed_requests", "replies_of_several_versions", "worst_p99_ms")
+            text += "   " + ", ".join(f"{name} {result[name]:,}" for name in shown)
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 

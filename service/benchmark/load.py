@@ -1,9 +1,10 @@
 """The load generator: keep-alive clients that each send one request after the other, in a process of its own.
 
 ``python -m service.benchmark.load PORT CLIENTS SECONDS FIRST_HOUR [HISTORY]`` posts single observations and prints one
-JSON object: requests, seconds, p50 and p99 in milliseconds, failures. With HISTORY every request carries that many
-steps instead of one, and asks for a forecast of a series that the service does not know. It knows just enough HTTP/1.1
-to find the end of a reply; requests are built before the clock starts.
+JSON object: requests, seconds, p50 and p99 in milliseconds, failures, replies that name more than one model version,
+and how often a client saw another version than before. With HISTORY every request carries that many steps instead of one,
+and asks for a forecast of a series that the service does not know. It knows just enough HTTP/1.1 to find the end of a
+reply; requests are built before the clock starts.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import sys
 import time
 from datetime import datetime, timedelta
-from typing import cast
+from typing import NamedTuple, cast
 
 import uvloop
 
@@ -83,9 +84,20 @@ def history_request(unique_id: str, texts: list[str], first: int) -> bytes:
     return request_bytes("POST", "/v1/forecasts", json.dumps({"series": [series]}).encode())
 
 
-async def _client(
-    port: int, number: int, seconds: float, first_hour: int, history: int
-) -> tuple[list[float], int, int]:
+_VERSION = b'"version":"'  # a model's; that of a stream is a number
+
+
+class _Seen(NamedTuple):
+    """What one client met."""
+
+    times: list[float]
+    failures: int
+    mixed: int
+    changes: int
+    hours: int
+
+
+async def _client(port: int, number: int, seconds: float, first_hour: int, history: int) -> _Seen:
     _, client = await asyncio.get_running_loop().create_connection(Client, "127.0.0.1", port)
     start = datetime(2024, 1, 1)
     hours = int(seconds * 40)
@@ -99,25 +111,30 @@ async def _client(
             for s in range(_STREAMS_PER_CLIENT)
         ]
     times: list[float] = []
-    failures = 0
+    failures = mixed = changes = 0
+    version = None
     end = time.perf_counter() + seconds
     for request in requests:
         started = time.perf_counter()
         if started > end:
             break
-        status, _ = await client.exchange(request)
+        status, body = await client.exchange(request)
         times.append(time.perf_counter() - started)
         failures += status != 200
+        _, *named = body.split(_VERSION)
+        found = named[0].partition(b'"')[0] if named else version
+        mixed += len(named) > 1
+        changes += version is not None and found != version
+        version = found
     client.close()
-    used = -(-len(times) // _STREAMS_PER_CLIENT)
-    return times, failures, used
+    return _Seen(times, failures, mixed, changes, -(-len(times) // _STREAMS_PER_CLIENT))
 
 
 async def _load(port: int, clients: int, seconds: float, first_hour: int, history: int = 0) -> dict[str, float]:
     started = time.perf_counter()
     results = await asyncio.gather(*(_client(port, n, seconds, first_hour, history) for n in range(clients)))
     wall = time.perf_counter() - started
-    times = sorted(t for found, _, _ in results for t in found)
+    times = sorted(t for seen in results for t in seen.times)
     return {
         "requests": len(times),
         # From the clients' own clocks: building the requests took time before the first was sent.
@@ -125,8 +142,10 @@ async def _load(port: int, clients: int, seconds: float, first_hour: int, histor
         "wall": wall,
         "p50_ms": 1e3 * times[len(times) // 2],
         "p99_ms": 1e3 * times[int(len(times) * 0.99)],
-        "failures": sum(failures for _, failures, _ in results),
-        "next_hour": first_hour + max(used for _, _, used in results),
+        "failures": sum(seen.failures for seen in results),
+        "mixed": sum(seen.mixed for seen in results),
+        "changes": max(seen.changes for seen in results),
+        "next_hour": first_hour + max(seen.hours for seen in results),
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import statistics
 import subprocess
@@ -28,7 +29,7 @@ import pyarrow as pa
 from service.benchmark.load import Client, request_bytes
 from service.bodies.bulk import ARROW, JSON_LINES
 
-__all__ = ["measure_bulk", "measure_histories", "measure_singles"]
+__all__ = ["create_streams", "measure_bulk", "measure_histories", "measure_singles", "run_load", "running_service"]
 
 _CREATING = 32  # clients that create streams
 _STREAMS_PER_CLIENT = 16
@@ -43,14 +44,14 @@ def measure_singles(
 ) -> Iterator[dict[str, Any]]:
     """Requests per second and latencies of single observations."""
     names = [f"bench-{c}-{s}" for c in range(clients) for s in range(_STREAMS_PER_CLIENT)]
-    with _service(model, folder) as port, _bare(horizon) as bare_port:
-        _create(port, names, hours=200)
+    with running_service(model, folder) as port, _bare(horizon) as bare_port:
+        create_streams(port, names, hours=200)
         hour = 200
         ours: list[dict[str, float]] = []
         reference: list[dict[str, float]] = []
         for _ in range(rounds):
-            reference.append(_load(bare_port, clients, seconds, hour))
-            ours.append(_load(port, clients, seconds, hour))
+            reference.append(run_load(bare_port, clients, seconds, hour))
+            ours.append(run_load(port, clients, seconds, hour))
             hour = int(ours[-1]["next_hour"])
         value, bare = (statistics.median(r["per_second"] for r in runs) for runs in (ours, reference))
         yield {
@@ -74,14 +75,14 @@ def measure_histories(
 ) -> Iterator[dict[str, Any]]:
     """New forecasts per second from carried states, against the same service folding a history at each request."""
     names = [f"bench-{c}-{s}" for c in range(clients) for s in range(_STREAMS_PER_CLIENT)]
-    with _service(model, folder) as port:
-        _create(port, names, hours=history)
+    with running_service(model, folder) as port:
+        create_streams(port, names, hours=history)
         hour = history
         carried: list[dict[str, float]] = []
         anew: list[dict[str, float]] = []
         for _ in range(rounds):
-            anew.append(_load(port, clients, seconds, 0, history))
-            carried.append(_load(port, clients, seconds, hour))
+            anew.append(run_load(port, clients, seconds, 0, history))
+            carried.append(run_load(port, clients, seconds, hour))
             hour = int(carried[-1]["next_hour"])
     value, reference = (statistics.median(r["per_second"] for r in runs) for runs in (carried, anew))
     yield {
@@ -104,8 +105,8 @@ def measure_histories(
 def measure_bulk(model: Path, folder: Path, rows: int, rounds: int) -> Iterator[dict[str, Any]]:
     """Durable observations per second of bulk bodies, acknowledged row by row."""
     names = [f"bulk-{i}" for i in range(_BULK_STREAMS)]
-    with _service(model, folder) as port:
-        _create(port, names, hours=200)
+    with running_service(model, folder) as port:
+        create_streams(port, names, hours=200)
         hour, steps = 200, rows // _BULK_STREAMS
         for label, kind, write in (("json_lines", JSON_LINES, _json_lines), ("arrow", ARROW, _arrow)):
             target, rates = _BULK_TARGETS[label], []
@@ -157,7 +158,8 @@ def _ds(hour: int) -> str:
     return (_START + timedelta(hours=hour)).isoformat()
 
 
-def _create(port: int, names: list[str], hours: int) -> None:
+def create_streams(port: int, names: list[str], hours: int) -> None:
+    """Create streams with a history of so many hours."""
     body = json.dumps({"ds": [_ds(h) for h in range(hours)], "y": [10.0 + h % 24 for h in range(hours)]}).encode()
 
     async def create(some: list[str]) -> None:
@@ -180,7 +182,8 @@ def _post(url: str, body: bytes, kind: str) -> Any:
         return json.loads(reply.read())
 
 
-def _load(port: int, clients: int, seconds: float, first_hour: int, history: int = 0) -> dict[str, float]:
+def run_load(port: int, clients: int, seconds: float, first_hour: int, history: int = 0) -> dict[str, float]:
+    """One run of the load generator, and what it saw."""
     numbers = (port, clients, seconds, first_hour, history)
     command = [sys.executable, "-m", "service.benchmark.load", *map(str, numbers)]
     found: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -188,10 +191,12 @@ def _load(port: int, clients: int, seconds: float, first_hour: int, history: int
 
 
 @contextmanager
-def _service(model: Path, folder: Path) -> Iterator[int]:
+def running_service(model: Path | str, folder: Path, **environment: str) -> Iterator[int]:
+    """The service in a process of its own, on a new store; the port it listens on."""
     port = _free_port()
     store = f"sqlite:///{folder / f'bench-{port}.db'}"
-    with _process(["-m", "service", "--model", str(model), "--store", store, "--port", str(port)], port):
+    command = ["-m", "service", "--model", str(model), "--store", store, "--port", str(port)]
+    with _process(command, port, **environment):
         yield port
 
 
@@ -203,8 +208,8 @@ def _bare(horizon: int) -> Iterator[int]:
 
 
 @contextmanager
-def _process(arguments: list[str], port: int) -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, *arguments])
+def _process(arguments: list[str], port: int, **environment: str) -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, *arguments], env={**os.environ, **environment})
     try:
         deadline = time.monotonic() + _STARTING
         while True:

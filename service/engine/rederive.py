@@ -6,6 +6,8 @@ switch needs no work: a stream's first touch finds its snapshot and folds the fe
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from service.engine.folding import restore
 from service.models.served import ServedModel
 from service.store import Store, StreamRecord
@@ -16,15 +18,22 @@ _STREAMS = 256
 _STEPS = 1_000_000
 
 
-def rederive(model: ServedModel, store: Store) -> int:
+def rederive(model: ServedModel, store: Store, told: Callable[[int, int], bool] = lambda _done, _steps: True) -> bool:
     """Write snapshots of all streams under `model`.
+
+    Parameters
+    ----------
+    model, store
+        The weights, and the log to fold.
+    told
+        Called now and then with the number of streams done so far and of steps folded since the last call; False ends
+        it early.
 
     Returns
     -------
-    How many states were derived.
+    Whether all streams were done.
     """
-    derived = 0
-    after = 0
+    done = after = 0
     while records := store.page_by_id(after, _STREAMS):
         after = records[-1].id
         for part in _parts(records):
@@ -33,13 +42,18 @@ def rederive(model: ServedModel, store: Store) -> int:
                 for recovery in store.recover([record.unique_id for record in part], model.key).values()
                 if recovery.tail or recovery.snapshot is None
             ]
-            if not found:
-                continue
-            states = restore(model, store, found).states
-            derived += store.save_snapshots(
-                model.key, {recovery.record: state for recovery, state in zip(found, states.to_bytes(), strict=True)}
-            )
-    return derived
+            done += len(part)
+            folded = 0
+            if found:
+                states, steps, *_ = restore(model, store, found)
+                folded = sum(steps)
+                store.save_snapshots(
+                    model.key,
+                    {recovery.record: state for recovery, state in zip(found, states.to_bytes(), strict=True)},
+                )
+            if not told(done, folded):
+                return False
+    return True
 
 
 def _parts(records: list[StreamRecord]) -> list[list[StreamRecord]]:

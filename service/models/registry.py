@@ -13,7 +13,6 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,7 +20,7 @@ from service.errors import ModelError, ServiceError
 from service.metrics import Metrics
 from service.models.served import ServedModel, load_model
 
-__all__ = ["MlflowRegistry", "Reference", "Registry", "Watcher", "parse_reference"]
+__all__ = ["MlflowRegistry", "Reference", "Registry", "Taker", "Watcher", "parse_reference"]
 
 _REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
@@ -118,6 +117,16 @@ class MlflowRegistry:
         return found[0].parent
 
 
+class Taker(Protocol):
+    """Puts models to work."""
+
+    def take(self, model: ServedModel) -> None:
+        """Serve a version that works; raises `ServiceError` to refuse it. Runs on the watcher's thread."""
+
+    def recall(self, name: str, version: str) -> ServedModel | None:
+        """A version that served before and is still at hand."""
+
+
 class Watcher:
     """Polls a reference in a thread of its own.
 
@@ -127,10 +136,10 @@ class Watcher:
         What to follow.
     registry
         Where.
-    take
-        Called with each new version that works; raises `ServiceError` to refuse it. Runs on the watcher's thread.
+    taker
+        Gets each new version that works.
     cache
-        Folder that keeps the last good version for a start without registry; None to keep nothing.
+        Folder that keeps the last good version, and the one before, for a start without registry; None: keep nothing.
     poll_seconds
         Pause between look-ups.
     metrics
@@ -141,7 +150,7 @@ class Watcher:
         self,
         reference: Reference,
         registry: Registry,
-        take: Callable[[ServedModel], None],
+        taker: Taker,
         *,
         cache: Path | None,
         poll_seconds: float,
@@ -150,7 +159,7 @@ class Watcher:
         self.trouble: str | None = "not looked up yet"
         self._reference = reference
         self._registry = registry
-        self._take = take
+        self._taker = taker
         self._cache = cache
         self._poll_seconds = poll_seconds
         self._metrics = metrics
@@ -197,12 +206,13 @@ class Watcher:
     def _take_version(self, version: str) -> None:
         name = self._reference.name
         try:
+            at_hand = self._taker.recall(name, version)
+            if at_hand is not None:
+                self._serve(at_hand, None)
+                return
             with tempfile.TemporaryDirectory(prefix="forecaster-") as folder:
                 artifact = self._registry.fetch(name, version, Path(folder))
-                model = load_model(artifact, name, version)
-                self._take(model)
-                self._serving, self._refused, self.trouble = version, None, None
-                self._keep(artifact, version)
+                self._serve(load_model(artifact, name, version), artifact)
         except ServiceError as error:
             # Bad in itself: looked at again only when the alias moves.
             self._metrics.refused_models.inc()
@@ -214,27 +224,34 @@ class Watcher:
             self.trouble = f"version {version} cannot be fetched: {_line(error)}"
             logging.getLogger("service").warning("model %s %s", name, self.trouble)
 
+    def _serve(self, model: ServedModel, artifact: Path | None) -> None:
+        self._taker.take(model)
+        before, self._serving, self._refused, self.trouble = self._serving, model.version, None, None
+        self._keep(artifact, model.version, before)
+
     # -- the last good version on disk -----------------------------------------------------------------------------
 
     def _kept(self) -> Path | None:
         return self._cache and self._cache / self._reference.name
 
-    def _keep(self, artifact: Path, version: str) -> None:
+    def _keep(self, artifact: Path | None, version: str, before: str | None) -> None:
         kept = self._kept()
         if kept is None:
             return
         try:
             kept.mkdir(parents=True, exist_ok=True)
             target = kept / version
-            if not target.exists():
+            if not target.exists() and artifact is not None:
                 partial = Path(tempfile.mkdtemp(dir=kept, prefix=".partial-"))
                 shutil.copytree(artifact, partial, dirs_exist_ok=True)
                 partial.rename(target)
+            if not target.exists():
+                return
             note = kept / ".latest"
             note.write_text(json.dumps({"version": version}))
             note.rename(kept / "latest.json")
             for old in kept.iterdir():
-                if old.is_dir() and old != target:
+                if old.is_dir() and old.name not in (version, before):
                     shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
             logging.getLogger("service").warning("model %s is not kept on disk: %s", self._reference.name, error)
@@ -245,7 +262,7 @@ class Watcher:
             return
         try:
             version = json.loads((kept / "latest.json").read_text())["version"]
-            self._take(load_model(kept / version, self._reference.name, version))
+            self._taker.take(load_model(kept / version, self._reference.name, version))
             self._serving = version
             self.trouble = f"{self.trouble}; serving version {version} from the cache"
         except (OSError, ValueError, KeyError, TypeError, ServiceError) as error:

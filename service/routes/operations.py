@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from time import monotonic
 
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -54,10 +55,10 @@ async def _metrics(request: Request) -> Response:
 
 async def _models(request: Request) -> Response:
     service = service_of(request)
-    engine = service.engine
-    if engine is None:
-        return json_reply({"models": [], "reference": service.settings.model, "trouble": service.watcher_trouble()})
-    model = engine.model
+    switch, reply = service.switch, {"reference": service.settings.model, "trouble": service.watcher_trouble()}
+    if switch.engine is None:
+        return json_reply({"models": [], **reply})
+    model = switch.engine.model
     config = model.forecaster.config
     served = {
         **model.label,
@@ -70,4 +71,7 @@ async def _models(request: Request) -> Response:
         "quantile_levels": config.quantile_levels,
         "max_gap_steps": service.max_gap_steps(model),
     }
-    return json_reply({"models": [served], "reference": service.settings.model, "trouble": service.watcher_trouble()})
+    replay, kept = switch.replay, switch.kept
+    coming = replay and {**replay.model.label, "streams": replay.streams, "derived": min(replay.done, replay.streams)}
+    before = kept and {**kept.model.label, "kept_seconds": round(max(kept.until - monotonic(), 0))}
+    return json_reply({"models": [served], "coming": coming, "before": before, **reply})

@@ -217,6 +217,11 @@ class Store:
         with self._engine.connect() as connection:
             return [StreamRecord(*row) for row in connection.execute(query)]
 
+    def count(self) -> int:
+        """How many streams there are."""
+        with self._engine.connect() as connection:
+            return connection.execute(select(func.count()).select_from(self._tables.streams)).scalar_one()
+
     def page_by_id(self, after: int, limit: int) -> list[StreamRecord]:
         """Up to `limit` streams whose id is above `after`."""
         streams = self._tables.streams

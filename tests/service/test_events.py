@@ -136,7 +136,7 @@ def test_a_reader_that_comes_back_gets_an_event_only_if_something_is_new(stream)
 def test_a_new_model_makes_an_event(stream, challenger):
     with Reader(stream) as reader:
         assert reader.next()["data"]["model"]["name"] == "tiny"
-        stream.service.take_model(ServedModel("other", "2", challenger))
+        stream.service.switch.take(ServedModel("other", "2", challenger))
         event = reader.next()
 
     assert (event["id"], event["data"]["model"]) == ("1-2", {"name": "other", "version": "2"})

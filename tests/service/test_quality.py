@@ -86,9 +86,9 @@ def test_a_swap_and_the_way_back_change_no_figure(client, artifact, challenger_a
         client.put(f"/v1/streams/{name}", json=history(values(name)[:60]))
     feed(client, 60, 70)
     before = quality(client, "a")
-    client.service.take_model(load_model(challenger_artifact))
+    client.service.switch.take(load_model(challenger_artifact))
     other = quality(client, "a")
-    client.service.take_model(load_model(artifact))
+    client.service.switch.take(load_model(artifact))
     same(quality(client, "a"), before)
     feed(client, 70, 90)
 

@@ -11,13 +11,15 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import torch
 
+from service.app import create_app
 from service.errors import ModelError
 from service.metrics import Metrics
 from service.models.registry import Reference, Watcher, parse_reference
 from service.models.served import ServedModel, load_model
 from tests.forecaster.kit import config_of, forecaster_of
-from tests.service.kit import Server, ds, history, observations, recompute, run
+from tests.service.kit import LocalClient, Server, assert_same_state, ds, history, observations, recompute, run
 
 BASE = 473352
 
@@ -151,9 +153,19 @@ class FakeRegistry:
         return self.versions[f"v{version}"]
 
 
-def watcher(registry, taken, tmp_path):
+class Taker:
+    """Keeps what it is given, and nothing to go back to but what a test says."""
+
+    def __init__(self, taken, *before):
+        self.take, self.before = taken.append, before
+
+    def recall(self, _name, version):
+        return next((model for model in self.before if model.version == version), None)
+
+
+def watcher(registry, taken, tmp_path, *before):
     return Watcher(
-        Reference("demo", "champion", None), registry, taken.append,
+        Reference("demo", "champion", None), registry, Taker(taken, *before),
         cache=tmp_path / "cache", poll_seconds=1, metrics=Metrics(),
     )  # fmt: skip
 
@@ -199,7 +211,7 @@ def test_a_model_of_another_frequency_is_refused_and_the_old_one_serves(client):
     other = forecaster_of(config_of().with_overrides({"freq": "D"}))
 
     with pytest.raises(ModelError, match="holds streams of freq 'h'"):
-        client.service.take_model(ServedModel("other", "2", other))
+        client.service.switch.take(ServedModel("other", "2", other))
 
     assert client.put("/v1/streams/a", json=history([1.0])).json()["model"]["name"] == "tiny"
 
@@ -208,7 +220,7 @@ def test_a_swap_of_folders_keeps_every_stream(client, challenger_artifact, chall
     values = [float(5 + i % 7) for i in range(30)]
     for name in ("a", "b"):
         client.put(f"/v1/streams/{name}", json=history(values))
-    client.service.take_model(load_model(challenger_artifact))
+    client.service.switch.take(load_model(challenger_artifact))
     reply = client.post("/v1/streams/a/observations", json=observations((30, 1.0))).json()
 
     expected = challenger.forecast(challenger.warm_up([np.array([*values, 1.0])], [BASE]))[0]
@@ -221,3 +233,105 @@ def test_a_swap_of_folders_keeps_every_stream(client, challenger_artifact, chall
 def test_a_reference_that_is_none_is_refused(text):
     with pytest.raises(ModelError, match="expected models:/NAME@ALIAS"):
         parse_reference(text)
+
+
+def states(client, forecaster, names):
+    """States in memory, or restored."""
+    residents = client.service.engine._residents
+    with torch.inference_mode():
+        residents.touch(names, check_versions=False)
+        return residents.slab.gather([residents.get(name).row for name in names])
+
+
+def test_the_way_back_folds_only_what_came_since_and_ends_where_a_run_without_a_swap_does(
+    settings, artifact, challenger_artifact, tiny_forecaster, tmp_path
+):
+    """R17, with late and revised values in between; the control never swapped."""
+    names, values = [f"s{i}" for i in range(5)], [float(5 + i % 7) for i in range(300)]
+    control = settings.model_copy(update={"store": f"sqlite:///{tmp_path / 'control.db'}"})
+    with LocalClient(create_app(settings)) as client, LocalClient(create_app(control)) as undisturbed:
+
+        def send(name, *pairs, **more):
+            for one in (client, undisturbed):
+                reply = one.post(f"/v1/streams/{name}/observations", json=observations(*pairs, **more))
+                assert reply.status_code == 200, reply.text
+
+        for name in names:
+            for one in (client, undisturbed):
+                one.put(f"/v1/streams/{name}", json=history(values))
+        first, second = load_model(artifact), load_model(challenger_artifact)
+        client.service.switch.take(second)
+        send("s0", (300, 1.0), (302, 2.0))
+        send("s1", (299, 8.0), on_conflict="revise")
+        send("s0", (301, 3.0))
+        replayed = client.service.metrics.replayed_steps._value.get()
+        assert client.get("/v1/models").json()["before"]["version"] == first.version
+        assert client.service.switch.recall(first.name, first.version).key == first.key
+        client.service.switch.take(client.service.switch.recall(first.name, first.version))
+        again = client.service.metrics.replayed_steps._value.get() - replayed
+        send("s2", (300, 4.0))
+
+        assert client.service.engine.model.key == first.key
+        assert replayed == 5 * 300
+        # Three steps of one stream; and the whole of the other, whose only snapshot lay behind the revised value.
+        assert again <= 3 + 300
+        assert_same_state(states(client, first, names), states(undisturbed, first, names))
+        assert "forecaster_model_rollbacks_total 1.0" in client.get("/metrics").text
+        assert "forecaster_replay_progress 1.0" in client.get("/metrics").text
+
+
+def test_states_of_the_model_before_are_forgotten_after_the_stated_time(settings, challenger_artifact):
+    settings = settings.model_copy(update={"rollback_hours": 0.0})
+    with LocalClient(create_app(settings)) as client:
+        client.put("/v1/streams/a", json=history([float(5 + i % 7) for i in range(30)]))
+        client.service.switch.take(load_model(challenger_artifact))
+        wait_for(lambda: client.service.switch.kept is None)
+
+        with client.service.store._engine.connect() as connection:
+            keys = {row[0] for row in connection.exec_driver_sql("SELECT model_key FROM snapshots")}
+        assert keys == {client.service.engine.model.key}
+        assert client.get("/v1/models").json()["before"] is None
+
+
+def test_a_version_that_is_at_hand_is_not_fetched_again(artifact, challenger_artifact, tmp_path):
+    registry, taken = FakeRegistry(v2=challenger_artifact), []
+    before = load_model(artifact, "demo", "1")
+    registry.current = "2"
+    watching = watcher(registry, taken, tmp_path, before)
+    watching.look()
+    registry.current = "1"  # which this registry no longer has
+    watching.look()
+
+    assert taken[-1] is before
+    assert watching.trouble is None
+
+
+def test_a_start_without_registry_serves_what_was_rolled_back_to(artifact, challenger_artifact, tmp_path):
+    registry, taken = FakeRegistry(v1=artifact, v2=challenger_artifact), []
+    watching = watcher(registry, taken, tmp_path)
+    for version in ("1", "2", "1"):
+        registry.current = version
+        watching.look()
+        watching._taker.before = taken[:1]
+    registry.current = ConnectionError("registry is down")
+    watcher(registry, taken, tmp_path).look()
+
+    assert [model.version for model in taken] == ["1", "2", "1", "1"]
+
+
+def test_a_replay_tells_how_far_it_is(client, challenger_artifact, monkeypatch):
+    for i in range(3):
+        client.put(f"/v1/streams/s{i}", json=history([1.0, 2.0, 3.0]))
+    seen = []
+    save = client.service.store.save_snapshots
+
+    def look(*args, **kwargs):
+        seen.append(client.get("/v1/models").json()["coming"])
+        return save(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client.service.store, "save_snapshots", look)
+        client.service.switch.take(load_model(challenger_artifact))
+
+    assert (seen[0]["name"], seen[0]["streams"], seen[0]["derived"]) == ("challenger", 3, 0)
+    assert client.get("/v1/models").json()["coming"] is None
