@@ -2,9 +2,9 @@
 
 ``python -m service.benchmark.load PORT CLIENTS SECONDS FIRST_HOUR [HISTORY]`` posts single observations and prints one
 JSON object: requests, seconds, p50 and p99 in milliseconds, failures, replies that name more than one model version,
-and how often a client saw another version than before. With HISTORY every request carries that many steps instead of one,
-and asks for a forecast of a series that the service does not know. It knows just enough HTTP/1.1 to find the end of a
-reply; requests are built before the clock starts.
+and how often a client saw another version than before. With HISTORY every request carries that many steps instead of
+one, and asks for a forecast of a series that the service does not know. It knows just enough HTTP/1.1 to find the end
+of a reply; requests are built before the clock starts.
 """
 
 from __future__ import annotations
