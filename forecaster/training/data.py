@@ -29,7 +29,7 @@ LARGEST_VALIDATION = 512
 UPDATES = 1200
 """Updates of a run where the configuration names none."""
 
-MOST_PASSES = 50
+MOST_PASSES = 100
 """Passes over a panel at most: what a small one can teach, it has taught by then."""
 
 EPOCH_PASSES = 5
