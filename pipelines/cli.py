@@ -12,7 +12,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from typer.exceptions import Abort, TyperException
@@ -431,6 +431,49 @@ def serve(
         environment["MLFLOW_TRACKING_URI"] = tracking_uri
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, "-m", "service"], environment)
+
+
+streams = typer.Typer(help="Backups of a store's streams, as Parquet files.", no_args_is_help=True)
+app.add_typer(streams, name="streams")
+
+Folder = Annotated[str, typer.Argument(metavar="FOLDER", help="Of the Parquet files.", show_default=False)]
+StoreUrl = Annotated[
+    str | None,
+    typer.Option("--store", metavar="URL", help="A SQLAlchemy URL.", show_default="sqlite:///forecaster.db"),
+]
+
+
+@streams.command("export")
+def export_streams(
+    folder: Folder,
+    store: StoreUrl = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="DS", help="Leave out what came for later times.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write the streams of a store, which may be in use, to a new folder: observations, states, checksums.
+
+    The file of observations is a long frame, ready to train on.
+    """
+    _backup("export", folder, store, json, [] if until is None else [f"--until={until}"])
+
+
+@streams.command("import")
+def import_streams(
+    folder: Folder,
+    store: StoreUrl = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Streams of the same names give way.")] = False,
+    json: Json = False,
+) -> None:
+    """Bring the streams of such a folder into a store, all of them or none."""
+    _backup("import", folder, store, json, ["--replace"] if replace else [])
+
+
+def _backup(command: str, folder: str, store: str | None, json: bool, more: list[str]) -> NoReturn:
+    given = [*more, *([] if store is None else [f"--store={store}"]), *(["--json"] if json else []), "--", folder]
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, "-m", "service.backup", command, *given], dict(os.environ))
 
 
 keys = typer.Typer(help="API keys of the service.", no_args_is_help=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from secrets import token_hex
@@ -19,6 +20,7 @@ from sqlalchemy import Connection, Engine, and_, bindparam, delete, func, insert
 from sqlalchemy.exc import IntegrityError
 
 from service.errors import StaleStreams, StoreError
+from service.store.copying import Dump, LogRow, SnapshotRow, StreamRow, dump, load
 from service.store.database import open_database, reading
 from service.store.replies import StoredReply, forget_replies, read_replies, write_replies
 from service.store.schema import prepare_schema
@@ -181,6 +183,16 @@ class Store:
             if found != wanted:
                 raise StoreError(f"the store holds streams of freq {found!r}, but the model has freq {wanted!r}")
             return
+
+    def calendar(self) -> tuple[str, str | None] | None:
+        """Frequency and time zone that the store is bound to; None for a new one."""
+        facts = self._tables.facts
+        with self._engine.connect() as connection:
+            found = connection.execute(select(facts.c.value).where(facts.c.name == "calendar")).scalar()
+        if found is None:
+            return None
+        freq, _, time_zone = found.partition(" ")
+        return freq, time_zone or None
 
     def probe(self) -> None:
         """Write something durably.
@@ -374,6 +386,11 @@ class Store:
         with self._engine.connect() as connection:
             return read_replies(connection, self._tables.replies, wanted, since)
 
+    @contextmanager
+    def dump(self, until: int | None = None) -> Iterator[Dump]:
+        """Everything up to a step, seen at one moment, while the context lasts; see `service.store.copying`."""
+        yield from dump(self._engine, self._tables, until)
+
     # -- writing ---------------------------------------------------------------------------------------------------
 
     def commit(
@@ -558,6 +575,17 @@ class Store:
     def sweep(self, stream_ids: Sequence[int], rows: int) -> int:
         """Delete about `rows` of the rows before the retained logs; returns how many, 0 when there are none."""
         return sweep(self._engine, self._tables, stream_ids, rows)
+
+    def load(
+        self,
+        streams: Sequence[StreamRow],
+        log: Iterable[Sequence[LogRow]],
+        snapshots: Iterable[Sequence[SnapshotRow]],
+        *,
+        replace: bool,
+    ) -> None:
+        """Write whole streams, all or none; see `service.store.copying`."""
+        load(self._engine, self._tables, streams, log, snapshots, replace=replace)
 
     def drop_snapshots(self, keep: Iterable[str]) -> None:
         """Forget the snapshots of all models but those in `keep`."""

@@ -1,0 +1,142 @@
+"""Backups: what is exported and imported is the same store, at a time of the past too, and damage is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.data import read_panel
+from service.backup import export_streams, import_streams, main
+from service.errors import StoreError
+from service.store import Store
+from tests.service.kit import ROOT, assert_same_state, ds
+from tests.service.test_replay import Machine
+
+BASE = 473352
+Y = [float(5 + i * 7 % 11) for i in range(200)]
+
+
+def states(machine: Machine, store: Store, names: list[str]):
+    """As a service with that store would have them."""
+    other = Machine.__new__(Machine)
+    other.store, other.logs, other.begins = store, {}, {}
+    other.serve(machine.model)
+    with torch.inference_mode():
+        other.residents.touch(names, check_versions=False)
+        return other.residents.slab.gather([other.residents.get(name).row for name in names])
+
+
+@pytest.fixture
+def machine(tiny_forecaster, tmp_path):
+    """A store with a long stream, trimmed, and two short ones."""
+    (tmp_path / "here").mkdir()
+    made = Machine(tiny_forecaster, tmp_path / "here")
+    made.store.claim_calendar("h", None)
+    made.create("b", [BASE + 40, BASE + 41, BASE + 43], [1.0, None, 3.0])
+    made.create("a", [BASE], [5.0])
+    made.create("c", [BASE + 70], [7.0])
+    for start in range(1, 61, 10):
+        made.go_on("a", Y[start : start + 10])
+        made.trim(15, 1000) if start == 31 else None
+    assert BASE < made.begins["a"] < BASE + 40
+    yield made
+    made.close()
+
+
+def test_an_export_is_the_same_store_again(machine, any_store_url, tmp_path):
+    made = export_streams(machine.store, tmp_path / "out")
+    store = Store.open(any_store_url)
+    read = import_streams(store, tmp_path / "out")
+
+    assert made == read
+    assert (made["streams"], made["until"]) == (3, None)
+    assert [r._replace(id=0) for r in store.page("", 9)] == [r._replace(id=0) for r in machine.store.page("", 9)]
+    names = ["a", "b", "c"]
+    assert_same_state(states(machine, store, names), states(machine, machine.store, names), 0)
+    with pytest.raises(StoreError, match="stream 'b' is there already; nothing was changed"):
+        import_streams(store, tmp_path / "out")
+    before = store.page("", 9)
+    import_streams(store, tmp_path / "out", replace=True)
+    after = store.page("", 9)
+    assert [r.version for r in after] == [r.version + 1 for r in before]
+    assert_same_state(states(machine, store, names), states(machine, machine.store, names), 0)
+    store.close()
+
+
+@pytest.mark.parametrize("hour", [45, 60])
+def test_a_store_is_restored_to_a_time_of_the_past(machine, store_url, tmp_path, hour, tiny_forecaster):
+    """R29: later observations are gone, states are what they were then."""
+    then = {name: dict(log) for name, log in machine.logs.items() if name != "c"}
+    for name in then:
+        then[name] = {step: y for step, y in then[name].items() if step <= BASE + hour}
+    made = export_streams(machine.store, tmp_path / "out", ds(hour))
+    store = Store.open(store_url)
+    import_streams(store, tmp_path / "out")
+
+    records = {r.unique_id: r for r in store.page("", 9)}
+    assert set(records) == {"a", "b"}
+    assert records["a"].last_step == BASE + hour
+    assert records["a"].observations == hour + 1
+    assert records["b"]._replace(id=0) == machine.store.page("a", 1)[0]._replace(id=0)
+    assert made["observations"] == sum(len(store.log(r.id)) for r in records.values())
+    again = Machine.__new__(Machine)
+    again.store, again.logs, again.begins = store, then, {}
+    again.serve(machine.model)
+    again.check_states(then)
+    store.close()
+
+
+def test_a_time_that_has_been_trimmed_away_cannot_be_restored(machine, tmp_path):
+    with pytest.raises(StoreError, match=r"stream 'a' cannot be copied as of step .*: its log has been trimmed"):
+        export_streams(machine.store, tmp_path / "out", ds(1))
+
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_what_is_damaged_or_does_not_fit_is_refused_and_changes_nothing(machine, store_url, tmp_path):
+    export_streams(machine.store, tmp_path / "out")
+    with pytest.raises(StoreError, match="exists already"):
+        export_streams(machine.store, tmp_path / "out")
+    store = Store.open(store_url)
+    manifest = tmp_path / "out" / "manifest.json"
+    text = manifest.read_text()
+    manifest.write_text(text.replace('"format": 1', '"format": 2'))
+    with pytest.raises(StoreError, match="has format 2, newer than 1"):
+        import_streams(store, tmp_path / "out")
+    manifest.write_text(text[:50])
+    with pytest.raises(StoreError, match="is no export of streams"):
+        import_streams(store, tmp_path / "out")
+    manifest.write_text(text)
+    file = tmp_path / "out" / "observations.parquet"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:200] + b"x" + whole[201:])
+    with pytest.raises(StoreError, match=r"observations.parquet is not what the manifest says"):
+        import_streams(store, tmp_path / "out")
+    file.write_bytes(whole)
+    assert store.page("", 9) == []
+    store.claim_calendar("D", None)
+    with pytest.raises(StoreError, match="holds streams of freq 'D'"):
+        import_streams(store, tmp_path / "out")
+    store.close()
+
+
+def test_the_commands_export_what_training_can_read_and_import_it(machine, tmp_path, capsys):
+    out, url = tmp_path / "out", f"sqlite:///{tmp_path / 'new.db'}"
+    command = [sys.executable, "-m", "pipelines.cli", "streams", "export", str(out), "--store", machine.url, "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert (said["command"], said["streams"]) == ("streams export", 3)
+    panel = read_panel(str(out / "observations.parquet"), "h")
+    assert sorted(panel.unique_ids) == ["a", "b", "c"]
+    assert main(["import", str(out), "--store", url]) == 0
+    assert main(["import", str(out), "--store", url]) == 2
+    assert main(["import", str(Path("no such folder")), "--store", url]) == 2
+    assert main(["export", str(tmp_path / "o"), "--store", url, "--until", "yesterday"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
