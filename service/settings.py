@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     retention: Annotated[str, AfterValidator(check_span)] | None = Field(
         None,
         description="how much of each log is kept, steps (5000) or time before the last ds (90D); at least the model's "
-        "ring and one longest gap; default: everything",
+        "ring and one longest gap; the same for all replicas of a store; default: everything",
     )
     trim_seconds: float = Field(60.0, gt=0, description="pause between two passes of trimming")
     exclusive_store: bool | None = Field(

@@ -36,7 +36,7 @@ from service.store import Store
 
 __all__ = ["Engine", "Limits"]
 
-_STALE_RETRIES = 5
+_STALE_RETRIES = 3
 _FORGET_EVERY = 60.0  # seconds between two looks for replies that have been kept long enough
 _T = TypeVar("_T")
 
@@ -283,11 +283,17 @@ class Engine:
                 every = self._limits.snapshot_every
                 return results, [r.record.unique_id for r in batch.due if r.unsaved >= every]
             except StaleStreams as stale:
-                self._residents.drop(stale.unique_ids)
+                if not self._limits.check_versions:  # which they are, the next attempt finds out by itself
+                    self._residents.drop(stale.unique_ids)
             except SQLAlchemyError as error:
                 return self._without_store(items, error), []
             except Exception:
                 return self._apart(items), []
+        if len(items) > 1:
+            # Others change some of these streams all the time; the fewer at once, the likelier that none of them is.
+            half = len(items) // 2
+            (first, due), (second, more) = self._attempt(items[:half]), self._attempt(items[half:])
+            return first | second, due + more
         return {
             item: unavailable("this stream is being changed by others; send the request again") for item in items
         }, []

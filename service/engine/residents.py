@@ -106,7 +106,9 @@ class Residents:
     def _drop_outdated(self, unique_ids: Sequence[str]) -> None:
         here = [resident for u in unique_ids if (resident := self._by_name.get(u)) is not None]
         versions = self._store.versions([resident.record.id for resident in here])
-        self.drop(r.record.unique_id for r in here if versions.get(r.record.id) != r.record.version)
+        self.drop(
+            r.record.unique_id for r in here if versions.get(r.record.id) != (r.record.version, r.record.retained_step)
+        )
 
     def add(
         self, records: Sequence[StreamRecord], states: StreamState, unsaved: Sequence[int], ahead: Block | None = None

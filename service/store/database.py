@@ -12,15 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from service.errors import StoreError
 
-__all__ = ["open_database", "reading"]
+__all__ = ["IDLE_SECONDS", "open_database", "reading"]
 
 _BUSY_SECONDS = 30
+IDLE_SECONDS = 30
+"""How long a process may do nothing within a transaction, which keeps rows locked, before the server undoes it."""
 
 
 def open_database(url: str) -> Engine:
@@ -41,7 +43,10 @@ def open_database(url: str) -> Engine:
             f"the store URL {_hidden(url)} is not understood; expected sqlite:///FILE or postgresql://…"
         ) from None
     if kind == "postgresql":
-        return create_engine(parsed, pool_pre_ping=True)
+        engine = create_engine(parsed, pool_pre_ping=True)
+        event.listen(engine, "connect", _configure_postgres)
+        event.listen(engine, "handle_error", _give_up_ended_sessions)
+        return engine
     if kind != "sqlite":
         raise StoreError(f"the store cannot be {kind}; expected sqlite:///FILE or postgresql://…")
     if parsed.database in (None, "", ":memory:"):
@@ -56,6 +61,18 @@ def open_database(url: str) -> Engine:
 def _hidden(url: str) -> str:
     """The URL without anything before an @: it may hold a password."""
     return repr(url.rpartition("@")[2])
+
+
+def _configure_postgres(connection: Any, _record: object) -> None:
+    # A process that was stopped in the middle of a transaction must not keep the others from its streams; when it goes
+    # on, it finds its transaction undone.
+    connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
+    connection.commit()
+
+
+def _give_up_ended_sessions(context: ExceptionContext) -> None:
+    if getattr(context.original_exception, "sqlstate", None) == "25P03":
+        context.is_disconnect = True
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:

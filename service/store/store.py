@@ -17,7 +17,7 @@ from secrets import token_hex
 from typing import Any, NamedTuple, Self, TypeVar
 
 from sqlalchemy import Connection, Engine, and_, bindparam, delete, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from service.errors import StaleStreams, StoreError
 from service.store.copying import Dump, LogRow, SnapshotRow, StreamRow, dump, load
@@ -33,6 +33,7 @@ __all__ = ["Changes", "Filter", "NewStream", "Recovery", "Store", "StreamRecord"
 
 _CHUNK = 500  # parameters of one IN list
 _BEFORE_ALL = -(2**62)
+_LOST_RACES = ("40P01", "40001")  # PostgreSQL: deadlock, serialisation failure
 _T = TypeVar("_T")
 
 
@@ -241,14 +242,14 @@ class Store:
         with self._engine.connect() as connection:
             return [StreamRecord(*row) for row in connection.execute(query)]
 
-    def versions(self, stream_ids: Sequence[int]) -> dict[int, int]:
-        """Stream id → version, of those that exist."""
+    def versions(self, stream_ids: Sequence[int]) -> dict[int, tuple[int, int | None]]:
+        """Stream id → (version, retained step), of those that exist."""
         streams = self._tables.streams.c
-        found: dict[int, int] = {}
+        found: dict[int, tuple[int, int | None]] = {}
         with self._engine.connect() as connection:
             for chunk in _chunks(stream_ids):
-                query = select(streams.id, streams.version).where(streams.id.in_(chunk))
-                found.update((row[0], row[1]) for row in connection.execute(query))
+                query = select(streams.id, streams.version, streams.retained_step).where(streams.id.in_(chunk))
+                found.update((row[0], (row[1], row[2])) for row in connection.execute(query))
         return found
 
     def known(self, wanted: Mapping[int, Sequence[int]]) -> dict[int, dict[int, Value]]:
@@ -440,6 +441,11 @@ class Store:
             # Only another writer can have put a row where this process saw none.
             names = [record.unique_id for record, _ in changes.streams] + [n.record.unique_id for n in changes.created]
             raise StaleStreams(names) from error
+        except OperationalError as error:
+            if getattr(error.orig, "sqlstate", None) not in _LOST_RACES:
+                raise
+            # The server has undone this one of two transactions that waited for each other.
+            raise StaleStreams(record.unique_id for record, _ in changes.streams) from error
         return created
 
     def _advance_streams(self, connection: Connection, streams: list[tuple[StreamRecord, int]]) -> None:

@@ -48,7 +48,10 @@ def test_the_python_of_the_readme_runs(tmp_path):
 @pytest.mark.parametrize("line", [line for line in shell_lines() if line.startswith("forecaster ")])
 def test_the_readmes_commands_exist_with_their_options(line):
     name, *arguments = shlex.split(line, comments=True)[1:]
-    known = {option for parameter in COMMANDS[name].params for option in parameter.opts}
+    command = COMMANDS[name]
+    while within := getattr(command, "commands", None):
+        command, *arguments = within[arguments[0]], *arguments[1:]
+    known = {option for parameter in command.params for option in parameter.opts}
 
     assert {argument.partition("=")[0] for argument in arguments if argument.startswith("--")} <= known
 

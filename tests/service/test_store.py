@@ -153,4 +153,4 @@ def test_blocks_of_any_number_of_rows_are_all_written(store, count):
     store.commit(changes)
 
     assert all(store.log(record.id)[-1] == (1, 0.1 + record.id) for record in records[:: max(count // 7, 1)])
-    assert set(store.versions([record.id for record in records]).values()) == {2}
+    assert set(store.versions([record.id for record in records]).values()) == {(2, None)}
