@@ -69,7 +69,7 @@ def create_app(
         generate_unique_id_function=lambda route: route.name,
         redirect_slashes=False,
         # Its question to each provider, whether it is configured, would be asked anew for every request.
-        telemetry=None if settings.open_telemetry else {"tracing": False, "metrics": False, "logs": False},
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     # The busiest first, as routes are tried in order; but names may hold slashes, so what ends longer comes before.
     for resource in (quality, events, streams, listing, observations, forecasts, operations, mlflow, kserve, timegpt):

@@ -89,6 +89,8 @@ class Front:
         request_id = name.decode()
         scope["request_id"] = request_id
         template, status, key = "none", 500, None
+        service = self._app.state.service
+        span = None if service.tracing is None else service.tracing.begin(method, scope["headers"], started)
 
         async def watched(message: Message) -> None:
             nonlocal status
@@ -108,7 +110,7 @@ class Front:
             template = route.path
             endpoint: Endpoint = route.endpoint
             try:
-                keys = self._app.state.service.keys
+                keys = service.keys
                 if keys is not None and needed is not None:
                     key = keys.admit(heads.get(_AUTHORIZATION), needed, started).name
                 coding = heads.get(_CONTENT_ENCODING, b"")
@@ -129,7 +131,9 @@ class Front:
             await response(scope, receive, send)
         finally:
             seconds = perf_counter() - started
-            self._app.state.service.metrics.request(method, template, status, seconds)
+            service.metrics.request(method, template, status, seconds)
+            if span is not None:
+                service.tracing.end(span, method, template.replace(":path", ""), status, request_id)
             if self._log is not None:
                 self._log(Answered(time(), request_id, method, template, path, status, seconds, key))
 

@@ -54,6 +54,13 @@ class Metrics:
         self.batch_seconds = Histogram(
             "forecaster_batch_seconds", "Time of a micro-batch", registry=registry, buckets=_SECONDS
         )
+        self.part_seconds = Histogram(
+            "forecaster_batch_part_seconds",
+            "Time of a micro-batch's fold, decoding and commit, which overlap",
+            ("part",),
+            registry=registry,
+            buckets=_SECONDS,
+        )
         self.pending = Gauge("forecaster_pending", "Items waiting for the engine", registry=registry)
         self.event_readers = Gauge("forecaster_event_readers", "Clients that read events", registry=registry)
         self.resident = Gauge("forecaster_resident_streams", "Streams whose state is in memory", registry=registry)
@@ -89,6 +96,15 @@ class Metrics:
         self.refused_models = Counter("forecaster_refused_models", "Models that were not taken", registry=registry)
         self.registry_errors = Counter("forecaster_registry_errors", "Failed registry look-ups", registry=registry)
         self.registry_up = Gauge("forecaster_registry_up", "1 if the last registry look-up worked", registry=registry)
+        self.registry_seen = Gauge(
+            "forecaster_registry_seen_timestamp_seconds", "When the registry last answered", registry=registry
+        )
+        self.ready = Gauge(
+            "forecaster_ready", "1 if the last question for readiness was answered yes", registry=registry
+        )
+        self.busy_seconds = Gauge(
+            "forecaster_engine_busy_seconds", "How long the micro-batch at work has taken so far", registry=registry
+        )
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         """Record one HTTP request."""
@@ -101,6 +117,11 @@ class Metrics:
             self._requests[key] = pair
         pair[0].inc()
         pair[1].observe(seconds)
+
+    def parts(self, parts: list[tuple[str, float, float]]) -> None:
+        """Record the parts of a micro-batch: name, begin and end in seconds."""
+        for name, begin, end in parts:
+            self.part_seconds.labels(name).observe(end - begin)
 
     def observed(self, verdict: str, count: int) -> None:
         """Record what became of observations."""

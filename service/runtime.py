@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 
@@ -34,6 +34,9 @@ from service.running import Running
 from service.settings import Settings
 from service.store import Store
 from service.switching import Switch
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
 
 __all__ = ["Readiness", "Service"]
 
@@ -96,6 +99,7 @@ class Service:
         self._stateless_waiting = 0
         self._keys_watch: asyncio.Task[None] | None = None
         self._probe = _Probe(store)
+        self.tracing: Tracing | None = None
         self.leaving = False
         self.ended = True
 
@@ -116,6 +120,11 @@ class Service:
                 f"host {settings.host} listens to other machines, which needs API keys: make one with `forecaster keys "
                 "new` and name the file in FORECASTER_API_KEYS_FILE, or use host 127.0.0.1"
             )
+        tracing = None
+        if settings.open_telemetry:
+            from service.tracing import Tracing
+
+            tracing = Tracing.open()
         model = None
         if parse_reference(settings.model) is None:
             model = load_model(Path(settings.model))
@@ -127,7 +136,9 @@ class Service:
         except (StoreError, ModelError):
             store.close()
             raise
-        return cls(settings, store, model, keys)
+        service = cls(settings, store, model, keys)
+        service.tracing = tracing
+        return service
 
     async def start(self) -> None:
         """Start engine and watcher; call it on the event loop."""
@@ -166,6 +177,9 @@ class Service:
             self.store.close()
         else:
             logging.getLogger("service").error("the store hangs: ended without the last snapshots")
+
+        if self.tracing is not None:
+            self.tracing.close()
 
     def leave(self) -> None:
         """Say from now on that it is not ready, and let readers of events go elsewhere."""
@@ -215,7 +229,7 @@ class Service:
             stall_seconds=settings.stall_seconds,
         )
         assert self._loop is not None
-        engine = Engine(self.store, model, limits, self.metrics, self._loop, self.subscriptions)
+        engine = Engine(self.store, model, limits, self.metrics, self._loop, self.subscriptions, self.tracing)
         engine.start()
         return engine
 
@@ -281,6 +295,8 @@ class Service:
             found.details["registry"] = trouble
         if self.leaving:
             found.failing["service"] = "leaving"
+            found.details.update(found.failing)
+            return found
         engine = self.engine
         if engine is None:
             found.failing["model"] = f"none yet ({trouble})"
@@ -297,6 +313,7 @@ class Service:
         else:
             found.failing["store"] = failure
         found.details.update(found.failing)
+        self.metrics.ready.set(found.ready)
         return found
 
     async def beside(self, work: Callable[..., bytes], *arguments: object) -> bytes:

@@ -99,5 +99,5 @@ class Settings(BaseSettings):
     )
     torch_threads: int = Field(1, ge=1, description="threads of one model step; small steps lose by more")
     open_telemetry: bool = Field(
-        False, description="traces and metrics by FastAPI's own instrumentation, to the providers of this process"
+        False, description="traces by OTLP, to where the OTEL_* variables say; needs the extra otel"
     )

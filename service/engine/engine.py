@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ from service.metrics import Metrics
 from service.models.served import ServedModel
 from service.problems import failed, unavailable
 from service.store import Store
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
 
 __all__ = ["Engine", "Limits"]
 
@@ -73,6 +76,8 @@ class Engine:
         Where outcomes are delivered.
     subscriptions
         Told of streams that have changed.
+    tracing
+        Told about every micro-batch; None: nobody asked for traces.
     """
 
     def __init__(
@@ -83,9 +88,12 @@ class Engine:
         metrics: Metrics,
         loop: asyncio.AbstractEventLoop,
         subscriptions: Subscriptions,
+        tracing: Tracing | None = None,
     ) -> None:
         self.model = model
         self._subscriptions = subscriptions
+        self._tracing = tracing
+        self._parts: list[tuple[str, float, float]] = []  # of the latest micro-batch
         self._store = store
         self._limits = limits
         self._metrics = metrics
@@ -101,6 +109,8 @@ class Engine:
             full=limits.max_batch,
             stall_seconds=limits.stall_seconds,
         )
+        metrics.pending.set_function(lambda: self._intake.pending)
+        metrics.busy_seconds.set_function(self._intake.busy_seconds)
         self._stopping = False
         self._forget_at = time.monotonic() + _FORGET_EVERY
         self._started = False
@@ -129,6 +139,8 @@ class Engine:
         """
         if not self.alive:
             raise unavailable("the service is stopping")
+        if self._tracing is not None:
+            self._tracing.submitted(items)
         self._intake.submit(items)
 
     def swap(self, model: ServedModel) -> Future[None]:
@@ -256,9 +268,12 @@ class Engine:
     def _process(self, items: list[Item]) -> None:
         started = time.perf_counter()
         results, due = self._attempt(items)
+        ended = time.perf_counter()
         self._deliver(results)
         try:
             self._count(items, results, time.perf_counter() - started)
+            if self._tracing is not None:
+                self._tracing.batch(items, started, ended, self._parts)
             self._housekeep(due)
         except Exception:
             # The outcomes are out; counting and snapshots must not take the engine down.
@@ -278,6 +293,7 @@ class Engine:
             )
             try:
                 results = batch.run(items)
+                self._parts = batch.parts
                 if batch.scores is not None:
                     self._metrics.scored(batch.scores)
                 every = self._limits.snapshot_every
@@ -346,7 +362,7 @@ class Engine:
         metrics = self._metrics
         metrics.batch_size.observe(len(items))
         metrics.batch_seconds.observe(seconds)
-        metrics.pending.set(self._intake.pending)
+        metrics.parts(self._parts)
         metrics.resident.set(len(self._residents))
         verdicts: dict[Verdict, int] = {}
         filled = 0

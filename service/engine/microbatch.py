@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from itertools import chain, repeat
+from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
@@ -101,6 +102,7 @@ class MicroBatch:
         self._begun = 0
         self.due: list[Resident] = []
         self.scores: Float | None = None
+        self.parts: list[tuple[str, float, float]] = []
 
     def run(self, items: Sequence[Item]) -> dict[Item, Result]:
         """Do everything; one result per item.
@@ -125,13 +127,16 @@ class MicroBatch:
         folded: Future[list[StoredReply]] = Future()
         committed = None
         if changes or keyed:
-            committed = self._writer.submit(self._store.commit, changes, folded, self._replies_since)
+            committed = self._writer.submit(self._commit, changes, folded)
+        started = perf_counter()
         try:
             appended = self._append(plan.appends)
+            self.parts.append(("fold", started, started := perf_counter()))
             if not keyed:
                 folded.set_result([])
             forecasts, ahead = self._decode(plan, appended, rewound)
             self._conclude(plan, forecasts)
+            self.parts.append(("decode", started, perf_counter()))
             if keyed:
                 folded.set_result(self._to_keep(keyed))
         except BaseException as error:
@@ -143,6 +148,13 @@ class MicroBatch:
         self._remember(plan, appended, ahead, rewound)
         self._take_in(plan, records, created)
         return self._results
+
+    def _commit(self, changes: Changes, folded: Future[list[StoredReply]]) -> list[StreamRecord]:
+        started = perf_counter()
+        try:
+            return self._store.commit(changes, folded, self._replies_since)
+        finally:
+            self.parts.append(("commit", started, perf_counter()))
 
     # -- requests that may have come before ------------------------------------------------------------------------
 

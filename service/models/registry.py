@@ -196,6 +196,7 @@ class Watcher:
                 self._take_cached()
             return
         self._metrics.registry_up.set(1)
+        self._metrics.registry_seen.set_to_current_time()
         if version == self._serving:
             self.trouble = None
         elif version == self._refused:

@@ -12,7 +12,7 @@ from contextlib import closing
 import httpx
 import pytest
 
-from tests.reliability.kit import Book, Server, audit, audit_states, read_log
+from tests.reliability.kit import HTTP, Book, Server, audit, audit_states, read_log
 from tests.service.kit import history, observations
 
 DIES, FAILS, FLUSHES_FAIL = 1, 2, 3
@@ -38,7 +38,7 @@ def script(url: str, book: Book, seed: int, length: int = 24) -> int:
     chance = random.Random(seed)
     answered = 0
     try:
-        with httpx.Client(base_url=url, timeout=30) as client:
+        with httpx.Client(base_url=url, timeout=30, verify=False) as client:
             for _ in range(length):
                 name = chance.choice(STREAMS)
                 last = book.last(name)
@@ -60,7 +60,7 @@ def script(url: str, book: Book, seed: int, length: int = 24) -> int:
 
 def create(url: str) -> None:
     for name in STREAMS:
-        httpx.put(f"{url}/v1/streams/{name}", json=history([10.0]), timeout=30).raise_for_status()
+        HTTP.put(f"{url}/v1/streams/{name}", json=history([10.0]), timeout=30).raise_for_status()
 
 
 def prepared(template, artifact, folder) -> None:
@@ -139,12 +139,12 @@ def test_a_failing_disk_is_503_and_heals_without_a_restart(
         assert server.alive
         answered = script(server.url, book, seed, 60)
         assert answered < 60, "the disk never failed"
-        assert httpx.get(f"{server.url}/readyz", timeout=30).status_code == 503
-        assert httpx.get(f"{server.url}/healthz", timeout=30).status_code == 200
+        assert HTTP.get(f"{server.url}/readyz", timeout=30).status_code == 503
+        assert HTTP.get(f"{server.url}/healthz", timeout=30).status_code == 200
         (folder / "healed").touch()
         # The first commit after that may still be refused, since SQLite starts its file anew.
         for _ in range(50):
-            if httpx.get(f"{server.url}/readyz", timeout=30).status_code == 200:
+            if HTTP.get(f"{server.url}/readyz", timeout=30).status_code == 200:
                 break
         assert script(server.url, book, seed + 1, 12) == 12
         logs = audit([book], f"sqlite:///{folder / 'log.db'}")
@@ -165,7 +165,7 @@ def test_a_flipped_bit_in_a_snapshot_is_found_and_the_log_decides(
     names = [f"s{i}" for i in range(flips)]
     server = server_on(template, artifact, folder)
     with server.start():
-        with httpx.Client(base_url=server.url, timeout=60) as client:
+        with httpx.Client(base_url=server.url, timeout=60, verify=False) as client:
             for name in names:
                 values = [round(chance.uniform(5, 20), 3) for _ in range(9)]
                 client.put(f"/v1/streams/{name}", json=history(values)).raise_for_status()
@@ -184,7 +184,7 @@ def test_a_flipped_bit_in_a_snapshot_is_found_and_the_log_decides(
             connection.commit()
         server.start()
         audit_states(server, read_log(url), tiny_forecaster)
-        metrics = httpx.get(f"{server.url}/metrics").text
+        metrics = HTTP.get(f"{server.url}/metrics").text
         assert f"forecaster_damaged_snapshots_total {flips}.0" in metrics
 
 
