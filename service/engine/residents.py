@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from forecaster import StreamState
 from forecaster.marginals import Block
@@ -21,6 +22,7 @@ from service.store import Store, StreamRecord
 __all__ = ["Resident", "Residents"]
 
 _RESTORE = 1024  # streams restored in one go
+_LEAVING = 512  # streams evicted beyond those that must
 
 
 @dataclass(slots=True, eq=False)
@@ -35,14 +37,11 @@ class Resident:
         Its row of the slab.
     unsaved
         Steps folded since the latest snapshot.
-    touched
-        Number of the micro-batch that used it last.
     """
 
     record: StreamRecord
     row: int
     unsaved: int
-    touched: int
 
 
 class Residents:
@@ -55,8 +54,7 @@ class Residents:
         self._metrics = metrics
         self._capacity = capacity
         self._bases = bases
-        self._by_name: dict[str, Resident] = {}
-        self._clock = 0
+        self._by_name: dict[str, Resident] = {}  # the longest idle first
 
     def __len__(self) -> int:
         """How many there are."""
@@ -71,16 +69,15 @@ class Residents:
 
         With `check_versions`, residents that another process has changed are restored anew.
         """
-        self._clock += 1
         if check_versions:
             self._drop_outdated(unique_ids)
         absent = []
         for unique_id in unique_ids:
-            resident = self._by_name.get(unique_id)
+            resident = self._by_name.pop(unique_id, None)
             if resident is None:
                 absent.append(unique_id)
             else:
-                resident.touched = self._clock
+                self._by_name[unique_id] = resident
         for start in range(0, len(absent), _RESTORE):
             found = list(self._store.recover(absent[start : start + _RESTORE], self.model.key).values())
             if not found:
@@ -117,7 +114,7 @@ class Residents:
         self.drop(record.unique_id for record in records)
         rows = self.slab.take(len(records))
         self.slab.scatter(rows, states, ahead)
-        added = [Resident(r, row, n, self._clock) for r, row, n in zip(records, rows, unsaved, strict=True)]
+        added = [Resident(r, row, n) for r, row, n in zip(records, rows, unsaved, strict=True)]
         self._by_name.update((resident.record.unique_id, resident) for resident in added)
         return added
 
@@ -127,11 +124,12 @@ class Residents:
         self.slab.give_back([resident.row for resident in gone])
 
     def evict(self) -> list[Resident]:
-        """The longest idle streams above capacity, a tenth more than needed so that this is rare; still resident."""
+        """The longest idle streams above capacity, some more than needed so that this is rare; still resident."""
         excess = len(self._by_name) - self._capacity
         if excess <= 0:
             return []
-        return sorted(self._by_name.values(), key=lambda r: r.touched)[: excess + self._capacity // 10]
+        # Few enough at once that nobody waits long for the snapshots of those that leave.
+        return list(islice(self._by_name.values(), excess + min(self._capacity // 10, _LEAVING)))
 
     def survey(self) -> Survey:
         """What past forecasts of all of them were worth."""
