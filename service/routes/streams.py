@@ -111,7 +111,7 @@ def add_to(app: FastAPI) -> None:
                 200: answer("replaced", StreamReply, headers=ETAG),
                 201: answer("created", StreamReply, headers=ETAG),
             },
-            *(412, 428),
+            *(404, 412, 428),  # with a line break in its name it is nothing that there could be a route for
             body=body_of_model(StreamHistory),
             parameters=(NAME, *_WRITES),
         ),
