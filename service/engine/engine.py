@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "Limits"]
 
 _STALE_RETRIES = 3
+_STALE_RETRIES_ALONE = 20  # each loss is another's success, so this many in a row are rare
 _FORGET_EVERY = 60.0  # seconds between two looks for replies that have been kept long enough
 _T = TypeVar("_T")
 
@@ -281,7 +282,7 @@ class Engine:
 
     def _attempt(self, items: list[Item]) -> tuple[dict[Item, Result], list[str]]:
         now = int(time.time())
-        for _ in range(_STALE_RETRIES):
+        for _ in range(_STALE_RETRIES if len(items) > 1 else _STALE_RETRIES_ALONE):
             batch = MicroBatch(
                 self._residents,
                 self._store,
