@@ -5,12 +5,14 @@ It knows no HTTP and no engine; both tell it what happened. Invariant: no label 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from forecaster.marginals import surprise
-from forecaster.quality import QUANTITIES
+from forecaster.quality import QUANTITIES, Figures
 
 __all__ = ["Metrics"]
 
@@ -93,6 +95,15 @@ class Metrics:
         self.replayed_steps = Counter(
             "forecaster_replayed_steps", "Steps of logs folded to derive states for a coming model", registry=registry
         )
+        self.challenger_failures = Counter(
+            "forecaster_challenger_failures", "Challengers whose process crashed or hung", registry=registry
+        )
+        self.shadow = Gauge(
+            "forecaster_shadow",
+            "Accuracy of recent forecasts of challenger and champion over the same streams",
+            ("model", "figure"),
+            registry=registry,
+        )
         self.refused_models = Counter("forecaster_refused_models", "Models that were not taken", registry=registry)
         self.registry_errors = Counter("forecaster_registry_errors", "Failed registry look-ups", registry=registry)
         self.registry_up = Gauge("forecaster_registry_up", "1 if the last registry look-up worked", registry=registry)
@@ -137,6 +148,12 @@ class Metrics:
         """Record what truths added to the sums of scores."""
         for quantity, score in zip(QUANTITIES, scores.tolist(), strict=True):
             self.quality.labels(quantity).inc(max(score, 0.0))
+
+    def compared(self, recent: Sequence[Figures]) -> None:
+        """Record the figures of challenger and champion."""
+        for model, found in zip(("challenger", "champion"), recent, strict=True):
+            for name in ("relative_mae", "wql", "coverage_80"):
+                self.shadow.labels(model, name).set(float(getattr(found, name)))
 
     def serves(self, name: str, version: str) -> None:
         """Record which model serves from now on."""

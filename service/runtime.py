@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
+from service.challenger import Challenger
 from service.engine import Engine, Limits
 from service.engine.subscriptions import Subscriptions
 from service.engine.trimmer import Trimmer
 from service.errors import ModelError, ServiceError, StoreError
 from service.keys import KeyRing, is_loopback
 from service.metrics import Metrics
-from service.models.registry import MlflowRegistry, Watcher, parse_reference
+from service.models.registry import MlflowRegistry, Taker, Watcher, parse_reference
 from service.models.served import ServedModel, load_model
 from service.problems import overloaded, unavailable
 from service.retention import least_steps, steps_of
@@ -91,6 +92,13 @@ class Service:
             serves=self._trim,
             keep_seconds=settings.rollback_hours * 3600,
         )
+        self.challenger: Challenger | None = None
+        if settings.challenger is not None:
+            streams, seconds = settings.challenger_streams, settings.poll_seconds
+            self.challenger = Challenger(
+                settings.store, lambda: self.engine, self.metrics, streams=streams, seconds=seconds
+            )
+        self._challenger_watcher: Watcher | None = None
         self._first_model = model
         self._watcher: Watcher | None = None
         self._trimmer: Trimmer | None = None
@@ -148,18 +156,11 @@ class Service:
         torch.set_num_threads(self.settings.torch_threads)
         if self._first_model is not None:
             self.switch.take(self._first_model)
-        reference = parse_reference(self.settings.model)
-        if reference is not None:
-            uri = self.settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-            self._watcher = Watcher(
-                reference,
-                MlflowRegistry(uri),
-                self.switch,
-                cache=self.settings.model_cache,
-                poll_seconds=self.settings.poll_seconds,
-                metrics=self.metrics,
-            )
+        self._watcher = self._watch(self.settings.model, self.switch, self.settings.model_cache)
+        if self._watcher is not None:
             self._watcher.start()
+        if self.challenger is not None:
+            await asyncio.to_thread(self._challenge, self.challenger)
 
     async def stop(self) -> None:
         """Stop watching, finish what was taken in, write snapshots, close the store."""
@@ -169,6 +170,10 @@ class Service:
             await asyncio.to_thread(self._watcher.stop)
         if self._trimmer is not None:
             await asyncio.to_thread(self._trimmer.stop)
+        if self._challenger_watcher is not None:
+            await asyncio.to_thread(self._challenger_watcher.stop)
+        if self.challenger is not None:
+            await asyncio.to_thread(self.challenger.close)
         self.switch.close()
         if self.engine is not None:
             self.ended = await asyncio.to_thread(self.engine.stop, self.settings.drain_seconds)
@@ -177,9 +182,31 @@ class Service:
             self.store.close()
         else:
             logging.getLogger("service").error("the store hangs: ended without the last snapshots")
-
         if self.tracing is not None:
             self.tracing.close()
+
+    def _watch(self, model: str, taker: Taker, cache: Path | None) -> Watcher | None:
+        """Follow a model; None if it is a folder."""
+        reference = parse_reference(model)
+        if reference is None:
+            return None
+        settings = self.settings
+        uri = settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+        seconds, metrics = settings.poll_seconds, self.metrics
+        return Watcher(reference, MlflowRegistry(uri), taker, cache=cache, poll_seconds=seconds, metrics=metrics)
+
+    def _challenge(self, challenger: Challenger) -> None:
+        """Begin to follow the challenger; one that cannot be used harms nobody."""
+        name = self.settings.challenger or ""
+        try:
+            self._challenger_watcher = self._watch(name, challenger, None)
+            if self._challenger_watcher is not None:
+                self._challenger_watcher.start()
+            else:
+                challenger.take(load_model(Path(name)))
+        except (ServiceError, OSError) as error:
+            challenger.trouble = str(error)
+            logging.getLogger("service").error("no challenger: %s", error)
 
     def leave(self) -> None:
         """Say from now on that it is not ready, and let readers of events go elsewhere."""

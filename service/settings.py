@@ -58,6 +58,11 @@ class Settings(BaseSettings):
         24, ge=0, le=10_000, description="how long the model before, and the states under it, are kept for a way back"
     )
 
+    challenger: str | None = Field(
+        None, description="a model, named as `model` is, that follows the log in shadow beside the one that serves"
+    )
+    challenger_streams: int = Field(1000, ge=1, description="streams that the challenger follows, the oldest first")
+
     max_body_bytes: int = Field(
         32 * 2**20, ge=1024, description="bodies that are larger, packed or unpacked, are refused with 413"
     )

@@ -176,6 +176,11 @@ class ModelsReply(_Reply):
     models: list[ServedReply]
     reference: str
     trouble: str | None
+    coming: dict[str, Any] | None = Field(None, description="the model whose states are being derived, and how far")
+    before: dict[str, Any] | None = Field(None, description="the model before, and how long the way back is kept")
+    challenger: dict[str, Any] | None = Field(
+        None, description="the model in shadow, with its figures and the champion's over the same streams"
+    )
 
 
 MODELS: tuple[type[BaseModel], ...] = (
@@ -221,7 +226,7 @@ _HISTORY: dict[str, Any] = {
     "ds": ["2025-01-01T00:00:00", "2025-01-01T01:00:00", "2025-01-01T02:00:00"],
     "y": [98.1, None, 104.7],
 }
-_FIGURES = {"forecasts": 24, "mase": 0.71, "wql": 0.04, "coverage": 0.79}
+_FIGURES = {"count": 24.0, "mae": 3.1, "relative_mae": 0.71, "wql": 0.04, "coverage_80": 0.79}
 EXAMPLES: dict[type[BaseModel], Any] = {
     ForecastReply: _FORECAST,
     ForecastsReply: {"forecasts": [{name: value for name, value in _FORECAST.items() if name != "version"}]},

@@ -155,9 +155,9 @@ class Engine:
 
         return self._between(change)
 
-    def survey(self) -> Future[Survey]:
-        """What past forecasts of all streams in memory were worth."""
-        return self._between(Residents.survey)
+    def survey(self, unique_ids: Sequence[str] | None = None) -> Future[Survey]:
+        """What past forecasts of streams in memory were worth; of all of them, or of those named."""
+        return self._between(lambda residents: residents.survey(unique_ids))
 
     def _between(self, work: Callable[[Residents], _T]) -> Future[_T]:
         """Do something short between two micro-batches."""

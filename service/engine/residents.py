@@ -131,9 +131,11 @@ class Residents:
         # Few enough at once that nobody waits long for the snapshots of those that leave.
         return list(islice(self._by_name.values(), excess + min(self._capacity // 10, _LEAVING)))
 
-    def survey(self) -> Survey:
-        """What past forecasts of all of them were worth."""
+    def survey(self, unique_ids: Sequence[str] | None = None) -> Survey:
+        """What past forecasts of all of them were worth, or of those named."""
         residents = list(self._by_name.values())
+        if unique_ids is not None:
+            residents = [resident for name in unique_ids if (resident := self._by_name.get(name)) is not None]
         total, recent = self.slab.scores([resident.row for resident in residents])
         names = [resident.record.unique_id for resident in residents]
         return Survey(self.model, names, [resident.record.last_step for resident in residents], total, recent)

@@ -1,0 +1,143 @@
+"""The shadow: a challenger folds the log behind the champion, in a process of its own (``python -m service.shadow``).
+
+It reads the store and writes one line of JSON now and then: what the challenger's forecasts were worth, stream by
+stream. It takes the processor last, changes nothing in the store, and ends when nobody reads its lines. Figures come
+from the same flights as the champion's, since these follow from step numbers (`forecaster.quality`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+import torch
+
+from forecaster import StreamState
+from service.engine.folding import Stretch, begin, dense, fold_ragged
+from service.engine.slab import Slab
+from service.models.served import ServedModel, load_model
+from service.store import Store, StreamRecord, Value
+
+Entry = tuple[int, Value]
+
+__all__ = ["Follower", "main"]
+
+_PAGE = 256
+_COMPARED = 24  # latest entries of a log by which a change of what was folded is noticed
+_NICE = 19  # the least of priorities
+
+
+class _Known(NamedTuple):
+    """A stream as it was folded: its record, its row, and the latest entries of its log."""
+
+    record: StreamRecord
+    row: int
+    latest: list[Entry]
+
+
+class Follower:
+    """States of the first streams of a store under one model, in memory only.
+
+    Parameters
+    ----------
+    model, store
+        The weights, and the log to fold.
+    limit
+        How many streams, the oldest first.
+    """
+
+    def __init__(self, model: ServedModel, store: Store, limit: int) -> None:
+        self._model = model
+        self._store = store
+        self._limit = limit
+        self._slab = Slab(model.forecaster)
+        self._known: dict[int, _Known] = {}
+
+    def look(self) -> None:
+        """Fold what is new; a stream whose log has changed is folded anew, unless the change is a revision far back."""
+        after, seen = 0, set[int]()
+        while len(seen) < self._limit:
+            page = self._store.page_by_id(after, min(_PAGE, self._limit - len(seen)))
+            if not page:
+                break
+            after = page[-1].id
+            seen.update(record.id for record in page)
+            self._follow([r for r in page if r.id not in self._known or self._known[r.id].record.version != r.version])
+        for gone in self._known.keys() - seen:
+            self._slab.give_back([self._known.pop(gone).row])
+
+    def _follow(self, records: list[StreamRecord]) -> None:
+        bases, rows, stretches = list[StreamState](), list[int](), list[Stretch]()
+        forecaster = self._model.forecaster
+        for record in records:
+            known = self._known.get(record.id)
+            found = None if known is None else self._new_since(known, record)
+            if known is not None and found is not None:
+                first, base = known.record.last_step, self._slab.gather([known.row])
+            else:
+                found = self._log(record, None)
+                first, base = record.log_step - 1, begin(forecaster, [record])
+            bases.append(base)
+            rows.append(self._slab.take(1)[0] if known is None else known.row)
+            stretches.append(dense(forecaster, found, first, record.last_step))
+            latest = [*(known.latest if known is not None else []), *found] if first >= record.log_step else found
+            self._known[record.id] = _Known(record, rows[-1], latest[-_COMPARED:])
+        if records:
+            self._slab.scatter(rows, fold_ragged(forecaster, StreamState.concat(bases), stretches))
+
+    def _new_since(self, known: _Known, record: StreamRecord) -> list[Entry] | None:
+        """What the log has after what was folded; None where that has changed."""
+        if known.record.first_step != record.first_step or not known.latest:
+            return None
+        found = self._log(record, known.latest[0][0] - 1)
+        same, new = found[: len(known.latest)], found[len(known.latest) :]
+        grown = record.observations - known.record.observations
+        return new if same == known.latest and len(new) == grown else None
+
+    def _log(self, record: StreamRecord, after: int | None) -> list[Entry]:
+        # The log may have been read a moment after the record.
+        return [entry for entry in self._store.log(record.id, after) if entry[0] <= record.last_step]
+
+    def line(self) -> bytes:
+        """What is known, as JSON."""
+        records = [known.record for known in self._known.values()]
+        total, recent = self._slab.scores([known.row for known in self._known.values()])
+        said = {
+            "unique_ids": [record.unique_id for record in records],
+            "last_steps": [record.last_step for record in records],
+            "total": total.tolist(),
+            "recent": recent.tolist(),
+        }
+        return orjson.dumps(said) + b"\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Follow until nobody listens."""
+    parser = argparse.ArgumentParser(prog="python -m service.shadow", description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="artifact folder")
+    parser.add_argument("--store", required=True, help="URL of the observation log")
+    parser.add_argument("--streams", type=int, required=True, help="how many are followed")
+    parser.add_argument("--seconds", type=float, required=True, help="pause between two looks")
+    given = parser.parse_args(arguments)
+    os.nice(_NICE)
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        follower = Follower(load_model(given.model), Store.open(given.store), given.streams)
+        while True:
+            follower.look()
+            try:
+                sys.stdout.buffer.write(follower.line())
+                sys.stdout.buffer.flush()
+            except BrokenPipeError:
+                return 0
+            time.sleep(given.seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

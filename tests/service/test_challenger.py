@@ -1,0 +1,126 @@
+"""A challenger in shadow: the figures it would have had, and a champion that does not notice its end (R19)."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import httpx
+import numpy as np
+import orjson
+import torch
+
+from forecaster.quality import figures
+from service.app import create_app
+from service.challenger import Challenger
+from service.models.served import ServedModel, load_model
+from service.shadow import Follower
+from tests.service.kit import LocalClient, history, observations
+from tests.service.test_swap import wait_for
+
+BASE = 473352
+NAMES = ("a", "b")
+
+
+def values(name: str, length: int = 70) -> list[float]:
+    noise = np.random.default_rng(NAMES.index(name)).normal(size=length)
+    return (20 + 8 * np.sin(np.arange(length) * np.pi / 2) + 2 * noise).round(2).tolist()
+
+
+def sums(forecaster, logs: dict[str, list[float]]) -> np.ndarray:
+    """Sums of scores of whole logs, [Q, N]."""
+    state = forecaster.warm_up([np.array(y) for y in logs.values()], [BASE] * len(logs))
+    return forecaster.quality(state).total.sum(2).T
+
+
+def said(follower: Follower) -> dict[str, np.ndarray]:
+    """Sums by stream."""
+    with torch.inference_mode():
+        follower.look()
+        found = orjson.loads(follower.line())
+    return dict(zip(found["unique_ids"], np.array(found["total"]).reshape(6, -1).T, strict=True))
+
+
+def test_a_follower_knows_what_a_fold_of_the_log_knows(client, challenger):
+    """Appended, late, replaced and deleted; and no more streams than it was told."""
+    with torch.inference_mode():
+        follower = Follower(ServedModel("other", "2", challenger), client.service.store, limit=2)
+    assert said(follower) == {}
+    for name in NAMES:
+        client.put(f"/v1/streams/{name}", json=history(values(name)[:50]))
+    client.put("/v1/streams/c", json=history([1.0]))
+
+    def check(**logs):
+        found = said(follower)
+        assert sorted(found) == sorted(logs)
+        for name, y in logs.items():
+            np.testing.assert_allclose(found[name], sums(challenger, {name: y})[:, 0], rtol=1e-3, err_msg=name)
+
+    check(a=values("a")[:50], b=values("b")[:50])
+    pairs = [(hour, values("a")[hour]) for hour in range(50, 70)]
+    client.post("/v1/streams/a/observations", json=observations(*pairs[:9], pairs[11]))
+    gap = [*values("a")[:59], np.nan, np.nan, values("a")[61]]
+    check(a=gap, b=values("b")[:50])
+    client.post("/v1/streams/a/observations", json=observations(*pairs[9:11], *pairs[12:]))
+    check(a=values("a"), b=values("b")[:50])
+    client.put("/v1/streams/b", json=history(values("b")[10:70]))
+    client.delete("/v1/streams/a")
+    check(b=values("b")[10:70], c=[1.0])
+
+
+def test_its_figures_stand_beside_the_champions_until_it_dies_and_the_champion_goes_on(
+    settings, challenger_artifact, challenger, tiny_forecaster
+):
+    settings = settings.model_copy(update={"challenger": str(challenger_artifact), "poll_seconds": 0.2})
+    with LocalClient(create_app(settings)) as client:
+        for name in NAMES:
+            client.put(f"/v1/streams/{name}", json=history(values(name)))
+
+        def described():
+            return client.get("/v1/models").json()["challenger"]
+
+        wait_for(lambda: described()["streams"] == len(NAMES), 120)
+        found = described()
+        assert (found["name"], found["trouble"]) == ("challenger", None)
+        logs = {name: values(name) for name in NAMES}
+        for who, forecaster in (("challenger", challenger), ("champion", tiny_forecaster)):
+            expected = figures(sums(forecaster, logs).sum(1))
+            for figure in ("count", "mae", "relative_mae", "wql", "coverage_80"):
+                np.testing.assert_allclose(found[who]["total"][figure], getattr(expected, figure), rtol=1e-3)
+        assert 'forecaster_shadow{figure="relative_mae",model="challenger"}' in client.get("/metrics").text
+
+        os.kill(client.service.challenger.process.pid, signal.SIGKILL)
+        wait_for(lambda: described()["trouble"] == "the challenger ended with status -9")
+        reply = client.post("/v1/streams/a/observations", json=observations((70, 5.0)))
+        assert (reply.status_code, reply.json()["model"]["name"]) == (200, "tiny")
+        assert "forecaster_challenger_failures_total 1.0" in client.get("/metrics").text
+        assert client.get("/readyz").status_code == httpx.codes.OK
+
+
+def test_one_that_hangs_is_ended(client, store_url, challenger_artifact):
+    shadow = Challenger(store_url, lambda: client.service.engine, client.service.metrics, streams=9, seconds=0.1)
+    shadow._silence = 120
+    shadow.take(load_model(challenger_artifact))
+    try:
+        wait_for(lambda: shadow._pair is not None, 120)
+        process = shadow.process
+        shadow._silence = 3.0
+        for _ in range(2):  # until it is that silence which is waited for
+            heard = shadow._pair
+            wait_for(lambda heard=heard: shadow._pair is not heard or shadow.trouble is not None, 120)
+        os.kill(process.pid, signal.SIGSTOP)
+        wait_for(lambda: shadow.trouble is not None, 120)
+
+        assert "was silent" in shadow.trouble
+        assert process.wait(10) == -signal.SIGKILL
+        assert client.put("/v1/streams/a", json=history([1.0])).status_code == 201
+    finally:
+        shadow.close()
+
+
+def test_a_challenger_that_cannot_be_used_is_refused_and_the_champion_serves(settings, tmp_path):
+    settings = settings.model_copy(update={"challenger": str(tmp_path)})
+    with LocalClient(create_app(settings)) as client:
+        assert client.put("/v1/streams/a", json=history([1.0])).status_code == 201
+        assert client.get("/v1/models").json()["challenger"] is None
+        assert "manifest" in client.service.challenger.trouble or "artifact" in client.service.challenger.trouble
