@@ -52,5 +52,6 @@ def test_the_commands():
         "score",
         "serve",
         "simulate",
+        "streams",
         "train",
     ]

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -188,6 +188,14 @@ class LocalClient:
     def delete(self, path: str, **options: Any) -> httpx.Response:
         """DELETE."""
         return self.request("DELETE", path, **options)
+
+
+def until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for something that happens by itself."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
 
 
 def run(coroutine: Any) -> Any:

@@ -15,7 +15,7 @@ from forecaster import Panel
 from service.app import create_app
 from service.settings import Settings
 from tests.forecaster.kit import config_of, forecaster_of
-from tests.service.kit import LocalClient, ds, history, observations
+from tests.service.kit import LocalClient, ds, history, observations, until
 from tests.service.test_replay import MAX_GAP, VALUES, Machine
 
 
@@ -52,11 +52,11 @@ def test_beyond_the_window_there_is_a_verdict_a_count_and_no_change(client, late
 
     alone = client.post("/v1/streams/a/observations", json=observations((hour, 1.0)))
     bulk = client.post("/v1/observations", content=row, headers={"content-type": "application/x-ndjson"}).json()
-    counted = client.get("/metrics").text
 
     assert (alone.status_code, alone.json()["type"].rpartition(":")[2]) == (422, status)
     assert bulk["verdicts"] == [verdict]
-    assert f'forecaster_observations_total{{verdict="{verdict}"}} 1.0' in counted
+    line = f'forecaster_observations_total{{verdict="{verdict}"}} 1.0'
+    until(lambda: line in client.get("/metrics").text)  # counted once the answer is out
     assert client.get("/v1/streams/a/forecast").json() == before
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 
 from service import runtime
 from service.app import create_app
-from tests.service.kit import LocalClient, history, observations
+from tests.service.kit import LocalClient, history, observations, until
 from tests.service.test_http import assert_problem
 
 
@@ -23,13 +22,6 @@ def client(settings):
         until(lambda: running.post("/v1/streams/a/observations", json=observations((1, 1.0))).status_code == 200)
         until(lambda: running.delete("/v1/streams/a").status_code == 204)
         yield running
-
-
-def until(holds, seconds=20):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_a_store_that_hangs_is_asked_once_and_found_out(client, monkeypatch):

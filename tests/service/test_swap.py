@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
-import time
 from pathlib import Path
 
 import httpx
@@ -19,17 +18,9 @@ from service.metrics import Metrics
 from service.models.registry import Reference, Watcher, parse_reference
 from service.models.served import ServedModel, load_model
 from tests.forecaster.kit import config_of, forecaster_of
-from tests.service.kit import LocalClient, Server, assert_same_state, ds, history, observations, recompute, run
+from tests.service.kit import LocalClient, Server, assert_same_state, ds, history, observations, recompute, run, until
 
 BASE = 473352
-
-
-def wait_for(condition, seconds=60):
-    """Until it holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -98,23 +89,23 @@ def test_a_champion_is_swapped_and_rolled_back_under_load(
         assert (early.status_code, early.json()["status"]) == (503, 503)
 
         mlflow_client.set_registered_model_alias("demo", "champion", first)
-        wait_for(lambda: httpx.get(f"{server.url}/readyz").status_code == 200)
+        until(lambda: httpx.get(f"{server.url}/readyz").status_code == 200)
         for name in names:
             httpx.put(f"{server.url}/v1/streams/{name}", json=history([10.0])).raise_for_status()
         writing = threading.Thread(target=run, args=(write_all(),))
         writing.start()
         try:
-            wait_for(lambda: all(seen.values()))
+            until(lambda: all(seen.values()))
             mlflow_client.set_registered_model_alias("demo", "champion", second)
-            wait_for(lambda: served() == second)
-            wait_for(lambda: all(versions[-1] == second for versions in seen.values()))
+            until(lambda: served() == second)
+            until(lambda: all(versions[-1] == second for versions in seen.values()))
         finally:
             done.set()
             writing.join()
         check(challenger, second)
 
         mlflow_client.set_registered_model_alias("demo", "champion", first)
-        wait_for(lambda: served() == first)
+        until(lambda: served() == first)
         check(tiny_forecaster, first)
 
         broken = register(mlflow_client, artifact)
@@ -123,13 +114,13 @@ def test_a_champion_is_swapped_and_rolled_back_under_load(
         )
         weights.write_bytes(b"garbage")
         mlflow_client.set_registered_model_alias("demo", "champion", broken)
-        wait_for(lambda: "was not taken" in str(httpx.get(f"{server.url}/readyz").json()))
+        until(lambda: "was not taken" in str(httpx.get(f"{server.url}/readyz").json()))
         assert httpx.get(f"{server.url}/readyz").status_code == 200
         assert "forecaster_refused_models_total 1.0" in httpx.get(f"{server.url}/metrics").text
         check(tiny_forecaster, first)
 
         (mlflow_client.folder / "mlflow.db").write_bytes(b"no database any more " * 1000)
-        wait_for(lambda: "cannot be asked" in str(httpx.get(f"{server.url}/readyz").json()))
+        until(lambda: "cannot be asked" in str(httpx.get(f"{server.url}/readyz").json()))
         check(tiny_forecaster, first)
 
     for versions in seen.values():
@@ -285,7 +276,7 @@ def test_states_of_the_model_before_are_forgotten_after_the_stated_time(settings
     with LocalClient(create_app(settings)) as client:
         client.put("/v1/streams/a", json=history([float(5 + i % 7) for i in range(30)]))
         client.service.switch.take(load_model(challenger_artifact))
-        wait_for(lambda: client.service.switch.kept is None)
+        until(lambda: client.service.switch.kept is None)
 
         with client.service.store._engine.connect() as connection:
             keys = {row[0] for row in connection.exec_driver_sql("SELECT model_key FROM snapshots")}
