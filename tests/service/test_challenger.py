@@ -15,8 +15,7 @@ from service.app import create_app
 from service.challenger import Challenger
 from service.models.served import ServedModel, load_model
 from service.shadow import Follower
-from tests.service.kit import LocalClient, history, observations
-from tests.service.test_swap import wait_for
+from tests.service.kit import LocalClient, history, observations, until
 
 BASE = 473352
 NAMES = ("a", "b")
@@ -79,7 +78,7 @@ def test_its_figures_stand_beside_the_champions_until_it_dies_and_the_champion_g
         def described():
             return client.get("/v1/models").json()["challenger"]
 
-        wait_for(lambda: described()["streams"] == len(NAMES), 120)
+        until(lambda: described()["streams"] == len(NAMES), 120)
         found = described()
         assert (found["name"], found["trouble"]) == ("challenger", None)
         logs = {name: values(name) for name in NAMES}
@@ -90,7 +89,7 @@ def test_its_figures_stand_beside_the_champions_until_it_dies_and_the_champion_g
         assert 'forecaster_shadow{figure="relative_mae",model="challenger"}' in client.get("/metrics").text
 
         os.kill(client.service.challenger.process.pid, signal.SIGKILL)
-        wait_for(lambda: described()["trouble"] == "the challenger ended with status -9")
+        until(lambda: described()["trouble"] == "the challenger ended with status -9")
         reply = client.post("/v1/streams/a/observations", json=observations((70, 5.0)))
         assert (reply.status_code, reply.json()["model"]["name"]) == (200, "tiny")
         assert "forecaster_challenger_failures_total 1.0" in client.get("/metrics").text
@@ -102,14 +101,14 @@ def test_one_that_hangs_is_ended(client, store_url, challenger_artifact):
     shadow._silence = 120
     shadow.take(load_model(challenger_artifact))
     try:
-        wait_for(lambda: shadow._pair is not None, 120)
+        until(lambda: shadow._pair is not None, 120)
         process = shadow.process
         shadow._silence = 3.0
         for _ in range(2):  # until it is that silence which is waited for
             heard = shadow._pair
-            wait_for(lambda heard=heard: shadow._pair is not heard or shadow.trouble is not None, 120)
+            until(lambda heard=heard: shadow._pair is not heard or shadow.trouble is not None, 120)
         os.kill(process.pid, signal.SIGSTOP)
-        wait_for(lambda: shadow.trouble is not None, 120)
+        until(lambda: shadow.trouble is not None, 120)
 
         assert "was silent" in shadow.trouble
         assert process.wait(10) == -signal.SIGKILL
