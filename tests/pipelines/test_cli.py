@@ -342,6 +342,8 @@ def test_ctrl_c_ends_training_with_status_130_and_a_killed_run(folder: Path) -> 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Jobs in the background of a script are started with SIGINT ignored, and so would be their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stderr is not None
     for line in process.stderr:
@@ -349,7 +351,7 @@ def test_ctrl_c_ends_training_with_status_130_and_a_killed_run(folder: Path) -> 
             break
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=120)
 
     assert process.returncode == 130
     assert err.strip().splitlines()[-1] == "forecaster: interrupted"
