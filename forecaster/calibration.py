@@ -163,6 +163,8 @@ class Calibration(nn.Module):
         phase = (after.last_step.numpy() - steps) % self.period
         if total == 1 and trail is None and not self._eventful[phase].any():
             return after
+        if rows is not None:
+            after = replace(after, flight=before.flight[rows], ruler=before.ruler[rows])
         after = self._settle_old(before, rows, after, values, steps, phase)
         correction = after.correction.clone()
         logs, log = correction.flatten(1), head.transform == "log"

@@ -25,6 +25,7 @@ __all__ = [
     "FINE",
     "FLOOR",
     "LARGEST_CORRECTION",
+    "LARGEST_LOG",
     "LARGEST_SCALED",
     "LARGEST_UNIT",
     "NUM_STATISTICS",
@@ -35,8 +36,8 @@ __all__ = [
     "describe",
     "fly",
     "land",
-    "locate",
     "lstm_gates",
+    "place",
     "settle",
 ]
 
@@ -58,6 +59,9 @@ SHIFT = 1 / 30
 
 FLOOR = 0.05
 """Below this multiple of the location the log transform continues as its tangent, so that it is defined everywhere."""
+
+LARGEST_LOG = 12.0
+"""No forecast exceeds the location by more than this on the log scale; keeps an untrained network finite."""
 
 PRIOR_UNIT = 0.3
 PRIOR_COUNT = 8
@@ -646,43 +650,74 @@ def settle(
 # -- places in a distribution ------------------------------------------------------------------------------------------
 
 
+@_part
+def _restore(scaled: float, location: float, scale: float, unit: float, log: bool) -> float:
+    """A value of a frame's coordinates in units of y: `scaling.restore` of one number."""
+    relative = scaled * unit
+    if not log:
+        return location + relative * scale
+    relative = min(relative, LARGEST_LOG)
+    lowest = math.log(FLOOR)
+    factor = math.expm1(relative) if relative > lowest else FLOOR * (1 + relative - lowest) - 1
+    return location + factor * max(location + SHIFT * scale, SHIFT * scale)
+
+
+@_part
+def _level(row: Float64, levels: Float64, place: int, value: float) -> float:
+    """Level of a value that lies above `place` of the quantiles: linear between them, exponential beyond all."""
+    last = levels.shape[0] - 1
+    if place == 0:
+        width = row[1] - row[0]
+        decay = math.log(levels[1] / levels[0])
+        return float(levels[0] * math.exp((value - row[0]) / width * decay)) if width > 0 else 0.0
+    if place > last:
+        width = row[last] - row[last - 1]
+        decay = math.log((1 - levels[last - 1]) / (1 - levels[last]))
+        return float(1 - (1 - levels[last]) * (math.exp((row[last] - value) / width * decay) if width > 0 else 0.0))
+    share = (value - row[place - 1]) / (row[place] - row[place - 1])
+    return float(levels[place - 1] + share * (levels[place] - levels[place - 1]))
+
+
 @_loop
-def locate(quantiles: Float64, levels: Float64, y: Float64, below: Float64, at_most: Float64) -> None:
+def place(
+    scaled: Float32,
+    frame: tuple[Float64, Float64, Float64],
+    levels: Float64,
+    y: Float64,
+    log: bool,
+    nonnegative: bool,
+    places: Float64,
+) -> None:
     """Where values lie on quantile functions: linear between quantiles, with exponential tails beyond the outermost.
 
     Parameters
     ----------
-    quantiles
-        Rising along the last axis, shape [N, Q].
+    scaled
+        Quantiles in the coordinates of each row's frame, rising along the second axis, shape [N, Q, H].
+    frame
+        Location, scale and unit, shape [N] each.
     levels
         Of the quantiles, shape [Q].
     y
-        Shape [N].
-    below, at_most
-        Written: probabilities of less than y and of at most y, shape [N]; they differ where quantiles are equal.
+        Shape [N, H].
+    log
+        Whether the transform is the logarithm.
+    nonnegative
+        Whether all that would lie below 0 lies at 0, in frames that have seen no negative value.
+    places
+        Written, shape [N, H]: between 0 and 1, in the middle of what quantiles that are equal take.
     """
-    last = levels.shape[0] - 1
-    low_decay = math.log(levels[1] / levels[0])
-    high_decay = math.log((1 - levels[last - 1]) / (1 - levels[last]))
+    row = np.empty(levels.shape[0])
     for n in range(y.shape[0]):
-        row, value = quantiles[n], y[n]
-        less = not_more = 0
-        for i in range(last + 1):
-            less += row[i] < value
-            not_more += row[i] <= value
-        for side in range(2):
-            place = not_more if side == 1 else less
-            if place == 0:
-                width = row[1] - row[0]
-                level = levels[0] * math.exp((value - row[0]) / width * low_decay) if width > 0 else 0.0
-            elif place > last:
-                width = row[last] - row[last - 1]
-                beyond = math.exp((row[last] - value) / width * high_decay) if width > 0 else 0.0
-                level = 1 - (1 - levels[last]) * beyond
-            else:
-                share = (value - row[place - 1]) / (row[place] - row[place - 1])
-                level = levels[place - 1] + share * (levels[place] - levels[place - 1])
-            if side == 1:
-                at_most[n] = level
-            else:
-                below[n] = level
+        location, scale, unit = frame[0][n], frame[1][n], frame[2][n]
+        bounded = nonnegative and location >= scale * (1 - 1e-12)
+        for h in range(y.shape[1]):
+            value = y[n, h]
+            less = not_more = 0
+            for i in range(levels.shape[0]):
+                row[i] = _restore(scaled[n, i, h], location, scale, unit, log)
+                less += row[i] < value
+                not_more += row[i] <= value
+            below = 0.0 if bounded and value <= 0 else _level(row, levels, less, value)
+            at_most = 0.0 if bounded and value < 0 else _level(row, levels, not_more, value)
+            places[n, h] = (below + at_most) / 2

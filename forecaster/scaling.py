@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from forecaster import kernels
-from forecaster.kernels import FINE, FLOOR, SCALARS, SHIFT, SMALLEST_SIZE
+from forecaster.kernels import FINE, FLOOR, LARGEST_LOG, SCALARS, SHIFT, SMALLEST_SIZE
 from forecaster.state import StreamState
 
 __all__ = [
@@ -43,8 +43,6 @@ Int64 = npt.NDArray[np.int64]
 Transform = Literal["log", "linear"]
 
 LOG_FLOOR = math.log(FLOOR)
-LARGEST_LOG = 12.0
-"""No forecast exceeds the location by more than this on the log scale; keeps an untrained network finite."""
 
 
 class Frame(NamedTuple):
@@ -245,8 +243,13 @@ def _fold(
     parts: tuple[Tensor, Tensor, Tensor],
 ) -> StreamState:
     batch, length = y.shape
-    kept = (state.hidden, state.cell, state.correction, state.flight, state.ruler)
-    hidden, cell, correction, flight, ruler = (part if rows is None else part.index_select(0, rows) for part in kept)
+    kept = (state.hidden, state.cell, state.correction, state.static)
+    hidden, cell, correction, static = (part if rows is None else part.index_select(0, rows) for part in kept)
+    # Seldom changed: left out of a change, unless the calibration finds something to score or to issue.
+    seldom = (state.flight, state.ruler, state.issued, state.quality)
+    flight, ruler, issued, quality = (
+        part if rows is None else part.new_empty(batch, *part.shape[1:-1], 0) for part in seldom
+    )
     after = StreamState(
         hidden=hidden,
         cell=cell,
@@ -258,10 +261,9 @@ def _fold(
         correction=correction,
         flight=flight,
         ruler=ruler,
-        # Large, and seldom changed: left out of a change, unless the calibration finds something to score.
-        issued=state.issued if rows is None else state.issued.new_empty(batch, 4, 0),
-        quality=state.quality if rows is None else state.quality.new_empty(batch, *state.quality.shape[1:3], 0),
-        static=state.static if rows is None else state.static.index_select(0, rows),
+        issued=issued,
+        quality=quality,
+        static=static,
     )
     kernels.advance(
         np.arange(batch) if rows is None else _array(rows),

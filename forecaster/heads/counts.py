@@ -23,8 +23,8 @@ from forecaster.heads.special import (
     negative_binomial_log_prob,
     negative_binomial_quantile,
 )
-from forecaster.kernels import SHIFT
-from forecaster.scaling import LARGEST_LOG, Frame, Transform, restore
+from forecaster.kernels import LARGEST_LOG, SHIFT
+from forecaster.scaling import Frame, Transform, restore
 
 __all__ = ["NegativeBinomialHead", "ZeroInflatedHead"]
 

@@ -27,10 +27,15 @@ class DistributionHead(Head):
     def cdf(self, parameters: Tensor, y: Tensor, frame: Frame) -> Tensor:
         """Probability of at most y [B, H], float64, shape [B, H]."""
 
-    def interval(self, parameters: Tensor, y: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
+    def place(self, parameters: Tensor, y: Tensor, frame: Frame) -> Tensor:
         """From the distribution function."""
         at_most = self.cdf(parameters, y, frame)
-        return (self.cdf(parameters, y - 1, frame) if self.discrete else at_most), at_most
+        below = self.cdf(parameters, y - 1, frame) if self.discrete else at_most
+        if self.nonnegative and not self.discrete:
+            holds = self._holds(frame).unsqueeze(-1)
+            below = torch.where(holds & (y <= 0), 0.0, below)
+            at_most = torch.where(holds & (y < 0), 0.0, at_most)
+        return (below + at_most) / 2
 
 
 def mean_known(values: Tensor, known: Tensor) -> Tensor:

@@ -129,23 +129,11 @@ class Head(nn.Module, ABC):
         """
 
     @abstractmethod
-    def interval(self, parameters: Tensor, y: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
-        """Probabilities of less than y [B, H] and of at most y, float64, shape [B, H] each; as if any y were admitted.
-
-        They differ where the distribution has an atom.
-        """
-
     def place(self, parameters: Tensor, y: Tensor, frame: Frame) -> Tensor:
         """Where y [B, H] lies in the distributions, from 0 to 1: the probability integral transform, float64, [B, H].
 
-        On an atom, the middle of what the atom takes.
+        On an atom, the middle of what the atom takes; where y is known never to be below 0, all below lies at 0.
         """
-        below, at_most = self.interval(parameters, y, frame)
-        if self.nonnegative and not self.discrete:  # all that would lie below 0 lies at 0
-            holds = self._holds(frame).unsqueeze(-1)
-            below = torch.where(holds & (y <= 0), 0.0, below)
-            at_most = torch.where(holds & (y < 0), 0.0, at_most)
-        return (below + at_most) / 2
 
     def admit(self, y: Tensor, frame: Frame) -> Tensor:
         """The nearest values to y [B, L, H] that this head may forecast in this frame.

@@ -110,15 +110,15 @@ class QuantileHead(Head):
         mixing = np.array([np.interp(levels, trained, row) for row in np.eye(len(trained))])
         return self.admit(torch.from_numpy(mixing.T) @ self._restored(parameters, frame), frame)
 
-    def interval(self, parameters: Tensor, y: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
+    def place(self, parameters: Tensor, y: Tensor, frame: Frame) -> Tensor:
         """On the quantile function through the trained quantiles, tails included."""
-        quantiles = self._restored(parameters, frame).transpose(-1, -2).contiguous()
-        found = torch.empty(2, *y.shape, dtype=torch.float64)
-        below, at_most = found.view(2, -1).numpy()
-        levels = np.array(self.levels)
-        values = y.double().contiguous().view(-1).numpy()
-        kernels.locate(quantiles.view(-1, len(levels)).numpy(), levels, values, below, at_most)
-        return found[0], found[1]
+        found = torch.empty(y.shape, dtype=torch.float64)
+        location, scale, unit = (field.contiguous().numpy() for field in frame)
+        kernels.place(
+            parameters.contiguous().numpy(), (location, scale, unit), np.array(self.levels), y.double().numpy(),
+            self.transform == "log", self.nonnegative, found.numpy(),
+        )  # fmt: skip
+        return found
 
     @property
     def answered(self) -> tuple[float, float]:

@@ -103,8 +103,9 @@ class Slab:
             future = None if covariates is None else covariates[:, : self._known]
             return self._forecaster.ahead(self.gather(rows), future)
         index = _index(rows)
-        untold = index[torch.from_numpy(~self._told[index.numpy()])]
-        if len(untold):
+        told = self._told[index.numpy()]
+        if not told.all():
+            untold = index[torch.from_numpy(~told)]
             self._keep(untold, self._forecaster.ahead(self._state.select(untold)))
         frame = Frame(*self._frames.index_select(0, index).unbind(1))
         return Block(self._parameters.index_select(0, index).unsqueeze(-1), frame)

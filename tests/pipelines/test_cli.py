@@ -351,7 +351,7 @@ def test_ctrl_c_ends_training_with_status_130_and_a_killed_run(folder: Path) -> 
             break
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=60)
 
     assert process.returncode == 130
     assert err.strip().splitlines()[-1] == "forecaster: interrupted"
