@@ -171,7 +171,7 @@ def _answer(asked: Asked) -> bytes:
 
 def _check_freq(freq: str, model: ServedModel) -> None:
     expected = model.forecaster.config.freq
-    if expected == "1":
+    if expected in ("1", freq):
         return
     try:
         found = to_offset(_RETRIED.get(freq, freq))

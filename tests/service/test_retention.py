@@ -131,6 +131,29 @@ def test_a_new_model_begins_where_the_log_does_and_the_old_one_comes_back_as_it_
     machine.close()
 
 
+def test_back_to_a_model_whose_snapshots_a_trim_has_passed_is_no_hole_in_its_past(tiny_forecaster, tmp_path):
+    machine = Machine(tiny_forecaster, tmp_path)
+    first, second = machine.model, ServedModel("other", "2", forecaster_of(tiny_forecaster.config, 5))
+    streamed(machine, 21)  # the first model's last snapshot is of step 20
+    with torch.inference_mode():
+        rederive(second, machine.store)
+    machine.serve(second)
+    for step in range(21, 80):
+        machine.observe({"a": [(step, Y[step])]}, revise=False, whole=True)
+        if step % 10 == 0:
+            with torch.inference_mode():
+                machine.residents.save(machine.residents.unsaved())
+    machine.trim(20, sweep=1000)
+    begins = machine.begins["a"]
+    assert begins > 22
+
+    machine.serve(first)
+
+    machine.check_states({"a": {step: y for step, y in machine.logs["a"].items() if step >= begins}})
+    assert machine.residents._metrics.begun_states._value.get() == 1
+    machine.close()
+
+
 ROUNDS = st.tuples(
     st.lists(VALUES, min_size=1, max_size=6),  # come in turn, a snapshot after each
     st.tuples(st.integers(1, 4), st.sampled_from([1, 4, 1000])),  # trimmed: steps to keep, rows to delete
