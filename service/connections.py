@@ -2,7 +2,8 @@
 
 uvicorn waits for a request for ever, takes heads of any size, and keeps a reply for a client that never reads. One look
 per connection every few seconds finds who owes something for too long; a request that comes in one piece, as nearly all
-do, pays for one comparison. It knows sockets and no routes. Invariant: nothing is cut off while it is our turn.
+do, pays for one comparison. Also, uvicorn sends a reply's head and body apart; here they go together, which spares both
+sides a system call. It knows sockets and no routes. Invariant: nothing is cut off while it is our turn.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -52,6 +53,36 @@ def bounded_protocol(bounds: Bounds) -> type[HttpToolsProtocol]:
     return type("BoundedProtocol", (_Bounded,), {"bounds": bounds})
 
 
+class _Gathering:
+    """A transport that sends what is written within one turn of the event loop in one go, at its end."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: list[bytes] = []
+        self.is_closing = transport.is_closing
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the transport's."""
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Hold it until the turn ends."""
+        if not self._held:
+            self._loop.call_soon(self._send)
+        self._held.append(data)
+
+    def close(self) -> None:
+        """Send what is held, then close."""
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        if self._held and not self.is_closing():
+            self._transport.writelines(self._held)
+        self._held = []
+
+
 class _Bounded(HttpToolsProtocol):
     bounds: Bounds
 
@@ -66,7 +97,7 @@ class _Bounded(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection, or say that there are too many."""
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, _Gathering(transport, self.loop)))
         if len(self.connections) > self.bounds.max_connections:
             self._close_with(
                 Problem(503, "overloaded", "too many connections; try again", headers={"retry-after": "1"})

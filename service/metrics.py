@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from forecaster.marginals import surprise
 from forecaster.quality import QUANTITIES, Figures
 
 __all__ = ["Metrics"]
@@ -138,9 +137,8 @@ class Metrics:
         """Record what became of observations."""
         self.observations.labels(verdict).inc(count)
 
-    def placed(self, places: npt.NDArray[np.float64]) -> None:
-        """Record where observations lay in what was forecast for them."""
-        surprises = surprise(places)
+    def placed(self, surprises: npt.NDArray[np.float64]) -> None:
+        """Record how far out observations lay in what was forecast for them."""
         for least in _SURPRISES:
             self.surprising.labels(str(least)).inc(int(np.count_nonzero(surprises >= least)))
 

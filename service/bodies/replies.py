@@ -14,7 +14,6 @@ import numpy.typing as npt
 import orjson
 from fastapi import Response
 
-from forecaster.marginals import surprise
 from service.engine.items import Outcome
 from service.engine.verdicts import Verdict
 from service.models.served import ServedModel, Want
@@ -144,7 +143,7 @@ def observed(outcome: Outcome, want: Want) -> bytes:
     if outcome.places is None:
         reply["places"] = reply["surprises"] = [None] * len(verdicts)
     else:
-        reply["places"], reply["surprises"] = outcome.places, surprise(outcome.places)
+        reply["places"], reply["surprises"] = outcome.places, outcome.surprises
     return orjson.dumps(reply, option=_OPTIONS)
 
 

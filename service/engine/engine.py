@@ -367,10 +367,10 @@ class Engine:
         metrics.resident.set(len(self._residents))
         verdicts: dict[Verdict, int] = {}
         filled = 0
-        places = []
+        surprises = []
         for result in results.values():
-            if isinstance(result, Outcome) and result.places is not None:
-                places.append(result.places)
+            if isinstance(result, Outcome) and result.surprises is not None:
+                surprises.append(result.surprises)
             judgement = result.judgement if isinstance(result, Outcome) else None
             if judgement is not None:
                 filled += judgement.filled
@@ -378,8 +378,8 @@ class Engine:
                     verdicts[verdict] = verdicts.get(verdict, 0) + 1
         for verdict, count in verdicts.items():
             metrics.observed(verdict, count)
-        if places:
-            metrics.placed(np.concatenate(places))
+        if surprises:
+            metrics.placed(np.concatenate(surprises))
         if filled:
             metrics.filled.inc(filled)
 

@@ -59,6 +59,8 @@ class Outcome:
     places
         Where each observation lay in the distribution forecast for it, float64, one per observation; NaN for those
         that are missing, refused or known already. None if the request changed nothing.
+    surprises
+        How far out each of them lay: `forecaster.marginals.surprise` of `places`.
     """
 
     record: StreamRecord
@@ -70,6 +72,7 @@ class Outcome:
     state: StreamState | None = None
     replayed: bool = False
     places: npt.NDArray[np.float64] | None = None
+    surprises: npt.NDArray[np.float64] | None = None
 
 
 Render = Callable[[Outcome, Want], bytes]

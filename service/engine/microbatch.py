@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from forecaster import InputError, StreamState
-from forecaster.marginals import Block
+from forecaster.marginals import Block, surprise
 from service.engine.folding import begin, dense, fold_ragged, rewind, stacked
 from service.engine.items import Create, Delete, Item, Look, Observe, Outcome, Precondition, wanted
 from service.engine.residents import Resident, Residents
@@ -44,6 +44,7 @@ class _Step:
     record: StreamRecord
     judgement: Judgement | None = None
     places: Float | None = None
+    surprises: Float | None = None
 
 
 @dataclass(slots=True)
@@ -438,11 +439,19 @@ class MicroBatch:
 
     def _conclude(self, plan: _Plan, forecasts: dict[Item, Float]) -> None:
         """Outcomes of all but creations, for the case that the commit succeeds."""
+        _surprise([step for step in (*plan.appends, *plan.rewinds) if step.places is not None])
         for step in (*plan.appends, *plan.rewinds, *plan.reads, *plan.deletes):
             item = step.item
             if item in self._results:
                 continue
-            outcome = Outcome(step.record, self._model, step.judgement, forecasts.get(item), places=step.places)
+            outcome = Outcome(
+                step.record,
+                self._model,
+                step.judgement,
+                forecasts.get(item),
+                places=step.places,
+                surprises=step.surprises,
+            )
             if outcome.quantiles is not None and isinstance(item, Observe | Look) and item.want and item.render:
                 outcome.reply = item.render(outcome, item.want)
             if isinstance(item, Look) and item.copy:
@@ -510,6 +519,15 @@ def _placed(step: _Step, after: int, places: Float) -> Float:
         if not verdict.refused and verdict is not Verdict.DUPLICATE:
             found[i] = places[item.steps[i] - after - 1]
     return found
+
+
+def _surprise(steps: list[_Step]) -> None:
+    """Fill in how surprising the observations of steps were, all at once."""
+    places = [step.places for step in steps if step.places is not None]
+    if places:
+        found, start = surprise(np.concatenate(places)), 0
+        for step, part in zip(steps, places, strict=True):
+            step.surprises = found[start : (start := start + len(part))]
 
 
 def _count_missing(values: Collection[Value]) -> int:
