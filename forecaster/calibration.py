@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -118,7 +117,7 @@ class Calibration(nn.Module):
         """Parameters of the first steps, at most H, with the corrections [B, 2, G] applied."""
         if not self.adaptive:
             return parameters
-        return head.stretch(parameters, _bounded(correction).exp()[..., self.group[: parameters.shape[-1]]])
+        return head.stretch(parameters, _bounded(correction).exp().index_select(-1, self.group[: parameters.shape[-1]]))
 
     def follow(
         self,
@@ -158,13 +157,13 @@ class Calibration(nn.Module):
         if not self.scoring:
             return after
         total = y.shape[1]
-        ends = torch.full_like(after.age, total) if lengths is None else lengths
-        values, steps, slot = y.contiguous().numpy(), ends.numpy(), self.slot.numpy()
+        steps = np.full(len(y), total) if lengths is None else lengths.numpy()
         phase = (after.last_step.numpy() - steps) % self.period
         if total == 1 and trail is None and not self._eventful[phase].any():
             return after
+        values, ends, slot = y.contiguous().numpy(), torch.from_numpy(steps), self.slot.numpy()
         if rows is not None:
-            after = replace(after, flight=before.flight[rows], ruler=before.ruler[rows])
+            after = after.amended(flight=before.flight.index_select(0, rows), ruler=before.ruler.index_select(0, rows))
         after = self._settle_old(before, rows, after, values, steps, phase)
         correction = after.correction.clone()
         logs, log = correction.flatten(1), head.transform == "log"
@@ -173,7 +172,7 @@ class Calibration(nn.Module):
         if self.adaptive:
             state = after.last_step.numpy(), after.flight.contiguous().numpy(), after.ruler.contiguous().numpy()
             kernels.land(values, steps, *state, slot, gain, wanted, log, logs.numpy(), noted)
-            after = replace(after, correction=correction)
+            after = after.amended(correction=correction)
         first = self.period - 1 - phase
         if not (first < steps).any():
             return after
@@ -200,7 +199,7 @@ class Calibration(nn.Module):
             )  # fmt: skip
             factors = begun.view(len(row), 2, self.groups).exp()[..., self.scored_group]
             parameters = head.stretch(parameters, factors)
-            after = replace(after, flight=after.flight.index_copy(0, row[last], flight[last]))
+            after = after.amended(flight=after.flight.index_copy(0, row[last], flight[last]))
         quantiles = torch.cat(
             [head.quantiles(parameters, issue.frame, self.levels), issue.naive[:, None, self.scored]], 1
         )
@@ -210,9 +209,8 @@ class Calibration(nn.Module):
                 row.numpy(), begin.numpy(), values, steps, issued.numpy(), ruler[:, 0].contiguous().numpy(), slot,
                 np.array(self.levels), KEPT, after.quality.numpy(),
             )  # fmt: skip
-        kept = before.issued[rows] if rows is not None else after.issued
-        return replace(
-            after,
+        kept = before.issued.index_select(0, rows) if rows is not None else after.issued
+        return after.amended(
             ruler=after.ruler.index_copy(0, row[last], ruler[last]),
             issued=kept.index_copy(0, row[last], issued[last]),
         )
@@ -230,13 +228,15 @@ class Calibration(nn.Module):
         slot = self.slot.numpy()
         if values.shape[1] == 1 and not (slot[phase] < len(self.scored)).any():
             return after
-        quality, issued = before.quality, before.issued
-        quality, issued = (quality.clone(), issued) if rows is None else (quality[rows], issued[rows])
+        if rows is None:
+            quality, issued = before.quality.clone(), before.issued
+        else:
+            quality, issued = before.quality.index_select(0, rows), before.issued.index_select(0, rows)
         kernels.settle(
             np.arange(len(phase)), -1 - phase, values, steps, issued.contiguous().numpy(),
             after.ruler[:, 0].contiguous().numpy(), slot, np.array(self.levels), KEPT, quality.numpy(),
         )  # fmt: skip
-        return replace(after, quality=quality)
+        return after.amended(quality=quality)
 
     def _bounds(self, head: Head, parameters: Tensor, frame: Frame, ruler: Tensor) -> Tensor:
         """What the decoder says, uncorrected, at the scored steps: `StreamState.flight`."""

@@ -8,9 +8,10 @@ Axes: B row, T step, W ring value (oldest first), F feature, A anchor, H horizon
 
 from __future__ import annotations
 
-import torch
+import numpy as np
 from torch import Tensor
 
+from forecaster import kernels
 from forecaster.kernels import FINE, SCALARS
 from forecaster.scaling import History, num_blocks
 
@@ -50,19 +51,15 @@ def naive_anchor(seasonality: tuple[int, ...]) -> int:
 def anchors(scaled: Tensor, seasonality: tuple[int, ...], horizon: int) -> Tensor:
     """Candidate forecasts in scaled coordinates, shape [..., A, H], from the scaled ring [..., W]."""
     width = scaled.shape[-1]
-    cycles = [scaled[..., width - period :] for period in _last_season(seasonality)]
-    for period in _mean_season(seasonality, width):
-        seasons = scaled[..., width % period :].reshape(*scaled.shape[:-1], width // period, period)
-        cycles.append(seasons[..., :horizon].mean(-2))
-    return torch.stack([_repeat(cycle, horizon) for cycle in cycles], -2)
-
-
-def _repeat(cycle: Tensor, horizon: int) -> Tensor:
-    """First `horizon` values of an endless repetition of `cycle` [..., period]."""
-    period = cycle.shape[-1]
-    if period == 1:
-        return cycle.expand(*cycle.shape[:-1], horizon)
-    return torch.cat([cycle] * -(-horizon // period), -1)[..., :horizon] if period < horizon else cycle[..., :horizon]
+    periods, mean_periods = _last_season(seasonality), _mean_season(seasonality, width)
+    found = scaled.new_empty(*scaled.shape[:-1], len(periods) + len(mean_periods), horizon)
+    kernels.cycles(
+        scaled.reshape(-1, width).numpy(),
+        np.array(periods, dtype=np.int64),
+        np.array(mean_periods, dtype=np.int64),
+        found.view(-1, *found.shape[-2:]).numpy(),
+    )
+    return found
 
 
 def _last_season(seasonality: tuple[int, ...]) -> list[int]:

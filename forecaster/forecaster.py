@@ -74,6 +74,7 @@ class Forecaster:
 
     def __init__(self, network: ForecastNetwork) -> None:
         self._network = copy.deepcopy(network).eval().requires_grad_(False)
+        self._network.recurrent.pack()
         self.config: Config = network.config
         self.calendar: Calendar = network.config.calendar
 
@@ -601,9 +602,9 @@ class Forecaster:
         levels = tuple(float(level) for level in quantile_levels)
         if not levels:
             raise InputError("quantile_levels is empty, expected at least one level")
+        lowest, highest = self._network.head.answered
         for level in levels:
-            if not self.answers(level):
-                lowest, highest = self._network.head.answered
+            if not (lowest <= level <= highest and 0 < level < 1):
                 raise InputError(
                     f"quantile level {level:g} is outside {lowest:g} to {highest:g}, "
                     "the levels this model was trained for"

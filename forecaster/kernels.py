@@ -1,11 +1,12 @@
-"""Compiled loops: frames and features of every step of a chunk, gates of an LSTM step, and places in a distribution.
+"""Compiled loops: frames and features of every step of a chunk, gates of an LSTM step, quantiles and places in them.
 
 What PyTorch would do in dozens of passes over a batch, each loop here does in one pass over a row while the row is in
 the first-level cache, without temporaries and without the interpreter lock. Plain numbers and NumPy arrays in, arrays
 written in place; compiled by Numba at the first call and cached on disk. Everything compiled stands in this one file,
 constants too, because a cached loop is made anew only when its own file changes.
 
-Axes: R row of a state, B row of the batch, T step of the chunk, W ring slot, K statistic, L layer, H hidden unit.
+Axes: R row of a state, B row of the batch, T step of the chunk, W ring slot, K statistic, L layer, H hidden unit; of
+what is decoded: N moment, A anchor, Q quantile, S horizon step.
 """
 
 from __future__ import annotations
@@ -33,12 +34,16 @@ __all__ = [
     "SHIFT",
     "SMALLEST_SIZE",
     "advance",
+    "cycles",
     "describe",
     "fly",
     "land",
     "lstm_gates",
     "place",
     "settle",
+    "spread",
+    "stretch",
+    "weigh",
 ]
 
 Float32 = npt.NDArray[np.float32]
@@ -380,14 +385,14 @@ def describe(
 
 
 @_part
-def _logistic(numbers: Float32, power: Float32, bits: npt.NDArray[np.int32]) -> None:
-    """1 / (1 + exp(-numbers)), in place; `power` is scratch, `bits` is `power` seen as integers.
+def _exponential(numbers: Float32, power: Float32, bits: npt.NDArray[np.int32]) -> None:
+    """exp(numbers) in place, within float32's range; `power` is scratch, `bits` is `power` seen as integers.
 
     exp(x) = 2^n exp(r) with |r| <= log(2) / 2, where seven terms of the power series reach float32 rounding.
     """
     one, bound, half = np.float32(1), np.float32(87), np.float32(0.5)
     for i in range(numbers.shape[0]):
-        x = -min(max(numbers[i], -bound), bound)
+        x = min(max(numbers[i], -bound), bound)
         n = np.int32(x * np.float32(1 / math.log(2)) + (half if x > 0 else -half))
         bits[i] = (n + np.int32(127)) << np.int32(23)
         # log(2) in two parts, so that n times the first is exact.
@@ -397,7 +402,18 @@ def _logistic(numbers: Float32, power: Float32, bits: npt.NDArray[np.int32]) -> 
         series = (series * r + np.float32(1 / 6)) * r + half
         numbers[i] = (series * r + one) * r + one
     for i in range(numbers.shape[0]):
-        numbers[i] = one / (one + numbers[i] * power[i])
+        numbers[i] *= power[i]
+
+
+@_part
+def _logistic(numbers: Float32, power: Float32, bits: npt.NDArray[np.int32]) -> None:
+    """1 / (1 + exp(-numbers)), in place; scratch as in `_exponential`."""
+    one = np.float32(1)
+    for i in range(numbers.shape[0]):
+        numbers[i] = -numbers[i]
+    _exponential(numbers, power, bits)
+    for i in range(numbers.shape[0]):
+        numbers[i] = one / (one + numbers[i])
 
 
 @_loop
@@ -442,6 +458,148 @@ def lstm_gates(
         _logistic(squashed, power, bits)
         for i in range(size):
             hidden[i] = gates[3 * size + i] * (two * squashed[i] - one)
+
+
+# -- what is decoded ---------------------------------------------------------------------------------------------------
+
+
+@_sum
+def _sum_of_every(numbers: Float32, period: int, count: int) -> np.float32:
+    """The first number and those whole periods after it, so many in all."""
+    total: np.float32 = numbers[0]
+    for k in range(1, count):
+        total += numbers[k * period]
+    return total
+
+
+@_loop
+def cycles(scaled: Float32, periods: Int64, mean_periods: Int64, found: Float32) -> None:
+    """Repeat recent cycles, and mean cycles, over the horizon.
+
+    Parameters
+    ----------
+    scaled
+        Rings, oldest first, shape [N, W].
+    periods
+        Of the latest cycles.
+    mean_periods
+        Of the cycles that are means over as many as fit into the ring.
+    found
+        Written: one anchor per period, shape [N, A, S].
+    """
+    width, steps = scaled.shape[1], found.shape[2]
+    for n in range(scaled.shape[0]):
+        for a in range(found.shape[1]):
+            late = a < periods.shape[0]
+            period = periods[a] if late else mean_periods[a - periods.shape[0]]
+            count = 1 if late else width // period
+            anchor = found[n, a]
+            for s in range(min(period, steps)):
+                anchor[s] = _sum_of_every(scaled[n, width - count * period + s :], period, count) / count
+            for s in range(period, steps):
+                anchor[s] = anchor[s - period]
+
+
+@_loop
+def weigh(decoded: Float32, anchors: Float32, baseline: Float32) -> None:
+    """Mean of the anchors, weighted by softmax.
+
+    Parameters
+    ----------
+    decoded
+        The first rows are logits of the weights, shape [N, A or more, S].
+    anchors
+        Shape [N, A, S].
+    baseline
+        Written, shape [N, S].
+    """
+    count, steps = anchors.shape[1], anchors.shape[2]
+    weights, power = np.empty((count, steps), np.float32), np.empty(count * steps, np.float32)
+    flat, bits, total = weights.reshape(-1), power.view(np.int32), np.empty(steps, np.float32)
+    for n in range(decoded.shape[0]):
+        mean = baseline[n]
+        for s in range(steps):
+            total[s] = decoded[n, 0, s]
+        for a in range(1, count):
+            for s in range(steps):
+                total[s] = max(total[s], decoded[n, a, s])
+        for a in range(count):
+            for s in range(steps):
+                weights[a, s] = decoded[n, a, s] - total[s]
+        _exponential(flat, power, bits)
+        for s in range(steps):
+            total[s] = mean[s] = np.float32(0)
+        for a in range(count):
+            for s in range(steps):
+                total[s] += weights[a, s]
+                mean[s] += weights[a, s] * anchors[n, a, s]
+        for s in range(steps):
+            mean[s] /= total[s]
+
+
+@_loop
+def spread(shape: Float32, widening: Float32, center: Float32, quantiles: Float32) -> None:
+    """Quantiles around their medians, by steps of softplus(shape) x widening outward.
+
+    Parameters
+    ----------
+    shape
+        Of the steps below the median, nearest first, then of those above it, shape [N, Q - 1, S].
+    widening
+        Of each step, shape [Q - 1, S].
+    center
+        The medians, shape [N, S].
+    quantiles
+        Written, shape [N, Q, S].
+    """
+    half, steps = widening.shape[0] // 2, widening.shape[1]
+    one, two = np.float32(1), np.float32(2)
+    power, small, sums = np.empty(steps, np.float32), np.empty(steps, np.float32), np.empty(steps, np.float32)
+    bits = power.view(np.int32)
+    for n in range(shape.shape[0]):
+        for s in range(steps):
+            quantiles[n, half, s] = center[n, s]
+        for side in range(2):
+            sign = one if side else -one
+            for s in range(steps):
+                sums[s] = np.float32(0)
+            for k in range(half):
+                row, line = shape[n, side * half + k], quantiles[n, half + (k + 1 if side else -k - 1)]
+                wide = widening[side * half + k]
+                for s in range(steps):
+                    small[s] = -abs(row[s])
+                _exponential(small, power, bits)
+                for s in range(steps):
+                    # log(1 + e) = 2 artanh(e / (2 + e)), for 0 < e <= 1 to float32 rounding.
+                    ratio = small[s] / (two + small[s])
+                    square = ratio * ratio
+                    series = (np.float32(1 / 13) * square + np.float32(1 / 11)) * square + np.float32(1 / 9)
+                    series = ((series * square + np.float32(1 / 7)) * square + np.float32(1 / 5)) * square
+                    log = two * (ratio + ratio * square * (series + np.float32(1 / 3)))
+                    sums[s] += (max(row[s], np.float32(0)) + log) * wide[s]
+                    line[s] = center[n, s] + sign * sums[s]
+
+
+@_loop
+def stretch(quantiles: Float32, factors: Float32, stretched: Float32) -> None:
+    """Multiply distances to the median.
+
+    Parameters
+    ----------
+    quantiles
+        Shape [N, Q, S].
+    factors
+        Below and above the median, shape [N, 2, S].
+    stretched
+        Written, shape [N, Q, S].
+    """
+    middle = quantiles.shape[1] // 2
+    for n in range(quantiles.shape[0]):
+        median = quantiles[n, middle]
+        for q in range(quantiles.shape[1]):
+            row, factor, line = quantiles[n, q], factors[n, 0 if q < middle else 1], stretched[n, q]
+            for s in range(row.shape[0]):
+                line[s] = median[s] if q == middle else median[s] + (row[s] - median[s]) * factor[s]
 
 
 # -- scores of intervals -----------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ Axes: B row, T step, K parameter, H horizon step, P hidden size of all members, 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -155,7 +154,7 @@ class ForecastNetwork(nn.Module):
             given = torch.cat([inputs, self.covariates.encode(steps, after.static, covariates)], -1)
         before = RecurrentState(after.hidden.transpose(0, 1), after.cell.transpose(0, 1))
         output, recurrent = self.recurrent(given.transpose(0, 1), before, lengths)
-        after = replace(after, hidden=recurrent.hidden.transpose(0, 1), cell=recurrent.cell.transpose(0, 1))
+        after = after.amended(hidden=recurrent.hidden.transpose(0, 1), cell=recurrent.cell.transpose(0, 1))
         encoded = Encoded(
             output.transpose(0, 1), inputs, history.scaled, history.frame, history.difference, steps, static
         )

@@ -224,8 +224,8 @@ def describe(state: StreamState, *, kind: Transform) -> History:
     width = state.ring.shape[1]
     parts = _blank(len(state), 1, width)
     kernels.describe(
-        _array(state.ring),
-        _array(state.statistics),
+        np.ascontiguousarray(state.arrays["ring"]),
+        np.ascontiguousarray(state.arrays["statistics"]),
         _clocks(state),
         kind == "log",
         *(part.numpy() for part in parts),
@@ -267,8 +267,8 @@ def _fold(
     )
     kernels.advance(
         np.arange(batch) if rows is None else _array(rows),
-        _array(state.ring),
-        _array(state.statistics),
+        np.ascontiguousarray(state.arrays["ring"]),
+        np.ascontiguousarray(state.arrays["statistics"]),
         _clocks(state),
         _array(y),
         np.full(batch, length) if lengths is None else _array(lengths),
@@ -276,7 +276,7 @@ def _fold(
         kind == "log",
         after.ring.numpy(),
         after.statistics.numpy(),
-        _clocks(after),
+        (after.age.numpy(), after.silence.numpy(), after.last_step.numpy()),
         *(part.numpy() for part in parts),
     )
     return after
@@ -297,7 +297,8 @@ def _history(parts: tuple[Tensor, Tensor, Tensor], ring_length: int) -> History:
 
 
 def _clocks(state: StreamState) -> tuple[Int64, Int64, Int64]:
-    return _array(state.age), _array(state.silence), _array(state.last_step)
+    age, silence, last_step = (np.ascontiguousarray(state.arrays[name]) for name in ("age", "silence", "last_step"))
+    return age, silence, last_step
 
 
 def _array(tensor: Tensor) -> npt.NDArray[Any]:

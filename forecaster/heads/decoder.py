@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from forecaster.kernels import weigh
 from forecaster.local import LocalNetwork
 
 __all__ = ["Decoder", "HeadSizes"]
@@ -113,7 +114,7 @@ class Decoder(nn.Module):
         """
         steps = anchors.shape[-1]
         context = self._context(hidden)
-        decoded = self._along(self.mixture, context, steps) + self.bias[:, :steps]
+        decoded = self._along(self.mixture, context, steps).add_(self.bias[:, :steps])
         if self.local is not None:
             decoded = decoded + self.local(known, context).transpose(-1, -2)
         return self._read(decoded, self._along(self.autoregression, features, steps).squeeze(-2), anchors)
@@ -138,7 +139,17 @@ class Decoder(nn.Module):
 
     def _read(self, decoded: Tensor, autoregression: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weights, correction, shape = torch.split(decoded, self.rows, -2)
-        return (weights.softmax(-2) * anchors).sum(-2), correction.squeeze(-2) + autoregression, shape
+        if torch.is_grad_enabled():
+            baseline = (weights.softmax(-2) * anchors).sum(-2)
+        else:
+            baseline = torch.empty_like(autoregression)
+            steps = baseline.shape[-1]
+            weigh(
+                decoded.reshape(-1, sum(self.rows), steps).numpy(),
+                anchors.reshape(-1, self.rows[0], steps).numpy(),
+                baseline.view(-1, steps).numpy(),
+            )
+        return baseline, correction.squeeze(-2) + autoregression, shape
 
     def _first_rows(self, linear: nn.Linear) -> Tensor:
         """Weights of a layer's rows at the first step, shape [rows, inputs]."""

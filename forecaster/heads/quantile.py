@@ -62,10 +62,24 @@ class QuantileHead(Head):
 
     def assemble(self, baseline: Tensor, correction: Tensor, shape: Tensor, steps: int) -> Tensor:
         """Quantiles in scaled coordinates: K = Q, rising."""
+        if not torch.is_grad_enabled():
+            return self._spread(baseline + correction, shape, steps)
         spread = functional.softplus(shape)
         if not self.training:
             spread *= self.widening[:, :steps]
         quantiles: Tensor = self.outward @ spread + (baseline + correction).unsqueeze(-2)
+        return quantiles
+
+    def _spread(self, center: Tensor, shape: Tensor, steps: int) -> Tensor:
+        """The same in one loop, without gradient."""
+        widening = torch.ones_like(self.widening) if self.training else self.widening
+        quantiles = center.new_empty(*shape.shape[:-2], len(self.levels), shape.shape[-1])
+        kernels.spread(
+            shape.reshape(-1, *shape.shape[-2:]).contiguous().numpy(),
+            widening[:, :steps].expand(-1, shape.shape[-1]).contiguous().numpy(),
+            center.reshape(-1, center.shape[-1]).contiguous().numpy(),
+            quantiles.view(-1, *quantiles.shape[-2:]).numpy(),
+        )
         return quantiles
 
     def loss(self, parameters: Tensor, target: Tensor, frame: Frame, weight: Tensor) -> Tensor:
@@ -88,13 +102,10 @@ class QuantileHead(Head):
         self.widening *= factors.repeat(2, 1)
 
     def stretch(self, parameters: Tensor, factors: Tensor) -> Tensor:
-        """Median and signed distances; products and sums keep the order of what they are applied to."""
-        middle = len(self.levels) // 2
-        median = parameters[..., middle : middle + 1, :]
-        distance = parameters - median
-        distance[..., :middle, :] *= factors[..., :1, :]
-        distance[..., middle + 1 :, :] *= factors[..., 1:, :]
-        return distance.add_(median)
+        """Signed distances to the median; products and sums keep the order of what they are applied to."""
+        stretched = torch.empty_like(parameters, memory_format=torch.contiguous_format)
+        kernels.stretch(parameters.contiguous().numpy(), factors.contiguous().numpy(), stretched.numpy())
+        return stretched
 
     def quantiles(self, parameters: Tensor, frame: Frame, levels: Levels) -> Tensor:
         """Trained quantiles, or those between and beyond them."""

@@ -2,7 +2,7 @@
 
 Subject: what the engine does with a micro-batch between request and forecast. From rows of the slab and one observation
 each it makes new states (scaling, features, recurrent layers, calibration, scores), and then writes them over the rows;
-"placed" says that it also finds where each observation lay in what was forecast for it.
+"placed" says that it also finds where each observation lay in what was forecast for it, and forecasts the next step.
 Reference: one step of a bare `nn.LSTM` with the same input size, hidden size, layers and batch, given its input and
 state ready-made: no scaling, no features, no slab.
 """
@@ -44,7 +44,8 @@ def measure_steps(forecaster: Forecaster, seconds: float) -> Iterator[dict[str, 
 
             def placed(slab: Slab = slab, rows: list[int] = rows, y: torch.Tensor = y) -> None:
                 forecaster.place(slab.ahead(rows), y)
-                slab.scatter(rows, slab.change(rows, y))
+                change = slab.change(rows, y)
+                slab.scatter(rows, change, slab.foretell(change))
 
             def bare(x: torch.Tensor = x, state: tuple[torch.Tensor, torch.Tensor] = state) -> None:
                 lstm(x, state)

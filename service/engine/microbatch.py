@@ -57,6 +57,11 @@ class _Plan:
     creates: list[tuple[Create, Resident | None]] = field(default_factory=list)
     deletes: list[_Step] = field(default_factory=list)
 
+    @property
+    def placed(self) -> bool:
+        """Whether places are asked for of what is appended; together, they cost no more than one alone."""
+        return any(isinstance(step.item, Observe) and step.item.placed for step in self.appends)
+
 
 class MicroBatch:
     """Runs items of distinct streams against residents and store.
@@ -131,11 +136,14 @@ class MicroBatch:
             committed = self._writer.submit(self._commit, changes, folded)
         started = perf_counter()
         try:
-            appended = self._append(plan.appends)
+            appended = self._append(plan)
             self.parts.append(("fold", started, started := perf_counter()))
             if not keyed:
                 folded.set_result([])
             forecasts, ahead = self._decode(plan, appended, rewound)
+            if ahead is None and appended is not None and plan.placed:
+                # Who asks where a value lay will ask again, and what the next one is held against is at hand now.
+                ahead = self._residents.slab.foretell(appended)
             self._conclude(plan, forecasts)
             self.parts.append(("decode", started, perf_counter()))
             if keyed:
@@ -317,9 +325,10 @@ class MicroBatch:
 
     # -- compute on copies -----------------------------------------------------------------------------------------
 
-    def _append(self, steps: list[_Step]) -> StreamState | None:
-        if not steps:
+    def _append(self, plan: _Plan) -> StreamState | None:
+        if not plan.appends:
             return None
+        steps, placed = plan.appends, plan.placed
         forecaster = self._model.forecaster
         stretches = []
         for step in steps:
@@ -327,7 +336,6 @@ class MicroBatch:
             last = step.resident.record.last_step
             stretches.append(dense(forecaster, step.judgement.inserted.items(), last, step.judgement.last_step))
         slab, rows = self._residents.slab, [step.resident.row for step in steps]
-        placed = any(isinstance(step.item, Observe) and step.item.placed for step in steps)
         places: dict[int, Float] = {}
         if all(len(stretch.values) == 1 for stretch in stretches):
             y = torch.tensor([stretch.values for stretch in stretches], dtype=torch.float64).squeeze(1)

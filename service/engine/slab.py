@@ -90,6 +90,10 @@ class Slab:
         if ahead is not None and not self._known:
             self._keep(index, ahead)
 
+    def foretell(self, states: StreamState) -> Block | None:
+        """What states, or a change, say of the next step, for `scatter` to keep; None if its covariates come first."""
+        return None if self._known else self._forecaster.ahead(states)
+
     def _keep(self, index: torch.Tensor, ahead: Block) -> None:
         parameters, frame = ahead
         place = index.numpy()  # by way of NumPy, whose row copies take a third of the time

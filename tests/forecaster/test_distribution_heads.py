@@ -224,7 +224,8 @@ def test_probabilities_of_what_came_are_the_heads(name: str) -> None:
 
     encoded = network.encoded(state)
     assert isinstance(network.head, DistributionHead)
-    expected = network.head.log_prob(network.decode(encoded)[..., :3], y, encoded.frame)
+    with torch.no_grad():
+        expected = network.head.log_prob(network.decode(encoded)[..., :3], y, encoded.frame)
     np.testing.assert_array_equal(found[0, [0, 2]], expected[0, [0, 2]])
     assert torch.isnan(found[0, 1])
     assert torch.isnan(found[1]).all()

@@ -32,14 +32,16 @@ def inputs(rows: int = 3, size: float = 1.0, horizon: int = H) -> tuple[torch.Te
     return tuple(size * torch.randn(rows, *shape, generator=generator) for shape in ((P,), (F,), (A, horizon)))  # type: ignore[return-value]
 
 
+@pytest.mark.parametrize("learning", [True, False])
 @pytest.mark.parametrize("horizon", [H, LARGEST_RANK + 5])
-def test_quantiles_equal_a_plain_loop(horizon: int) -> None:
+def test_quantiles_equal_a_plain_loop(horizon: int, learning: bool) -> None:
     head = head_of(0.5, horizon=horizon)
     rank = min(horizon, LARGEST_RANK)
     hidden, features, anchors = inputs(horizon=horizon)
     w = {name: parameter.numpy().astype(np.float64) for name, parameter in head.decoders[0].named_parameters()}
 
-    found = head(hidden, features, anchors).numpy()
+    with torch.set_grad_enabled(learning):
+        found = head(hidden, features, anchors).numpy()
 
     for row in range(3):
         h, f, a = (part[row].numpy().astype(np.float64) for part in (hidden, features, anchors))
@@ -76,9 +78,10 @@ def test_an_ensemble_answers_the_mean_of_its_members_which_learn_each_by_itself(
     assert not torch.allclose(alone[0], alone[1])
 
 
-@given(noise=st.sampled_from([0.0, 1.0, 30.0, 1e4]), size=st.sampled_from([0.0, 1.0, 1e3, 1e6]))
-def test_quantiles_rise_whatever_the_weights_and_inputs(noise: float, size: float) -> None:
-    quantiles = head_of(noise)(*inputs(4, size))
+@given(noise=st.sampled_from([0.0, 1.0, 30.0, 1e4]), size=st.sampled_from([0.0, 1.0, 1e3, 1e6]), learning=st.booleans())
+def test_quantiles_rise_whatever_the_weights_and_inputs(noise: float, size: float, learning: bool) -> None:
+    with torch.set_grad_enabled(learning):
+        quantiles = head_of(noise)(*inputs(4, size))
 
     assert torch.isfinite(quantiles).all()
     assert (torch.diff(quantiles, dim=-2) >= 0).all()
@@ -106,11 +109,13 @@ def test_a_long_horizon_starts_the_same_and_has_no_weights_of_its_own_for_every_
 
 @pytest.mark.parametrize("horizon", [H, LARGEST_RANK + 5])
 @pytest.mark.parametrize("steps", [1, 3])
-def test_the_first_steps_can_be_decoded_alone(horizon: int, steps: int) -> None:
+@pytest.mark.parametrize("learning", [True, False])
+def test_the_first_steps_can_be_decoded_alone(horizon: int, steps: int, learning: bool) -> None:
     head = head_of(0.5, horizon=horizon)
     hidden, features, anchors = inputs(horizon=horizon)
 
-    found = head(hidden, features, anchors[..., :steps])
+    with torch.set_grad_enabled(learning):
+        found = head(hidden, features, anchors[..., :steps])
 
     torch.testing.assert_close(found, head(hidden, features, anchors)[..., :steps])
 
@@ -119,7 +124,8 @@ def test_any_leading_axes_are_allowed() -> None:
     hidden, features, anchors = inputs(6)
 
     flat = head_of(0.5)(hidden, features, anchors)
-    deep = head_of(0.5)(hidden.view(2, 3, P), features.view(2, 3, F), anchors.view(2, 3, A, H))
+    with torch.no_grad():
+        deep = head_of(0.5)(hidden.view(2, 3, P), features.view(2, 3, F), anchors.view(2, 3, A, H))
 
     torch.testing.assert_close(deep.view(6, Q, H), flat)
 
