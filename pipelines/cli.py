@@ -441,12 +441,17 @@ StoreUrl = Annotated[
     str | None,
     typer.Option("--store", metavar="URL", help="A SQLAlchemy URL.", show_default="sqlite:///forecaster.db"),
 ]
+Named = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Of the model that is served under this name.", show_default=False),
+]
 
 
 @streams.command("export")
 def export_streams(
     folder: Folder,
     store: StoreUrl = None,
+    named: Named = None,
     until: Annotated[
         str | None, typer.Option(metavar="DS", help="Leave out what came for later times.", show_default=False)
     ] = None,
@@ -456,22 +461,25 @@ def export_streams(
 
     The file of observations is a long frame, ready to train on.
     """
-    _backup("export", folder, store, json, [] if until is None else [f"--until={until}"])
+    _backup("export", folder, store, named, json, [] if until is None else [f"--until={until}"])
 
 
 @streams.command("import")
 def import_streams(
     folder: Folder,
     store: StoreUrl = None,
+    named: Named = None,
     replace: Annotated[bool, typer.Option("--replace", help="Streams of the same names give way.")] = False,
     json: Json = False,
 ) -> None:
     """Bring the streams of such a folder into a store, all of them or none."""
-    _backup("import", folder, store, json, ["--replace"] if replace else [])
+    _backup("import", folder, store, named, json, ["--replace"] if replace else [])
 
 
-def _backup(command: str, folder: str, store: str | None, json: bool, more: list[str]) -> NoReturn:
-    given = [*more, *([] if store is None else [f"--store={store}"]), *(["--json"] if json else []), "--", folder]
+def _backup(command: str, folder: str, store: str | None, named: str | None, json: bool, more: list[str]) -> NoReturn:
+    chosen = {"store": store, "named": named}
+    given = [*more, *(f"--{name}={value}" for name, value in chosen.items() if value is not None)]
+    given += [*(["--json"] if json else []), "--", folder]
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, "-m", "service.backup", command, *given], dict(os.environ))
 

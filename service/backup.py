@@ -26,6 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from forecaster import Calendar, ForecasterError
 from service.errors import ServiceError, StoreError
+from service.naming import check_model_name, store_of
 from service.store import Store
 from service.store.copying import LogRow, SnapshotRow, StreamRow
 
@@ -196,10 +197,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in (out, back):
         command.add_argument("folder", type=Path)
         command.add_argument("--store", default=os.environ.get("FORECASTER_STORE", "sqlite:///forecaster.db"))
+        command.add_argument("--named", metavar="NAME", help="the streams of the model that is served under this name")
         command.add_argument("--json", action="store_true", help="one JSON object as the last line")
     given = parser.parse_args(arguments)
     try:
-        with closing(Store.open(given.store)) as store:
+        name = None if given.named is None else check_model_name(given.named)
+        with closing(Store.open(store_of(given.store, name))) as store:
             if given.command == "export":
                 manifest = export_streams(store, given.folder, given.until)
             else:

@@ -1,4 +1,4 @@
-"""Opening a database: pragmas, and consistent reads.
+"""Opening a database: pragmas, the schema of a PostgreSQL URL (`?schema=NAME`), and consistent reads.
 
 It knows the two dialects and nothing of streams. Invariant: a connection given out commits durably (WAL with
 synchronous=FULL on SQLite, the server's own synchronous commit on PostgreSQL).
@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event
@@ -18,11 +19,13 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from service.errors import StoreError
 
-__all__ = ["IDLE_SECONDS", "open_database", "reading"]
+__all__ = ["IDLE_SECONDS", "NAMESPACE", "open_database", "quoted", "reading"]
 
 _BUSY_SECONDS = 30
 IDLE_SECONDS = 30
 """How long a process may do nothing within a transaction, which keeps rows locked, before the server undoes it."""
+NAMESPACE = "namespace"
+"""Execution option that names the PostgreSQL schema, if the URL does; here "schema" means the tables' version."""
 
 
 def open_database(url: str) -> Engine:
@@ -43,8 +46,12 @@ def open_database(url: str) -> Engine:
             f"the store URL {_hidden(url)} is not understood; expected sqlite:///FILE or postgresql://…"
         ) from None
     if kind == "postgresql":
-        engine = create_engine(parsed, pool_pre_ping=True)
-        event.listen(engine, "connect", _configure_postgres)
+        namespace = parsed.query.get("schema")
+        if not (namespace is None or isinstance(namespace, str)):
+            raise StoreError(f"the store URL {_hidden(url)} names more than one schema")
+        parsed = parsed.difference_update_query(["schema"])
+        engine = create_engine(parsed, pool_pre_ping=True, execution_options={NAMESPACE: namespace})
+        event.listen(engine, "connect", partial(_configure_postgres, namespace))
         event.listen(engine, "handle_error", _give_up_ended_sessions)
         return engine
     if kind != "sqlite":
@@ -63,10 +70,17 @@ def _hidden(url: str) -> str:
     return repr(url.rpartition("@")[2])
 
 
-def _configure_postgres(connection: Any, _record: object) -> None:
+def quoted(identifier: str) -> str:
+    """An identifier as SQL has it."""
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+def _configure_postgres(namespace: str | None, connection: Any, _record: object) -> None:
     # A process that was stopped in the middle of a transaction must not keep the others from its streams; when it goes
     # on, it finds its transaction undone.
     connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
+    if namespace is not None:
+        connection.execute(f"SET search_path TO {quoted(namespace)}")
     connection.commit()
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext, MigrationStep
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, column, inspect, select, table
+from sqlalchemy import Connection, Engine, column, func, inspect, select, table
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from service.errors import StoreError
 from service.store import revisions
+from service.store.database import NAMESPACE, quoted
 
 __all__ = ["newest_revision", "prepare_schema"]
 
@@ -58,12 +59,22 @@ def prepare_schema(engine: Engine, target: str | None = None) -> None:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             else:
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
+                _make_namespace(connection)
             _upgrade(connection, target or newest_revision())
             connection.commit()
     except OperationalError as error:
         raise StoreError(f"the store cannot be opened: {error.orig}".splitlines()[0]) from error
     except SQLAlchemyError as error:
         raise StoreError(f"the store is not usable: {error}".splitlines()[0]) from error
+
+
+def _make_namespace(connection: Connection) -> None:
+    name = connection.get_execution_options().get(NAMESPACE)
+    if name is None:
+        return
+    # Asked first, because who may use a schema need not be allowed to make one.
+    if connection.execute(select(func.to_regnamespace(quoted(name)).is_(None))).scalar():
+        connection.exec_driver_sql(f"CREATE SCHEMA {quoted(name)}")
 
 
 def _upgrade(connection: Connection, target: str) -> None:
