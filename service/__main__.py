@@ -8,13 +8,14 @@ import sys
 from collections.abc import Sequence
 
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from service import serving
 from service.app import create_app
 from service.connections import Bounds
 from service.errors import ServiceError
+from service.hosting import Host
 from service.logs import LogWriter
-from service.runtime import Service
 from service.settings import Settings
 
 __all__ = ["main"]
@@ -35,21 +36,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = Settings(**given)
         log = LogWriter(sys.stderr, settings.log_level, as_json=settings.log_format == "json")
         log.open()
-        service = Service.open(settings)
+        host = Host.open(settings)
     except ValidationError as error:
         first = error.errors()[0]
         return _refuse(log, f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}")
+    except SettingsError as error:
+        return _refuse(log, f"settings cannot be read: {error}: {error.__cause__}")
     except ServiceError as error:
         return _refuse(log, str(error))
     wanted = settings.access_log and settings.log_level in ("info", "debug")
     serving.run(
-        create_app(settings, service, log.request if wanted else None),
+        create_app(settings, host, log.request if wanted else None),
         host=settings.host,
         port=settings.port,
         log_level=settings.log_level,
         drain_seconds=settings.drain_seconds,
         farewell_seconds=settings.farewell_seconds,
-        leaving=service.leave,
+        leaving=host.leave,
         bounds=Bounds(
             settings.head_seconds,
             settings.body_seconds,
@@ -59,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ),
     )
     log.close()
-    if not service.ended:
+    if not host.ended:
         # A store that hangs would keep the interpreter waiting for its threads for ever.
         os._exit(1)
     return 0

@@ -5,7 +5,7 @@ Importing it builds nothing; everything belongs to the application that `create_
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,25 +18,25 @@ from starlette.types import ASGIApp
 from service import problems
 from service.adapters import kserve, mlflow, timegpt
 from service.bodies.described import MODELS
-from service.front import KEY_SCHEME, Front, scope_of
+from service.front import AT_ROOT, KEY_SCHEME, Front, scope_of
+from service.hosting import Host
 from service.logs import Answered
+from service.naming import prefix_of
 from service.routes import events, forecasts, listing, observations, operations, quality, streams
-from service.runtime import Service
+from service.routes.describing import NO_MODEL
 from service.settings import Settings
 
 __all__ = ["create_app"]
 
 
-def create_app(
-    settings: Settings, service: Service | None = None, log: Callable[[Answered], None] | None = None
-) -> FastAPI:
+def create_app(settings: Settings, host: Host | None = None, log: Callable[[Answered], None] | None = None) -> FastAPI:
     """Build the application.
 
     Parameters
     ----------
     settings
         What the operator chose.
-    service
+    host
         Already opened; default: opened when the application starts.
     log
         Told of every request.
@@ -50,8 +50,8 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        running = service or Service.open(settings)
-        app.state.service = running
+        running = host or Host.open(settings)
+        app.state.host = running
         await running.start()
         try:
             yield
@@ -62,6 +62,7 @@ def create_app(
         body_limit=settings.max_body_bytes,
         pack_from=settings.compress_from,
         log=log,
+        names=settings.names,
         title="Forecaster",
         summary="Probabilistic forecasts from durable recurrent state",
         version="1",
@@ -82,9 +83,24 @@ class _Application(FastAPI):
     """Puts the front door before FastAPI's layers, and adds to OpenAPI the bodies that routes read by themselves."""
 
     def __init__(
-        self, *, body_limit: int, pack_from: int, log: Callable[[Answered], None] | None, **options: Any
+        self,
+        *,
+        body_limit: int,
+        pack_from: int,
+        log: Callable[[Answered], None] | None,
+        names: Sequence[str | None],
+        **options: Any,
     ) -> None:
-        super().__init__(**options)
+        # The same operations at several places is what OpenAPI has servers for.
+        places = [
+            {
+                "url": prefix_of(name) or "/",
+                "description": "the model without a name" if name is None else f"model {name}",
+            }
+            for name in names
+        ]
+        super().__init__(servers=None if names == [None] else places, **options)
+        self._several = names != [None]
         self._body_limit = body_limit
         self._pack_from = pack_from
         self._log = log
@@ -114,5 +130,7 @@ class _Application(FastAPI):
                     # Once more: FastAPI drops what is null, in examples too.
                     told = route.openapi_extra or {}
                     operation.update((part, told[part]) for part in ("requestBody", "responses") if part in told)
+                    if self._several and AT_ROOT["servers"] != told.get("servers"):
+                        operation["responses"] = {**NO_MODEL, **operation["responses"]}
                     operation["security"] = [] if needed is None else [{KEY_SCHEME: [needed]}]
         return document

@@ -1,10 +1,10 @@
-"""The front door: one thin ASGI layer that bounds, routes, admits, answers and counts every request.
+"""The front door: one thin ASGI layer that bounds, routes, admits, answers and counts every request of every model.
 
 FastAPI describes the routes (OpenAPI, docs) and answers what none of them takes. Its own chain of layers and its
 resolution of dependencies cost several times a request's share of a micro-batch, and the endpoints here need neither:
 they read bodies and write replies by themselves. Invariants: no more than the limit of a body is ever held in memory;
 where API keys are needed, nothing of a body is read before the request's key is admitted; whatever an endpoint raises
-becomes a problem.
+becomes a problem. Below its prefix a named model has the same routes as the one at the root.
 """
 
 from __future__ import annotations
@@ -23,15 +23,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.coding import pack, unpack
 from service.logs import Answered
+from service.naming import PREFIX
 from service.negotiation import header_of
-from service.problems import MEDIA_TYPE, Problem, explained, problem_response
+from service.problems import MEDIA_TYPE, Problem, explained, nothing_there, problem_response
 
-__all__ = ["KEY_SCHEME", "Front", "TooLarge", "scope_of"]
+__all__ = ["AT_ROOT", "KEY_SCHEME", "Front", "TooLarge", "scope_of"]
 
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 
 KEY_SCHEME = "key"
 """Name of the API key's scheme in OpenAPI."""
+AT_ROOT: dict[str, Any] = {"servers": [{"url": "/"}]}
+"""OpenAPI description, which the front door obeys, of a route of the whole process, which is not below prefixes."""
 
 _CONTENT_LENGTH = b"content-length"
 _AUTHORIZATION = b"authorization"
@@ -89,8 +92,12 @@ class Front:
         request_id = name.decode()
         scope["request_id"] = request_id
         template, status, key = "none", 500, None
-        service = self._app.state.service
-        span = None if service.tracing is None else service.tracing.begin(method, scope["headers"], started)
+        host = scope["host"] = self._app.state.host
+        named = None
+        if path.startswith(PREFIX):
+            named, path = _split(path)
+        hosted = scope["hosted"] = host.hosted.get(named)
+        span = None if host.tracing is None else host.tracing.begin(method, scope["headers"], started)
 
         async def watched(message: Message) -> None:
             nonlocal status
@@ -104,15 +111,20 @@ class Front:
                 await self._refuse(receive, watched, request_id)
                 return
             route, needed = self._route(scope, method, path)
-            if route is None:
+            if route is None and named is None:
                 await self._rest(scope, receive, watched)
                 return
-            template = route.path
-            endpoint: Endpoint = route.endpoint
             try:
-                keys = service.keys
+                if route is None or (named is not None and _is_at_root(route)):
+                    raise nothing_there(method, scope["path"], self._methods(path))
+                if hosted is not None or named is None:
+                    template = route.path
+                keys = host.keys
                 if keys is not None and needed is not None:
                     key = keys.admit(heads.get(_AUTHORIZATION), needed, started).name
+                if hosted is None and named is not None:
+                    raise host.unknown(named)
+                endpoint: Endpoint = route.endpoint
                 coding = heads.get(_CONTENT_ENCODING, b"")
                 response = await endpoint(_Call(scope, receive, self._limit, coding.decode("latin-1")))
             except ClientDisconnect:
@@ -123,7 +135,7 @@ class Front:
                 await self._refuse(receive, watched, request_id)
                 return
             except Exception as error:
-                response = problem_response(explained(error, method, path), request_id)
+                response = problem_response(explained(error, method, scope["path"]), request_id)
             status = response.status_code
             if len(getattr(response, "body", b"")) >= self._pack_from:
                 await pack(response, header_of(scope, b"accept-encoding"))
@@ -131,11 +143,13 @@ class Front:
             await response(scope, receive, send)
         finally:
             seconds = perf_counter() - started
-            service.metrics.request(method, template, status, seconds)
+            (host.requests if hosted is None else hosted.metrics).request(method, template, status, seconds)
+            if named is not None and template != "none":
+                template = PREFIX + named + template
             if span is not None:
-                service.tracing.end(span, method, template.replace(":path", ""), status, request_id)
+                host.tracing.end(span, method, template.replace(":path", ""), status, request_id)
             if self._log is not None:
-                self._log(Answered(time(), request_id, method, template, path, status, seconds, key))
+                self._log(Answered(time(), request_id, method, template, scope["path"], status, seconds, key))
 
     def _route(self, scope: Scope, method: str, path: str) -> tuple[APIRoute | None, str | None]:
         for accepted, match, route, needed in self._routes:
@@ -143,6 +157,12 @@ class Front:
                 scope["route"], scope["path_params"] = route, found.groupdict()
                 return route, needed
         return None, None
+
+    def _methods(self, path: str) -> list[str]:
+        """What else could be done there, by a named model."""
+        return sorted(
+            {method for method, match, route, _ in self._routes if match(path) is not None and not _is_at_root(route)}
+        )
 
     def _too_much(self, declared: bytes) -> bool:
         return not declared.isdigit() or len(declared) > 19 or int(declared) > self._limit
@@ -200,6 +220,16 @@ class _Call(Request):
             if not message.get("more_body"):
                 return bytes(parts + body) if parts else body
             parts += body
+
+
+def _split(path: str) -> tuple[str | None, str]:
+    """A model's name and a path of its own; None and the same path if none is named."""
+    name, slash, rest = path[len(PREFIX) :].partition("/")
+    return (name, slash + rest) if slash else (None, path)
+
+
+def _is_at_root(route: APIRoute) -> bool:
+    return "servers" in (route.openapi_extra or {})
 
 
 def scope_of(route: APIRoute, method: str) -> str | None:

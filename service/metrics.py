@@ -1,27 +1,31 @@
-"""Prometheus metrics of one application, in a registry of its own.
+"""Prometheus metrics of one model's service, in a registry of its own, and those of several as one text.
 
 It knows no HTTP and no engine; both tell it what happened. Invariant: no label takes values from clients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
 
 from forecaster.quality import QUANTITIES, Figures
 
-__all__ = ["Metrics"]
+__all__ = ["NAMED", "Metrics", "Requests", "exposition"]
+
+NAMED = "named_model"
+"""Label of what belongs to a named model; what belongs to the one without a name lacks it."""
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SURPRISES = (1, 2, 3, 4, 6)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
-class Metrics:
-    """Everything the service counts."""
+class Requests:
+    """What is counted of HTTP."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -32,6 +36,26 @@ class Metrics:
         self._request_seconds = Histogram(
             "forecaster_request_seconds", "Time to answer", ("method", "route"), registry=registry, buckets=_SECONDS
         )
+
+    def request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Record one HTTP request."""
+        key = (method, route, status)
+        pair = self._requests.get(key)
+        if pair is None:
+            # Looking labels up costs more than counting, so the children are kept.
+            route = route.replace(":path", "")
+            pair = self._request_count.labels(method, route, str(status)), self._request_seconds.labels(method, route)
+            self._requests[key] = pair
+        pair[0].inc()
+        pair[1].observe(seconds)
+
+
+class Metrics(Requests):
+    """Everything the service of one model counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        registry = self.registry
         self.observations = Counter(
             "forecaster_observations", "Observations by verdict", ("verdict",), registry=registry
         )
@@ -116,18 +140,6 @@ class Metrics:
             "forecaster_engine_busy_seconds", "How long the micro-batch at work has taken so far", registry=registry
         )
 
-    def request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Record one HTTP request."""
-        key = (method, route, status)
-        pair = self._requests.get(key)
-        if pair is None:
-            # Looking labels up costs more than counting, so the children are kept.
-            route = route.replace(":path", "")
-            pair = self._request_count.labels(method, route, str(status)), self._request_seconds.labels(method, route)
-            self._requests[key] = pair
-        pair[0].inc()
-        pair[1].observe(seconds)
-
     def parts(self, parts: list[tuple[str, float, float]]) -> None:
         """Record the parts of a micro-batch: name, begin and end in seconds."""
         for name, begin, end in parts:
@@ -158,6 +170,29 @@ class Metrics:
         self.model.clear()
         self.model.labels(name, version).set(1)
 
-    def text(self) -> bytes:
-        """The exposition format."""
-        return generate_latest(self.registry)
+
+def exposition(services: Mapping[str | None, Requests]) -> bytes:
+    """The exposition format of what was counted for each model, by the name that it is served under."""
+    return generate_latest(_Merged(services))
+
+
+class _Merged(CollectorRegistry):
+    """Series of the same metric of several registries, told apart by a label."""
+
+    def __init__(self, services: Mapping[str | None, Requests]) -> None:
+        super().__init__()
+        self._services = services
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric once."""
+        found: dict[str, Metric] = {}
+        for name, service in self._services.items():
+            for metric in service.registry.collect():
+                first = found.setdefault(metric.name, metric)
+                if name is not None:
+                    metric.samples = [
+                        sample._replace(labels={**sample.labels, NAMED: name}) for sample in metric.samples
+                    ]
+                if first is not metric:
+                    first.samples.extend(metric.samples)
+        yield from found.values()

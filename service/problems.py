@@ -7,6 +7,7 @@ Invariant: a client never sees a traceback, and a refused request has changed no
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -25,6 +26,7 @@ __all__ = [
     "failed",
     "install",
     "invalid",
+    "nothing_there",
     "overloaded",
     "problem_of",
     "problem_response",
@@ -96,6 +98,15 @@ def unknown_stream(unique_id: str) -> Problem:
     return Problem(
         404, "unknown-stream", f"stream {unique_id!r} is not known; create it first with PUT /v1/streams/{{unique_id}}"
     )
+
+
+def nothing_there(method: str, path: str, methods: Sequence[str] = ()) -> Problem:
+    """404: no route, or 405 where there are other `methods`."""
+    if methods:
+        return Problem(
+            405, "method-not-allowed", f"{method} is not allowed at {path}", headers={"allow": ", ".join(methods)}
+        )
+    return Problem(404, "unknown-route", f"there is nothing at {path}; see /docs")
 
 
 def unavailable(detail: str) -> Problem:
@@ -172,7 +183,7 @@ def install(app: FastAPI) -> None:
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 404:
-            problem = Problem(404, "unknown-route", f"there is nothing at {request.url.path}; see /docs")
+            problem = nothing_there(request.method, request.url.path)
         elif error.status_code == 405:
             problem = Problem(405, "method-not-allowed", f"{request.method} is not allowed at {request.url.path}")
         else:

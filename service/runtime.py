@@ -1,4 +1,4 @@
-"""The running service: store, engine and registry watcher, put together, started and stopped.
+"""The running service of one model: store, engine and registry watcher, put together, started and stopped.
 
 It knows the parts and no HTTP. Invariants: a model that the store or the calendar does not fit never reaches the
 engine; stopping drains what was taken in.
@@ -25,7 +25,6 @@ from service.engine import Engine, Limits
 from service.engine.subscriptions import Subscriptions
 from service.engine.trimmer import Trimmer
 from service.errors import ModelError, ServiceError, StoreError
-from service.keys import KeyRing, is_loopback
 from service.metrics import Metrics
 from service.models.registry import MlflowRegistry, Taker, Watcher, parse_reference
 from service.models.served import ServedModel, load_model
@@ -43,15 +42,15 @@ __all__ = ["Readiness", "Service"]
 
 _STATELESS_WAITING = 64
 _PROBE_SECONDS = 3.0
-_KEYS_SECONDS = 2.0  # how often the file of API keys is looked at
 
 
 @dataclass(slots=True)
 class Readiness:
-    """What was checked: text per part, and the failing ones."""
+    """What was checked: text per part, and the failing ones; `settled` unless it has yet to be seen what is there."""
 
     details: dict[str, str] = field(default_factory=dict)
     failing: dict[str, str] = field(default_factory=dict)
+    settled: bool = True
 
     @property
     def ready(self) -> bool:
@@ -60,27 +59,33 @@ class Readiness:
 
 
 class Service:
-    """Everything behind the routes.
+    """Everything behind the routes of one model.
 
     Parameters
     ----------
     settings
-        What the operator chose.
+        What the operator chose for it.
     store
         Opened.
     model
         Serves from the start; None if a registry is to be asked first.
-    keys
-        Who may call; None: everybody who can reach it.
+    metrics
+        Told what happens.
+    tracing
+        Told about micro-batches; None: nobody asked for traces.
     """
 
     def __init__(
-        self, settings: Settings, store: Store, model: ServedModel | None, keys: KeyRing | None = None
+        self,
+        settings: Settings,
+        store: Store,
+        model: ServedModel | None,
+        metrics: Metrics,
+        tracing: Tracing | None = None,
     ) -> None:
         self.settings = settings
         self.store = store
-        self.keys = keys
-        self.metrics = Metrics()
+        self.metrics = metrics
         self.running = Running()
         self.subscriptions = Subscriptions()
         self.metrics.event_readers.set_function(lambda: len(self.subscriptions))
@@ -105,34 +110,20 @@ class Service:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stateless = ThreadPoolExecutor(1, thread_name_prefix="stateless")
         self._stateless_waiting = 0
-        self._keys_watch: asyncio.Task[None] | None = None
         self._probe = _Probe(store)
-        self.tracing: Tracing | None = None
+        self._tracing = tracing
         self.leaving = False
         self.ended = True
 
     @classmethod
-    def open(cls, settings: Settings) -> Self:
-        """Read the API keys, open the store and, if the model is a folder, load it.
+    def open(cls, settings: Settings, metrics: Metrics, tracing: Tracing | None = None) -> Self:
+        """Open the store and, if the model is a folder, load it.
 
         Raises
         ------
         ServiceError
-            One of them cannot be used, or others than this machine would be listened to without keys.
+            One of them cannot be used.
         """
-        keys = None
-        if settings.api_keys_file is not None:
-            keys = KeyRing.open(settings.api_keys_file, settings.rate_limit)
-        elif not is_loopback(settings.host):
-            raise ServiceError(
-                f"host {settings.host} listens to other machines, which needs API keys: make one with `forecaster keys "
-                "new` and name the file in FORECASTER_API_KEYS_FILE, or use host 127.0.0.1"
-            )
-        tracing = None
-        if settings.open_telemetry:
-            from service.tracing import Tracing
-
-            tracing = Tracing.open()
         model = None
         if parse_reference(settings.model) is None:
             model = load_model(Path(settings.model))
@@ -144,15 +135,11 @@ class Service:
         except (StoreError, ModelError):
             store.close()
             raise
-        service = cls(settings, store, model, keys)
-        service.tracing = tracing
-        return service
+        return cls(settings, store, model, metrics, tracing)
 
     async def start(self) -> None:
         """Start engine and watcher; call it on the event loop."""
         self._loop = asyncio.get_running_loop()
-        if self.keys is not None:
-            self._keys_watch = self._loop.create_task(self._watch_keys(self.keys))
         torch.set_num_threads(self.settings.torch_threads)
         if self._first_model is not None:
             self.switch.take(self._first_model)
@@ -164,8 +151,6 @@ class Service:
 
     async def stop(self) -> None:
         """Stop watching, finish what was taken in, write snapshots, close the store."""
-        if self._keys_watch is not None:
-            self._keys_watch.cancel()
         if self._watcher is not None:
             await asyncio.to_thread(self._watcher.stop)
         if self._trimmer is not None:
@@ -182,8 +167,6 @@ class Service:
             self.store.close()
         else:
             logging.getLogger("service").error("the store hangs: ended without the last snapshots")
-        if self.tracing is not None:
-            self.tracing.close()
 
     def _watch(self, model: str, taker: Taker, cache: Path | None) -> Watcher | None:
         """Follow a model; None if it is a folder."""
@@ -212,19 +195,6 @@ class Service:
         """Say from now on that it is not ready, and let readers of events go elsewhere."""
         self.leaving = True
         self.subscriptions.close()
-
-    async def _watch_keys(self, keys: KeyRing) -> None:
-        """Keys come and go without a restart."""
-        trouble = ""
-        while True:
-            await asyncio.sleep(_KEYS_SECONDS)
-            try:
-                keys.refresh()
-                trouble = ""
-            except ServiceError as error:
-                if str(error) != trouble:
-                    logging.getLogger("service").error("API keys stay as they are: %s", error)
-                trouble = str(error)
 
     # -- models ----------------------------------------------------------------------------------------------------
 
@@ -256,7 +226,7 @@ class Service:
             stall_seconds=settings.stall_seconds,
         )
         assert self._loop is not None
-        engine = Engine(self.store, model, limits, self.metrics, self._loop, self.subscriptions, self.tracing)
+        engine = Engine(self.store, model, limits, self.metrics, self._loop, self.subscriptions, self._tracing)
         engine.start()
         return engine
 
@@ -304,6 +274,11 @@ class Service:
             raise unavailable(f"there is no model to serve yet: {self.watcher_trouble()}")
         return self.engine
 
+    @property
+    def settled(self) -> bool:
+        """Whether it has been seen what there is to serve."""
+        return self.engine is not None or self._watcher is None or self._watcher.looked
+
     def watcher_trouble(self) -> str | None:
         """What is wrong with the registry or the newest version; None if nothing is."""
         return None if self._watcher is None else self._watcher.trouble
@@ -327,6 +302,7 @@ class Service:
         engine = self.engine
         if engine is None:
             found.failing["model"] = f"none yet ({trouble})"
+            found.settled = self.settled
         else:
             found.details["model"] = f"{engine.model.name} {engine.model.version}"
             found.details["engine"] = "works"

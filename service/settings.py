@@ -6,14 +6,35 @@ Nothing here opens, connects or checks anything outside the values themselves. U
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.naming import check_model_name, store_of
 from service.retention import check_span
 
-__all__ = ["Settings"]
+__all__ = ["NamedModel", "Settings"]
+
+Span = Annotated[str, AfterValidator(check_span)]
+
+
+class NamedModel(BaseModel):
+    """A model that is served under a name: a reference, or an object with what is different for this model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: str
+    challenger: str | None = None
+    retention: Span | None = None
+    max_gap_steps: Annotated[int, Field(ge=0)] | None = None
+    max_history_steps: Annotated[int, Field(ge=1)] = 1_000_000
+    max_resident: Annotated[int, Field(ge=1)] = 200_000
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_reference(cls, given: Any) -> Any:
+        return {"model": given} if isinstance(given, str) else given
 
 
 class Settings(BaseSettings):
@@ -25,9 +46,18 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FORECASTER_", extra="forbid", frozen=True, protected_namespaces=())
 
     model: str = Field(
-        "models:/forecaster@champion", description="artifact folder, models:/NAME@ALIAS or models:/NAME/VERSION"
+        "models:/forecaster@champion",
+        description="artifact folder, models:/NAME@ALIAS or models:/NAME/VERSION; none by default if `models` has any",
     )
-    store: str = Field("sqlite:///forecaster.db", description="SQLAlchemy URL of the observation log")
+    models: dict[Annotated[str, AfterValidator(check_model_name)], NamedModel] = Field(
+        {},
+        description="further models, each a service of its own below /models/NAME: name -> reference, or an object of "
+        "model and what differs for it of challenger, retention, max_gap_steps, max_history_steps, max_resident",
+    )
+    store: str = Field(
+        "sqlite:///forecaster.db",
+        description="SQLAlchemy URL of the observation log; of a named model a file beside it, or a PostgreSQL schema",
+    )
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     api_keys_file: Path | None = Field(
@@ -86,7 +116,7 @@ class Settings(BaseSettings):
     max_batch: int = Field(4096, ge=1, description="most streams in one micro-batch")
     max_resident: int = Field(200_000, ge=1, description="streams kept in memory; the longest idle ones leave first")
     snapshot_every: int = Field(256, ge=1, description="steps of a stream between two snapshots of its state")
-    retention: Annotated[str, AfterValidator(check_span)] | None = Field(
+    retention: Span | None = Field(
         None,
         description="how much of each log is kept, steps (5000) or time before the last ds (90D); at least the model's "
         "ring and one longest gap; the same for all replicas of a store; default: everything",
@@ -106,3 +136,33 @@ class Settings(BaseSettings):
     open_telemetry: bool = Field(
         False, description="traces by OTLP, to where the OTEL_* variables say; needs the extra otel"
     )
+
+    @property
+    def names(self) -> list[str | None]:
+        """Of the models to serve; None is the one without a name, at the root."""
+        unnamed: list[str | None] = [None] if "model" in self.model_fields_set or not self.models else []
+        return [*unnamed, *self.models]
+
+    def of(self, name: str | None) -> Self:
+        """The settings of one model's service.
+
+        Examples
+        --------
+        >>> settings = Settings(model="a", models={"load": {"model": "b", "retention": "90D"}}, store="sqlite:///log.db")
+        >>> settings.names
+        [None, 'load']
+        >>> own = settings.of("load")
+        >>> own.model, own.retention, own.store, own.names
+        ('b', '90D', 'sqlite:///log.load.db', [None])
+        """
+        if name is None:
+            return self.model_copy(update={"models": {}})
+        # Registered models cannot have an @ in their names, so nothing else is kept in such a folder.
+        cache = self.model_cache and self.model_cache / f"@{name}"
+        own: dict[str, Any] = {
+            "challenger": None,
+            "models": {},
+            "model_cache": cache,
+            "store": store_of(self.store, name),
+        }
+        return self.model_copy(update=own | self.models[name].model_dump(exclude_unset=True))

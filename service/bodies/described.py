@@ -17,6 +17,7 @@ __all__ = [
     "MODELS",
     "ForecastReply",
     "ForecastsReply",
+    "HostedReply",
     "ModelsReply",
     "ObservedReply",
     "Problem",
@@ -170,8 +171,27 @@ class ServedReply(ModelLabel):
     max_gap_steps: int
 
 
+class HostedModel(_Reply):
+    """A model of this process."""
+
+    name: str | None = Field(description="it is served under; null: at the root")
+    prefix: str = Field(description="what comes before the paths of all its routes")
+    reference: str
+    state: str = Field(description="serving, starting, stopped, or unavailable")
+    model: ModelLabel | None = Field(description="the version that serves")
+    freq: str | None
+    time_zone: str | None
+    trouble: str | None
+
+
+class HostedReply(_Reply):
+    """All models of this process."""
+
+    models: list[HostedModel]
+
+
 class ModelsReply(_Reply):
-    """The models that serve."""
+    """The model that serves here."""
 
     models: list[ServedReply]
     reference: str
@@ -187,6 +207,7 @@ MODELS: tuple[type[BaseModel], ...] = (
     ForecastReply,
     ForecastsReply,
     ForecastsRequest,
+    HostedReply,
     ModelsReply,
     ObservationsRequest,
     ObservedReply,
@@ -234,6 +255,20 @@ EXAMPLES: dict[type[BaseModel], Any] = {
         "series": [{"unique_id": "plant-1", **_HISTORY}],
         "horizon": 2,
         "quantile_levels": [0.1, 0.5, 0.9],
+    },
+    HostedReply: {
+        "models": [
+            {
+                "name": "load",
+                "prefix": "/models/load",
+                "reference": "models:/load@champion",
+                "state": "serving",
+                "model": _LABEL,
+                "freq": "h",
+                "time_zone": None,
+                "trouble": None,
+            }
+        ]
     },
     ModelsReply: {
         "models": [

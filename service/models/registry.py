@@ -157,6 +157,7 @@ class Watcher:
         metrics: Metrics,
     ) -> None:
         self.trouble: str | None = "not looked up yet"
+        self.looked = False  # once, to the end
         self._reference = reference
         self._registry = registry
         self._taker = taker
@@ -181,6 +182,7 @@ class Watcher:
     def _work(self) -> None:
         while not self._stop.is_set():
             self.look()
+            self.looked = True
             self._stop.wait(self._poll_seconds)
 
     def look(self) -> None:

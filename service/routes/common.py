@@ -12,6 +12,7 @@ from service.bodies.schemas import ForecastQuery, check_unique_id
 from service.engine import Engine
 from service.engine.items import Precondition
 from service.front import KEY_SCHEME
+from service.hosting import Host, Hosted
 from service.negotiation import header_of
 from service.problems import Problem, invalid
 from service.runtime import Service
@@ -21,6 +22,8 @@ __all__ = [
     "body_of",
     "engine_of",
     "forecast_query",
+    "host_of",
+    "hosted_of",
     "key_of",
     "needs",
     "precondition_of",
@@ -32,9 +35,35 @@ __all__ = [
 _M = TypeVar("_M", bound=BaseModel)
 
 
+def host_of(request: Request) -> Host:
+    """All models of this application."""
+    return cast(Host, request.scope["host"])
+
+
+def hosted_of(request: Request) -> Hosted:
+    """The model that the path names, or the one at the root.
+
+    Raises
+    ------
+    Problem
+        404 if there is none at the root.
+    """
+    hosted: Hosted | None = request.scope["hosted"]
+    if hosted is None:
+        raise host_of(request).unknown(None)
+    return hosted
+
+
 def service_of(request: Request) -> Service:
-    """The service this application runs."""
-    return cast(Service, request.app.state.service)
+    """The service of that model.
+
+    Raises
+    ------
+    Problem
+        404 if there is none at the root, 503 if it cannot be opened.
+    """
+    hosted: Hosted | None = request.scope["hosted"]
+    return hosted_of(request).required() if hosted is None or hosted.service is None else hosted.service
 
 
 def engine_of(request: Request) -> Engine:

@@ -23,6 +23,7 @@ __all__ = [
     "IF_NONE_MATCH",
     "LIMIT",
     "NAME",
+    "NO_MODEL",
     "answer",
     "body_of_model",
     "described",
@@ -168,3 +169,7 @@ _DETAILS = {
 
 def _ref(model: type[BaseModel]) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+NO_MODEL: dict[str, Any] = problems(404)
+"""What any path of a model may meet where models are named."""

@@ -17,7 +17,7 @@ from service.bodies.described import StreamsReply
 from service.bodies.replies import description, json_reply
 from service.models.dates import Dates
 from service.problems import invalid
-from service.routes.common import engine_of, refuse_query, service_of
+from service.routes.common import engine_of, hosted_of, refuse_query, service_of
 from service.routes.describing import LIMIT, answer, described, query
 from service.store import Filter
 
@@ -105,7 +105,8 @@ async def _list(request: Request) -> Response:
     more = _Cursor(shown[-1].unique_id, chosen).text() if len(records) > limit else None
     reply = json_reply({"streams": [description(r, model) for r in shown], "next_cursor": more})
     if more is not None:
-        reply.raw_headers.append((b"link", f'</v1/streams?limit={limit}&cursor={more}>; rel="next"'.encode()))
+        path = f"{hosted_of(request).prefix}/v1/streams"
+        reply.raw_headers.append((b"link", f'<{path}?limit={limit}&cursor={more}>; rel="next"'.encode()))
     return reply
 
 

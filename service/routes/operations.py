@@ -1,18 +1,23 @@
-"""Operations: liveness, readiness, metrics and the models being served."""
+"""Operations: liveness, readiness, metrics, all models, and the one that serves."""
 
 from __future__ import annotations
 
 from functools import partial
 from time import monotonic
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from service.bodies.described import ModelsReply, StatusReply
+from service.bodies.described import HostedReply, ModelsReply, StatusReply
 from service.bodies.replies import json_reply
+from service.front import AT_ROOT
+from service.hosting import Hosted
+from service.metrics import exposition
 from service.problems import Problem
-from service.routes.common import needs, service_of
+from service.routes.common import host_of, needs, refuse_query, service_of
 from service.routes.describing import answer, described
+from service.runtime import Readiness
 
 __all__ = ["add_to"]
 
@@ -24,33 +29,60 @@ def add_to(app: FastAPI) -> None:
     add = partial(app.add_api_route, tags=["operations"], methods=["GET"], response_class=Response)
     alive, ready = answer("it is alive", StatusReply), answer("it can", StatusReply)
     text = answer("Prometheus' text format", content=_METRICS)
-    models = answer("the models, none while there is none yet", ModelsReply)
+    models = answer("the model, none while there is none yet", ModelsReply)
+    listed = answer("the model at the root, if there is one, and all named models", HostedReply)
     for path, endpoint, name, summary, told in (
         ("/healthz", _health, "health", "Is the process alive?", alive),
-        ("/readyz", _ready, "ready", "Can it serve: model, engine, store?", ready),
+        ("/readyz", _ready, "ready", "Can it serve: model, engine, store? Of several models, one at least?", ready),
     ):
         add(path, endpoint, name=name, summary=summary, openapi_extra=described({200: told}, keyed=False) | needs(None))
-    add("/metrics", _metrics, name="metrics", summary="Prometheus metrics", openapi_extra=described({200: text}))
+    for path, endpoint, name, summary, told in (
+        ("/metrics", _metrics, "metrics", "Prometheus metrics of all models", text),
+        ("/models", _list, "list_models", "All models, each served below a prefix", listed),
+    ):
+        add(path, endpoint, name=name, summary=summary, openapi_extra=described({200: told}) | AT_ROOT)
     add("/v1/models", _models, name="models", summary="The model that serves", openapi_extra=described({200: models}))
 
 
 async def _health(request: Request) -> Response:
-    trouble = service_of(request).healthy()
+    trouble = host_of(request).healthy()
     if trouble is not None:
         raise Problem(503, "not-alive", trouble)
     return json_reply({"status": "alive"})
 
 
 async def _ready(request: Request) -> Response:
-    checks = await service_of(request).readiness()
-    if not checks.ready:
-        failing = "; ".join(f"{name}: {text}" for name, text in checks.failing.items())
-        raise Problem(503, "not-ready", failing, headers={"retry-after": "1"}, checks=checks.details)
-    return json_reply({"status": "ready", "checks": checks.details})
+    hosted: Hosted | None = request.scope["hosted"]
+    found: dict[str | None, Readiness]
+    if hosted is None or hosted.name is None:
+        ready, found = await host_of(request).readiness()
+    else:
+        alone = await hosted.readiness()
+        ready, found = alone.ready, {None: alone}
+    said: dict[str, Any] = {"checks": found[None].details if None in found else {}}
+    others = {name: checks for name, checks in found.items() if name is not None}
+    if others:
+        said["models"] = {name: {"ready": checks.ready, "checks": checks.details} for name, checks in others.items()}
+    if not ready:
+        failing = "; ".join(
+            f"{part}: {text}" if name is None else f"model {name!r}, {part}: {text}"
+            for name, checks in found.items()
+            for part, text in checks.failing.items()
+        )
+        raise Problem(503, "not-ready", failing, headers={"retry-after": "1"}, **said)
+    whole = all(checks.ready for checks in found.values())
+    return json_reply({"status": "ready" if whole else "partly ready", **said})
 
 
 async def _metrics(request: Request) -> Response:
-    return Response(service_of(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    host = host_of(request)
+    counted = {None: host.requests, **{name: hosted.metrics for name, hosted in host.hosted.items()}}
+    return Response(exposition(counted), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _list(request: Request) -> Response:
+    refuse_query(request)
+    return json_reply({"models": [hosted.describe() for hosted in host_of(request).hosted.values()]})
 
 
 async def _models(request: Request) -> Response:

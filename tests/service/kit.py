@@ -166,8 +166,8 @@ class LocalClient:
 
     @property
     def service(self) -> Any:
-        """What runs behind the routes."""
-        return self.app.state.service
+        """What runs behind the routes at the root."""
+        return self.app.state.host.hosted[None].service
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         """One request."""

@@ -16,9 +16,9 @@ from pydantic import ValidationError
 from service.app import create_app
 from service.engine.rederive import rederive
 from service.errors import ModelError
+from service.hosting import Host
 from service.models.served import ServedModel
 from service.retention import least_steps, steps_of
-from service.runtime import Service
 from service.settings import Settings
 from service.store import Changes, NewStream, Store, StreamRecord
 from tests.forecaster.kit import config_of, forecaster_of
@@ -273,5 +273,5 @@ def test_a_span_of_time_needs_a_calendar(tmp_path, store_url):
     steps.save(tmp_path / "steps")
 
     with pytest.raises(ModelError, match="span of time, but freq '1' counts bare steps"):
-        Service.open(Settings(model=str(tmp_path / "steps"), store=store_url, retention="90D"))
+        Host.open(Settings(model=str(tmp_path / "steps"), store=store_url, retention="90D"))
     assert steps_of("90", steps.calendar) == 90

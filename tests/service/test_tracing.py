@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from service.app import create_app
-from service.runtime import Service
+from service.hosting import Host
 from service.tracing import Tracing
 from tests.service.kit import ROOT, LocalClient, history, observations
 
@@ -24,9 +24,9 @@ def traced(settings):
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    service = Service.open(settings)
-    service.tracing = Tracing(provider)
-    with LocalClient(create_app(settings, service)) as client:
+    host = Host(settings, tracing=Tracing(provider))
+    host.open_models()
+    with LocalClient(create_app(settings, host)) as client:
         yield client, exporter
 
 
