@@ -12,6 +12,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from json import dumps
 from typing import Annotated, NoReturn
 
 import typer
@@ -400,6 +401,15 @@ def serve(
         str | None,
         typer.Option(help="Artifact folder or models:/NAME@ALIAS.", show_default="models:/forecaster@champion"),
     ] = None,
+    named: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=MODEL",
+            help="A further model, a service of its own below /models/NAME; can be repeated. With such and without "
+            "--model there is none at the root.",
+            show_default=False,
+        ),
+    ] = None,
     store: Annotated[
         str | None,
         typer.Option(metavar="URL", help="Observation log, a SQLAlchemy URL.", show_default="sqlite:///forecaster.db"),
@@ -420,6 +430,7 @@ def serve(
     """
     given = {
         "MODEL": model,
+        "MODELS": _models(named),
         "STORE": store,
         "HOST": host,
         "PORT": port,
@@ -431,6 +442,19 @@ def serve(
         environment["MLFLOW_TRACKING_URI"] = tracking_uri
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, "-m", "service"], environment)
+
+
+def _models(named: list[str] | None) -> str | None:
+    from forecaster import InputError
+
+    pairs = [pair.partition("=") for pair in named or ()]
+    for name, _, reference in pairs:
+        if not name or not reference:
+            raise InputError(f"--named is {name!r}, expected NAME=MODEL, such as bikes=models:/bikes@champion")
+    models = {name: reference for name, _, reference in pairs}
+    if len(models) < len(pairs):
+        raise InputError("--named has the same name twice")
+    return dumps(models) if models else None
 
 
 streams = typer.Typer(help="Backups of a store's streams, as Parquet files.", no_args_is_help=True)

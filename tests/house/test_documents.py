@@ -61,6 +61,7 @@ def test_the_readmes_requests_are_answered(tmp_path, monkeypatch):
     Forecaster.create(Config(freq="h", horizon=48, network=NetworkConfig(hidden_size=8))).save(tmp_path / "model")
     port = free_port()
     settings = {"FORECASTER_MODEL": "model", "FORECASTER_STORE": "sqlite:///log.db", "FORECASTER_PORT": str(port)}
+    settings["FORECASTER_MODELS"] = '{"bikes": "model"}'
     requests = [request_of(line) for line in shell_lines() if line.startswith("curl ")]
     monkeypatch.chdir(tmp_path)
     server = ServerProcess(

@@ -380,15 +380,24 @@ def test_serve_becomes_the_service_with_its_settings(run: Runner, monkeypatch: p
     became: list[tuple[list[str], dict[str, str]]] = []
     monkeypatch.setattr("os.execve", lambda _, arguments, environment: became.append((arguments[1:], environment)))
 
-    run("serve", "--model", "m", "--store", "s", "--port", "1")
+    run("serve", "--model", "m", "--named", "a=x", "--named", "b=models:/b@c", "--store", "s", "--port", "1")
 
     arguments, given = became[0]
     assert arguments == ["-m", "service"]
     assert {key: value for key, value in given.items() if key.startswith("FORECASTER_")} == {
         "FORECASTER_MODEL": "m",
+        "FORECASTER_MODELS": '{"a": "x", "b": "models:/b@c"}',
         "FORECASTER_STORE": "s",
         "FORECASTER_PORT": "1",
     }
+
+
+@pytest.mark.parametrize("named", [["a"], ["=x"], ["a="], ["a=x", "a=y"]])
+def test_serve_refuses_named_models_that_are_none(named: list[str], run: Runner) -> None:
+    done = run("serve", *(f"--named={pair}" for pair in named))
+
+    assert done.status == 2
+    assert "--named" in done.err
 
 
 def test_a_new_key_is_made_by_the_service(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
