@@ -12,8 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from service.errors import ServiceError
 from service.keys import KeyRing, is_loopback
 from service.metrics import Metrics, Requests
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["Host", "Hosted"]
 
 _KEYS_SECONDS = 2.0  # how often the file of API keys is looked at
-_NOT_OPENED = (ServiceError, SQLAlchemyError, OSError)
 
 
 @dataclass(slots=True)
@@ -168,7 +165,8 @@ class Host:
         for hosted in every:
             try:
                 hosted.service = self._opened(hosted)
-            except _NOT_OPENED as error:
+            except Exception as error:
+                # Whatever it is that breaks one model, it must not take the others.
                 self._failed(hosted, error)
         if not any(hosted.service for hosted in every):
             raise ServiceError("; ".join(f"{_called(hosted)}: {hosted.trouble}" for hosted in every))
@@ -180,7 +178,8 @@ class Host:
     def _failed(hosted: Hosted, error: Exception) -> None:
         trouble = (str(error).splitlines() or [type(error).__name__])[0]
         if trouble != hosted.trouble:
-            logging.getLogger("service").error("%s cannot be opened: %s", _called(hosted), trouble)
+            unexpected = None if isinstance(error, ServiceError) else error
+            logging.getLogger("service").error("%s cannot be opened: %s", _called(hosted), trouble, exc_info=unexpected)
         hosted.trouble = trouble
 
     async def start(self) -> None:
@@ -218,12 +217,12 @@ class Host:
         while not await self._paused(hosted.settings.poll_seconds):
             try:
                 service = await asyncio.to_thread(self._opened, hosted)
-            except _NOT_OPENED as error:
+            except Exception as error:
                 self._failed(hosted, error)
-                continue
-            await service.start()
-            hosted.service, hosted.trouble = service, None
-            return
+            else:
+                await service.start()
+                hosted.service, hosted.trouble = service, None
+                return
 
     async def _watch_keys(self, keys: KeyRing) -> None:
         """Keys come and go without a restart."""

@@ -313,6 +313,22 @@ def test_a_model_that_cannot_be_opened_is_named_and_serves_as_soon_as_it_can(fol
         assert client.put("/models/late/v1/streams/a", json={"ds": [0], "y": [1.0]}).status_code == 201
 
 
+def test_whatever_breaks_one_model_the_others_start(folders, store_url, monkeypatch):
+    opening = Host._opened
+
+    def fail(host, hosted):
+        if hosted.name == "steps":
+            raise RuntimeError("nobody thought of this")
+        return opening(host, hosted)
+
+    monkeypatch.setattr(Host, "_opened", fail)
+    with LocalClient(create_app(several(folders, store_url))) as client:
+        assert "nobody thought of this" in client.get("/readyz").json()["models"]["steps"]["checks"]["model"]
+        assert client.put("/models/other/v1/streams/a", json=history([1.0])).status_code == 201
+        monkeypatch.undo()
+        until(lambda: client.get("/readyz").json()["status"] == "ready")
+
+
 def test_a_process_none_of_whose_models_can_be_opened_does_not_start(tmp_path, store_url):
     chosen = Settings(model=str(tmp_path / "x"), models={"load": str(tmp_path / "y")}, store=store_url)
 
@@ -351,7 +367,8 @@ def test_an_engine_that_died_is_named_by_liveness_and_leaves_the_others_ready(fo
 
         assert_problem(client.get("/healthz"), 503, "model 'steps': the engine")
         assert client.get("/readyz").json()["status"] == "partly ready"
-        assert client.put("/v1/streams/a", json=history([1.0])).status_code == 201
+        # The first call loads compiled code, which may take longer than an engine is waited for here.
+        until(lambda: client.put("/v1/streams/a", json=history([1.0])).is_success)
 
 
 def test_each_is_found_again_after_a_kill_while_the_registry_of_a_third_is_away(
