@@ -157,11 +157,11 @@ class Calibration(nn.Module):
         if not self.scoring:
             return after
         total = y.shape[1]
-        steps = np.full(len(y), total) if lengths is None else lengths.numpy()
-        phase = (after.last_step.numpy() - steps) % self.period
+        phase = (after.last_step.numpy() - (total if lengths is None else lengths.numpy())) % self.period
         if total == 1 and trail is None and not self._eventful[phase].any():
             return after
-        values, ends, slot = y.contiguous().numpy(), torch.from_numpy(steps), self.slot.numpy()
+        ends = torch.full_like(after.age, total) if lengths is None else lengths
+        values, steps, slot = y.contiguous().numpy(), ends.numpy(), self.slot.numpy()
         if rows is not None:
             after = after.amended(flight=before.flight.index_select(0, rows), ruler=before.ruler.index_select(0, rows))
         after = self._settle_old(before, rows, after, values, steps, phase)

@@ -244,7 +244,14 @@ def _fold(
 ) -> StreamState:
     batch, length = y.shape
     kept = (state.hidden, state.cell, state.correction, state.static)
-    hidden, cell, correction, static = (part if rows is None else part.index_select(0, rows) for part in kept)
+    hidden, cell, correction, static = (
+        part
+        if rows is None
+        else part.index_select(0, rows)
+        if part.shape[-1]
+        else part.new_empty(batch, *part.shape[1:])
+        for part in kept
+    )
     # Seldom changed: left out of a change, unless the calibration finds something to score or to issue.
     seldom = (state.flight, state.ruler, state.issued, state.quality)
     flight, ruler, issued, quality = (

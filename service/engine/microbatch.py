@@ -7,7 +7,7 @@ computed on copies before the transaction ends, then memory follows; forecasts a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from itertools import chain, repeat
@@ -27,7 +27,7 @@ from service.models.coming import Coming
 from service.models.served import Want
 from service.problems import Problem, conflict, from_library, unknown_stream
 from service.store import Changes, NewStream, Store, StoredReply, StreamRecord, Value
-from service.store.values import Covered, y_of
+from service.store.values import y_of
 
 __all__ = ["MicroBatch", "Result"]
 
@@ -239,9 +239,9 @@ class MicroBatch:
 
     def _judge(self, plan: _Plan, observed: list[tuple[Observe, Resident]]) -> None:
         looked_up = {
-            r.record.id: [s for s in i.steps if s <= r.record.last_step]
-            for i, r in observed
-            if min(i.steps) <= r.record.last_step
+            resident.record.id: known_already
+            for item, resident in observed
+            if (known_already := [step for step in item.steps if step <= resident.record.last_step])
         }
         known = self._store.known(looked_up) if looked_up else {}
         for item, resident in observed:
@@ -538,5 +538,5 @@ def _surprise(steps: list[_Step]) -> None:
             step.surprises = found[start : (start := start + len(part))]
 
 
-def _count_missing(values: Collection[Value]) -> int:
-    return list(values).count(None) + sum(1 for value in values if type(value) is Covered and value.y is None)
+def _count_missing(values: Iterable[Value]) -> int:
+    return sum([y_of(value) is None for value in values])

@@ -79,4 +79,5 @@ class Dates:
 
     def text(self, step: int) -> str | int:
         """`ds` of one step."""
-        return self.texts(step, 1)[0]
+        found = self._texts.get(step)
+        return self.texts(step, 1)[0] if found is None else found
