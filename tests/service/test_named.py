@@ -136,7 +136,15 @@ def said(reply: httpx.Response, prefix: str) -> tuple:
 def test_a_named_model_answers_bit_for_bit_like_a_service_of_its_own(both, requests):
     """Whatever the others are asked in between, about streams of the same names."""
     together, alone = both
-    for name, request in [*requests, *((name, ("delete", one)) for name in NAMES for one in ("a", "b/c"))]:
+    every = [(name, stream) for name in NAMES for stream in ("a", "b/c")]
+    script = [
+        *((name, ("put", stream, [float(1 + i), None, 3.0])) for i, (name, stream) in enumerate(every)),
+        *requests,
+        *((name, ("get", stream, part)) for name, stream in every for part in ("", "/forecast", "/quality")),
+        *((name, ("ask", "/v1/streams?limit=1")) for name in NAMES),
+        *((name, ("delete", stream)) for name, stream in every),
+    ]
+    for name, request in script:
         of_hour = int if name == "steps" else ds
         prefix = prefix_of(name)
         found, expected = ask(together, prefix, of_hour, request), ask(alone[name], "", of_hour, request)
