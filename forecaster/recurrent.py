@@ -21,9 +21,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from forecaster.config import NetworkConfig
 from forecaster.kernels import Float32, lstm_gates
 
-__all__ = ["RecurrentEnsemble", "RecurrentStack", "RecurrentState"]
+__all__ = ["ROWS_AT_ONCE", "RecurrentEnsemble", "RecurrentStack", "RecurrentState"]
 
-ROWS_AT_ONCE = 256
+ROWS_AT_ONCE = 512
 """Rows of a batch that go through all layers together in one step."""
 
 _CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from forecaster import NetworkConfig
-from forecaster.recurrent import RecurrentStack, RecurrentState
+from forecaster.recurrent import ROWS_AT_ONCE, RecurrentStack, RecurrentState
 from tests.forecaster.reference_cells import run
 
 T, B, F, H = 6, 3, 3, 6
@@ -84,6 +84,28 @@ def test_one_step_without_gradient_equals_the_gate_equations(config: NetworkConf
     expected = run(config, stack.state_dict(), x, start.hidden, start.cell, [1] * B)
     for found, wanted in zip((output, state.hidden, state.cell), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("config", [c for c in EVERY_OPTION if c.cell == "lstm"], ids=name)
+def test_a_step_of_more_rows_than_are_taken_at_once_is_that_of_each_row(config: NetworkConfig) -> None:
+    stack, rows = stack_of(config), ROWS_AT_ONCE + 3
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, rows, F, generator=generator)
+    start = RecurrentState(
+        torch.randn(config.num_layers, rows, config.output_size, generator=generator),
+        torch.randn(config.num_layers, rows, H, generator=generator),
+    )
+
+    with torch.no_grad():
+        few = [
+            stack(x[:, part], RecurrentState(*(s[:, part] for s in start))) for part in torch.arange(rows).split(100)
+        ]
+        stack.pack()
+        output, state = stack(x, start)
+
+    torch.testing.assert_close(output, torch.cat([part for part, _ in few], 1))
+    for found, parts in zip(state, zip(*(after for _, after in few), strict=True), strict=True):
+        torch.testing.assert_close(found, torch.cat(parts, 1))
 
 
 @pytest.mark.parametrize("config", EVERY_OPTION, ids=name)
