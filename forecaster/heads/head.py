@@ -170,6 +170,14 @@ class Head(nn.Module, ABC):
             Coordinates, fields of shape [N].
         """
 
+    def drift(self, parameters: Tensor, target: Tensor, frame: Frame) -> Tensor:
+        """How many times as wide intervals should be after what came, at least 1, shape [H]; takes the same."""
+        del parameters, frame
+        return torch.ones(target.shape[1])
+
+    def widen(self, factors: Tensor) -> None:
+        """Multiply all distances to the median that are decoded from now on, by `factors` [H] of at least 1."""
+
     def point(self, parameters: Tensor, frame: Frame) -> Tensor:
         """What a rolled copy of the state observes in place of the truth, float64, shape [B, H]: the median."""
         return self.quantiles(parameters, frame, (0.5,)).squeeze(-2)

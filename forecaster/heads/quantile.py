@@ -16,11 +16,14 @@ from torch.nn import functional
 from forecaster import kernels
 from forecaster.heads.decoder import HeadSizes
 from forecaster.heads.head import Head, Levels
-from forecaster.heads.widening import widening
+from forecaster.heads.widening import UNSEEN, widening
 from forecaster.losses import pinball_loss
 from forecaster.scaling import Frame, Transform, restore, transform
 
 __all__ = ["QuantileHead"]
+
+DRIFTING = 0.1
+"""The level, with its mirror image, whose interval is held against the latest windows."""
 
 FIRST_SPREAD = 0.05
 """Distance between neighbouring quantiles before training, in units."""
@@ -93,13 +96,29 @@ class QuantileHead(Head):
 
     def calibrate(self, parameters: Tensor, target: Tensor, frame: Frame) -> None:
         """Widen or narrow the steps between neighbouring quantiles."""
+        distance, steps = self._outward(parameters, target, frame)
+        tails = [2 * level for level in reversed(self.levels[: steps.shape[1]])]
+        factors = widening(distance, steps, tails, UNSEEN)
+        self.widening *= factors.repeat(2, 1)
+
+    def drift(self, parameters: Tensor, target: Tensor, frame: Frame) -> Tensor:
+        """By the interval between the levels nearest to 10 and 90 %; the mean of what blocks and latest windows say."""
+        distance, steps = self._outward(parameters, target, frame)
+        tail = min(self.levels[: steps.shape[1]], key=lambda level: abs(level - DRIFTING))
+        inside = steps[:, : steps.shape[1] - self.levels.index(tail)].sum(1, keepdim=True)
+        return widening(distance, inside, [2 * tail]).squeeze(0).clamp(min=1).sqrt()
+
+    def widen(self, factors: Tensor) -> None:
+        """All steps between neighbouring quantiles."""
+        self.widening *= factors
+
+    def _outward(self, parameters: Tensor, target: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
+        """Distances of the truth from the median [N, H], and the steps between quantiles on its side [N, E, H]."""
         middle = len(self.levels) // 2
         signed = transform(target, frame, self.transform) - parameters[:, middle]
         gaps = parameters.diff(dim=1)
         below, above = gaps[:, :middle].flip(1), gaps[:, middle:]
-        steps = torch.where((signed < 0).unsqueeze(1), below, above)
-        factors = widening(signed.abs(), steps, [2 * level for level in reversed(self.levels[:middle])])
-        self.widening *= factors.repeat(2, 1)
+        return signed.abs(), torch.where((signed < 0).unsqueeze(1), below, above)
 
     def stretch(self, parameters: Tensor, factors: Tensor) -> Tensor:
         """Signed distances to the median; products and sums keep the order of what they are applied to."""

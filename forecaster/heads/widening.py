@@ -3,31 +3,35 @@
 Conformalised quantile regression (Romano, Patterson and Candès, 2019) with factors in place of offsets. From the median
 outward, each step is scaled such that as many truths lie beyond its end as its level says; factors are positive, so
 quantiles still cannot cross. Both sides get the same factors: what tells them apart in a few windows is mostly chance.
-The estimate over a group of horizon steps is drawn to that over all, and that to 1; a window counts as one observation,
-because errors within it go together.
+The estimate over a group of horizon steps is drawn to that over all, and that to what is expected beforehand; a window
+counts as one observation, because errors within it go together.
 
 Axes: N window, E end of a step between neighbouring levels, from the median outward, H horizon step, G group.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["widening"]
+__all__ = ["UNSEEN", "widening"]
 
 GROUPS = 4
 
 CAUTION = (8, 64)
 """Windows at which an estimate over all steps, and over a group of them, is believed by half."""
 
+UNSEEN = 1.2
+"""Expected beforehand on windows that weights have not learnt from: what fits the learnt ones is too narrow there."""
+
 LARGEST = 4.0
 """Factors are within this and its inverse."""
 
 
-def widening(distance: Tensor, steps: Tensor, tails: Sequence[float]) -> Tensor:
+def widening(distance: Tensor, steps: Tensor, tails: Sequence[float], expected: float = 1.0) -> Tensor:
     """Factors for the steps between neighbouring levels, from the median outward, shape [E, H].
 
     Parameters
@@ -38,6 +42,8 @@ def widening(distance: Tensor, steps: Tensor, tails: Sequence[float]) -> Tensor:
         Sizes of the steps on the truth's side, shape [N, E, H].
     tails
         Share of truths wanted beyond each end, both sides together.
+    expected
+        Factor without any window.
 
     Examples
     --------
@@ -49,7 +55,7 @@ def widening(distance: Tensor, steps: Tensor, tails: Sequence[float]) -> Tensor:
     horizon = distance.shape[1]
     number = min(GROUPS, horizon)
     groups = torch.arange(horizon) * number // horizon
-    everywhere = general * _outward(distance, steps, tails)
+    everywhere = math.log(expected) + general * (_outward(distance, steps, tails) - math.log(expected))
     logs = torch.empty(len(tails), horizon)
     for group in range(number):
         here = groups == group

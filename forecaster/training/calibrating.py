@@ -10,12 +10,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from forecaster.heads.widening import UNSEEN
 from forecaster.holdout import Block
 from forecaster.network import ForecastNetwork
 from forecaster.panel import Panel
 from forecaster.scaling import Frame
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "drift_of"]
 
 LARGEST_WORK = 2**20
 """Steps folded, about, at most; series beyond that are left out."""
@@ -26,7 +27,7 @@ Float = npt.NDArray[np.float64]
 
 
 @torch.no_grad()
-def calibrate(network: ForecastNetwork, panel: Panel, blocks: Sequence[Block], seed: int) -> None:
+def calibrate(network: ForecastNetwork, panel: Panel, blocks: Sequence[Block], drift: Tensor, seed: int) -> None:
     """Let a network's head calibrate itself, in evaluation mode.
 
     Parameters
@@ -36,12 +37,57 @@ def calibrate(network: ForecastNetwork, panel: Panel, blocks: Sequence[Block], s
     panel
         The series that the blocks lie in.
     blocks
-        One horizon each; none: the head stays as trained.
+        One horizon each; none: the head widens by what is usual.
+    drift
+        How much wider still, shape [H]: see `drift_of`.
     seed
         Of the sample that a large panel is reduced to.
     """
     network.eval()
     network.head.reset_calibration()
+    if network.config.calibration == "off":
+        return
+    found = _windows(network, panel, blocks, seed)
+    if found is None:
+        network.head.widen(torch.full_like(drift, UNSEEN))
+    else:
+        network.head.calibrate(*found)
+    network.head.widen(drift)
+
+
+@torch.no_grad()
+def drift_of(network: ForecastNetwork, panel: Panel, unseen: int, seed: int) -> Tensor:
+    """How much wider than calibrated intervals must be on the latest steps, which the weights have not seen, shape [H].
+
+    Blocks have steps on both sides that were learnt from; what comes next has them on one. Where series change, that is
+    harder. Latest windows are few and share what happened to all, so they may only widen.
+
+    Parameters
+    ----------
+    network
+        Calibrated on blocks.
+    panel
+        Ends with the unseen steps.
+    unseen
+        How many.
+    seed
+        Of the sample that a large panel is reduced to.
+    """
+    horizon = network.config.horizon
+    windows = [
+        Block(name, start, start + horizon)
+        for name, length in zip(panel.unique_ids, panel.lengths.tolist(), strict=True)
+        if length > unseen
+        for start in range(length - unseen, length - horizon + 1, horizon)
+    ]
+    found = None if network.config.calibration == "off" else _windows(network, panel, windows, seed)
+    return torch.ones(horizon) if found is None else network.head.drift(*found)
+
+
+def _windows(
+    network: ForecastNetwork, panel: Panel, blocks: Sequence[Block], seed: int
+) -> tuple[Tensor, Tensor, Frame] | None:
+    """Parameters, targets and frames of the blocks of a sample of series; None if there are none."""
     origins: dict[str, list[int]] = defaultdict(list)
     for name, start, _ in blocks:
         origins[name].append(start - 1)
@@ -56,9 +102,10 @@ def calibrate(network: ForecastNetwork, panel: Panel, blocks: Sequence[Block], s
         rows = names[first : first + ROWS]
         chosen = panel.select(np.array([place[name] for name in rows]))
         parts += _forecasts(network, chosen, [origins[name] for name in rows])
-    if parts:
-        parameters, targets, *frame = (torch.cat(column) for column in zip(*parts, strict=True))
-        network.head.calibrate(parameters, targets, Frame(*frame))
+    if not parts:
+        return None
+    parameters, targets, *frame = (torch.cat(column) for column in zip(*parts, strict=True))
+    return parameters, targets, Frame(*frame)
 
 
 def _forecasts(network: ForecastNetwork, panel: Panel, origins: list[list[int]]) -> list[tuple[Tensor, ...]]:

@@ -27,7 +27,7 @@ from forecaster.errors import PanelError
 from forecaster.forecaster import Forecaster
 from forecaster.network import ForecastNetwork
 from forecaster.panel import Panel
-from forecaster.training.calibrating import calibrate
+from forecaster.training.calibrating import calibrate, drift_of
 from forecaster.training.choosing import choose, choose_covariates, race_length
 from forecaster.training.data import ChunkDataModule, held_out_steps
 from forecaster.training.module import TrainingModule
@@ -136,7 +136,11 @@ def fit(
         share = settings.finish if held_out or data.validation else 0.0
         network = _fresh(config, data)
         done = _train(network, data, data.updates, clock.until(1 - share), progress=progress)
-        calibrate(network, learnt, data.blocks, settings.seed)
+        drift = torch.ones(config.horizon)
+        calibrate(network, learnt, data.blocks, drift, settings.seed)
+        if data.held_out:
+            drift = drift_of(network, learnt, data.held_out, settings.seed)
+            network.head.widen(drift)
         judged = Forecaster(network)
         if not share:
             return Fitted(judged, judged, clock.history, reasons)
@@ -149,7 +153,7 @@ def fit(
             peak=FINISHING_RATE,
             progress=progress,
         )
-        calibrate(network, panel, data.blocks, settings.seed)
+        calibrate(network, panel, data.blocks, drift, settings.seed)
         return Fitted(Forecaster(network), judged, clock.history, reasons)
 
 

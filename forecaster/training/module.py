@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from forecaster.chunks import Chunk
 from forecaster.config import Config
+from forecaster.kernels import SMALLEST_SIZE
 from forecaster.network import Encoded, ForecastNetwork
 from forecaster.recurrent import RecurrentStack
 from forecaster.scaling import settle
@@ -197,4 +198,5 @@ def _weight(encoded: Encoded) -> Tensor:
     unit = encoded.frame.unit.float()
     difference = encoded.difference
     difference = torch.where(difference > 0, difference, unit).clamp(min=SMALLEST_DIFFERENCE)
-    return (unit / difference.sqrt()).clamp(max=LARGEST_WEIGHT)
+    weight = (unit / difference.sqrt()).clamp(max=LARGEST_WEIGHT)
+    return torch.where(encoded.frame.scale > SMALLEST_SIZE, weight, 0.0)  # in units of nothing, nothing can be forecast

@@ -31,6 +31,7 @@ from forecaster.losses import pinball_loss
 from forecaster.network import ForecastNetwork
 from forecaster.scaling import transform
 from forecaster.training import Fitted, choosing, fit
+from forecaster.training.calibrating import drift_of
 from forecaster.training.choosing import ENSEMBLE, choose
 from forecaster.training.data import MOST_PASSES, SHORTEST_EPOCH, ChunkDataModule
 from forecaster.training.module import TrainingModule, mixed_precision
@@ -720,6 +721,32 @@ def test_a_tiny_model_learns_season_and_trend_better_than_the_seasonal_naive(cel
 
     assert metrics["mase"] < 0.5 * metrics["seasonal_naive_mase"]
     assert metrics["wql"] < 0.5 * metrics["seasonal_naive_wql"]
+
+
+def test_intervals_widen_where_the_latest_steps_were_harder_and_never_narrow() -> None:
+    rng = np.random.default_rng(0)
+    calm = [100 + np.cumsum(rng.normal(size=160)) for _ in range(12)]
+    wild = [np.concatenate([y[:-8], y[-9] + np.cumsum(rng.normal(scale=8, size=8))]) for y in calm]
+    network = fitted(dataclasses.replace(CONFIG, calibration="static"), calm).judged._network
+    width = network.config.horizon
+
+    none, more = (drift_of(network, panel_of(values), 2 * width, seed=0) for values in (calm, wild))
+
+    assert (none >= 1).all()
+    assert (more > 1.2 * none).all()
+    assert torch.equal(drift_of(network, panel_of(calm), 0, seed=0), torch.ones(width))
+
+
+def test_origins_before_any_value_was_seen_teach_nothing() -> None:
+    """Of a scale of nothing, every forecast is the same; errors there are in units of y, not of the series."""
+    silent = [
+        np.concatenate([np.full(40, fill), 1e6 + y[:60]])
+        for fill, y in zip((np.nan, 0.0), histories()[:2], strict=True)
+    ]
+
+    history = fitted(dataclasses.replace(CONFIG, transform="linear"), silent).history
+
+    assert max(row["train_loss"] for row in history) < 100
 
 
 def test_training_calibrates_on_blocks_it_has_not_learnt_from_unless_told_not_to() -> None:

@@ -60,3 +60,14 @@ def test_unknown_truths_count_nothing_and_none_at_all_changes_nothing() -> None:
         widening(gaps, steps_of(800, 8), TAILS), widening(truth, steps_of(500, 8), TAILS), rtol=0, atol=0
     )
     assert torch.equal(widening(gaps[500:], steps_of(300, 8), TAILS), torch.ones(5, 8))
+
+
+def test_what_is_expected_beforehand_gives_way_to_windows() -> None:
+    truth = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0)).abs()
+
+    none, few, many = (widening(truth[:n], steps_of(n, 8), TAILS, expected=1.5)[3] for n in (0, 8, 4000))
+
+    torch.testing.assert_close(none, torch.full((8,), 1.5))
+    torch.testing.assert_close(many, torch.ones(8), rtol=0.1, atol=0)
+    assert (few < none).all()
+    assert (few > 1).all()
