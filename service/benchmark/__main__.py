@@ -12,10 +12,19 @@ from typing import Any
 
 from forecaster import Config, Forecaster
 from service.benchmark.steps import measure_steps
+from service.benchmark.streams import measure_streams
 from service.benchmark.swaps import measure_swaps
 from service.benchmark.web import measure_bulk, measure_histories, measure_singles
 
 __all__ = ["main"]
+
+_SHOWN = (
+    *("swaps", "requests", "failed_requests", "replies_of_several_versions", "worst_p99_ms"),
+    *("p95_ms", "max_ms", "warm_p50_ms", "warm_p99_ms"),
+    *("log_bytes", "snapshot_bytes", "backup_bytes", "load_seconds", "snapshot_seconds"),
+    *("cap", "resident", "touched", "megabytes_before", "restored_per_second", "streams", "load"),
+)
+"""Figures of a measurement that a terminal shows as well."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,11 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each run")
     parser.add_argument("--rounds", type=int, default=3, help="of each HTTP measurement")
     parser.add_argument("--clients", type=int, default=32, help="of single observations")
-    parser.add_argument("--only", choices=("engine", "singles", "histories", "bulk", "swaps"))
+    parser.add_argument("--only", choices=("engine", "singles", "histories", "bulk", "streams", "swaps"))
     parser.add_argument("--minutes", type=float, default=10.0, help="of model swaps")
     parser.add_argument("--every", type=float, default=30.0, help="seconds from model swap to model swap")
+    parser.add_argument("--streams", type=int, default=20_000, help="how many the part of that name has in its store")
+    parser.add_argument(
+        "--backup", action=argparse.BooleanOptionalAction, default=True, help="export and import them as well"
+    )
+    parser.add_argument("--folder", type=Path, help="where to put what is measured; default: a temporary one")
     given = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="forecaster-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="forecaster-bench-", dir=given.folder) as name:
         folder = Path(name)
         model = given.model or folder / "model"
         if given.model is None:
@@ -52,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.only in (None, "bulk"):
             for result in measure_bulk(model, folder, 50_000, given.rounds):
                 _print(result, json_lines=given.json_lines)
+        if given.only == "streams":
+            for result in measure_streams(model, folder, given.streams, backup=given.backup):
+                _print(result, json_lines=given.json_lines)
         if given.only == "swaps":
             options = {"minutes": given.minutes, "every": given.every, "clients": given.clients}
             for result in measure_swaps(model, folder, **options):
@@ -69,9 +86,9 @@ def _print(result: dict[str, Any], *, json_lines: bool) -> None:
         )
         if "p50_ms" in result:
             text += f"   p50 {result['p50_ms']} ms, p99 {result['p99_ms']} ms"
-        if "swaps" in result:
-            shown = ("swaps", "requests", "failed_requests", "replies_of_several_versions", "worst_p99_ms")
-            text += "   " + ", ".join(f"{name} {result[name]:,}" for name in shown)
+        more = [f"{name} {result[name]:,}" for name in _SHOWN if name in result]
+        if more:
+            text += "   " + ", ".join(more)
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 

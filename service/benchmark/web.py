@@ -29,7 +29,19 @@ import pyarrow as pa
 from service.benchmark.load import Client, request_bytes
 from service.bodies.bulk import ARROW, JSON_LINES
 
-__all__ = ["create_streams", "measure_bulk", "measure_histories", "measure_singles", "run_load", "running_service"]
+__all__ = [
+    "arrow_rows",
+    "create_streams",
+    "ds_of",
+    "free_port",
+    "measure_bulk",
+    "measure_histories",
+    "measure_singles",
+    "post",
+    "run_load",
+    "running_process",
+    "running_service",
+]
 
 _CREATING = 32  # clients that create streams
 _STREAMS_PER_CLIENT = 16
@@ -108,12 +120,12 @@ def measure_bulk(model: Path, folder: Path, rows: int, rounds: int) -> Iterator[
     with running_service(model, folder) as port:
         create_streams(port, names, hours=200)
         hour, steps = 200, rows // _BULK_STREAMS
-        for label, kind, write in (("json_lines", JSON_LINES, _json_lines), ("arrow", ARROW, _arrow)):
+        for label, kind, write in (("json_lines", JSON_LINES, _json_lines), ("arrow", ARROW, arrow_rows)):
             target, rates = _BULK_TARGETS[label], []
             for _ in range(rounds):
                 body = write(names, hour, steps)
                 started = time.perf_counter()
-                reply = _post(f"http://127.0.0.1:{port}/v1/observations", body, kind)
+                reply = post(f"http://127.0.0.1:{port}/v1/observations", body, kind)
                 rates.append(steps * len(names) / (time.perf_counter() - started))
                 if reply["counts"] != {"accepted": steps * len(names)}:
                     raise RuntimeError(f"bulk rows were not accepted: {reply['counts']}")
@@ -133,12 +145,13 @@ def measure_bulk(model: Path, folder: Path, rows: int, rounds: int) -> Iterator[
 def _json_lines(names: list[str], hour: int, steps: int) -> bytes:
     lines: list[str] = []
     for h in range(hour, hour + steps):
-        ds = _ds(h)
+        ds = ds_of(h)
         lines.extend(f'{{"unique_id":"{name}","ds":"{ds}","y":{10 + h % 24}.5}}' for name in names)
     return "\n".join(lines).encode()
 
 
-def _arrow(names: list[str], hour: int, steps: int) -> bytes:
+def arrow_rows(names: list[str], hour: int, steps: int) -> bytes:
+    """One row of each stream at each hour, as an Arrow stream."""
     hours = np.repeat(np.arange(hour, hour + steps), len(names))
     table = pa.table(
         {
@@ -154,13 +167,14 @@ def _arrow(names: list[str], hour: int, steps: int) -> bytes:
     return body
 
 
-def _ds(hour: int) -> str:
+def ds_of(hour: int) -> str:
+    """The ds of an hour of the benchmarks."""
     return (_START + timedelta(hours=hour)).isoformat()
 
 
 def create_streams(port: int, names: list[str], hours: int) -> None:
     """Create streams with a history of so many hours."""
-    body = json.dumps({"ds": [_ds(h) for h in range(hours)], "y": [10.0 + h % 24 for h in range(hours)]}).encode()
+    body = json.dumps({"ds": [ds_of(h) for h in range(hours)], "y": [10.0 + h % 24 for h in range(hours)]}).encode()
 
     async def create(some: list[str]) -> None:
         _, client = await asyncio.get_running_loop().create_connection(Client, "127.0.0.1", port)
@@ -176,7 +190,8 @@ def create_streams(port: int, names: list[str], hours: int) -> None:
     asyncio.run(create_all())
 
 
-def _post(url: str, body: bytes, kind: str) -> Any:
+def post(url: str, body: bytes, kind: str) -> Any:
+    """The reply to a body."""
     request = urllib.request.Request(url, body, {"content-type": kind}, method="POST")
     with urllib.request.urlopen(request, timeout=120) as reply:
         return json.loads(reply.read())
@@ -193,22 +208,23 @@ def run_load(port: int, clients: int, seconds: float, first_hour: int, history: 
 @contextmanager
 def running_service(model: Path | str, folder: Path, **environment: str) -> Iterator[int]:
     """The service in a process of its own, on a new store; the port it listens on."""
-    port = _free_port()
+    port = free_port()
     store = f"sqlite:///{folder / f'bench-{port}.db'}"
     command = ["-m", "service", "--model", str(model), "--store", store, "--port", str(port)]
-    with _process(command, port, **environment):
+    with running_process(command, port, **environment):
         yield port
 
 
 @contextmanager
 def _bare(horizon: int) -> Iterator[int]:
-    port = _free_port()
-    with _process(["-m", "service.benchmark.bare", str(port), str(horizon)], port):
+    port = free_port()
+    with running_process(["-m", "service.benchmark.bare", str(port), str(horizon)], port):
         yield port
 
 
 @contextmanager
-def _process(arguments: list[str], port: int, **environment: str) -> Iterator[None]:
+def running_process(arguments: list[str], port: int, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python process, from when it answers on a port until the context ends."""
     process = subprocess.Popen([sys.executable, *arguments], env={**os.environ, **environment})
     try:
         deadline = time.monotonic() + _STARTING
@@ -220,13 +236,14 @@ def _process(arguments: list[str], port: int, **environment: str) -> Iterator[No
                 break
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.1)
-        yield
+        yield process
     finally:
         process.terminate()
         process.wait(60)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]

@@ -364,7 +364,6 @@ class Engine:
         metrics.batch_size.observe(len(items))
         metrics.batch_seconds.observe(seconds)
         metrics.parts(self._parts)
-        metrics.resident.set(len(self._residents))
         verdicts: dict[Verdict, int] = {}
         filled = 0
         surprises = []
@@ -394,6 +393,8 @@ class Engine:
             self._forget_replies()
         except SQLAlchemyError as error:
             logging.getLogger("service").warning("housekeeping: %s", str(error).splitlines()[0])
+        finally:
+            self._metrics.resident.set(len(residents))
 
     def _forget_replies(self) -> None:
         now = time.monotonic()
