@@ -382,7 +382,7 @@ class Forecaster:
         paths = max(num_samples, FEWEST_PATHS)
         drawn = np.full((len(state), num_samples, horizon), np.nan)
         observed = torch.nonzero(~state.blank).squeeze(1)
-        for rows in torch.split(observed, max(1, PATHS_AT_ONCE // paths)):
+        for rows in torch.split(observed, max(1, PATHS_AT_ONCE // paths)) if len(observed) else ():
             part = state.select(rows)
             known = None if future is None else future[rows]
             found = simulate(

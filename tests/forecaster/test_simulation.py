@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -54,6 +54,7 @@ def test_a_single_path_at_a_single_step_is_a_fair_draw_from_the_forecast() -> No
     assert stats.kstest(drawn, lambda y: np.interp(y, quantiles, levels)).pvalue > 0.01
 
 
+@example(config=HEADS[0], histories=[np.array([np.nan])], horizon=2, seed=0)
 @given(
     config=st.sampled_from(HEADS), histories=batches(), horizon=st.sampled_from([2, 8]), seed=st.integers(0, 2**63 - 1)
 )
