@@ -461,7 +461,8 @@ def test_metrics_are_one_text_in_which_no_series_comes_twice(client):
     client.post("/v1/streams/a/observations", json=observations((1, 2.0))).raise_for_status()
     client.put("/models/steps/v1/streams/a", json={"ds": [0], "y": [1.0]}).raise_for_status()
     client.get("/models/none/v1/streams")
-    until(lambda: 'forecaster_batch_streams_count{named_model="steps"} 1.0' in client.get("/metrics").text)
+    # Set last, after the reply and the housekeeping that follows it.
+    until(lambda: 'forecaster_resident_streams{named_model="steps"} 1.0' in client.get("/metrics").text)
     families = list(text_string_to_metric_families(client.get("/metrics").text))
     series = Counter((sample.name, *sorted(sample.labels.items())) for family in families for sample in family.samples)
     values = {(s.name, *sorted(s.labels.items())): s.value for family in families for s in family.samples}
