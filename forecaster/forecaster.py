@@ -602,9 +602,9 @@ class Forecaster:
         levels = tuple(float(level) for level in quantile_levels)
         if not levels:
             raise InputError("quantile_levels is empty, expected at least one level")
-        lowest, highest = self._network.head.answered
         for level in levels:
-            if not (lowest <= level <= highest and 0 < level < 1):
+            if not self.answers(level):
+                lowest, highest = self._network.head.answered
                 raise InputError(
                     f"quantile level {level:g} is outside {lowest:g} to {highest:g}, "
                     "the levels this model was trained for"

@@ -96,14 +96,14 @@ class QuantileHead(Head):
 
     def calibrate(self, parameters: Tensor, target: Tensor, frame: Frame) -> None:
         """Widen or narrow the steps between neighbouring quantiles."""
-        distance, steps = self._outward(parameters, target, frame)
+        distance, steps = self._from_median(parameters, target, frame)
         tails = [2 * level for level in reversed(self.levels[: steps.shape[1]])]
         factors = widening(distance, steps, tails, UNSEEN)
         self.widening *= factors.repeat(2, 1)
 
     def drift(self, parameters: Tensor, target: Tensor, frame: Frame) -> Tensor:
         """By the interval between the levels nearest to 10 and 90 %; the mean of what blocks and latest windows say."""
-        distance, steps = self._outward(parameters, target, frame)
+        distance, steps = self._from_median(parameters, target, frame)
         tail = min(self.levels[: steps.shape[1]], key=lambda level: abs(level - DRIFTING))
         inside = steps[:, : steps.shape[1] - self.levels.index(tail)].sum(1, keepdim=True)
         return widening(distance, inside, [2 * tail]).squeeze(0).clamp(min=1).sqrt()
@@ -112,7 +112,7 @@ class QuantileHead(Head):
         """All steps between neighbouring quantiles."""
         self.widening *= factors
 
-    def _outward(self, parameters: Tensor, target: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
+    def _from_median(self, parameters: Tensor, target: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
         """Distances of the truth from the median [N, H], and the steps between quantiles on its side [N, E, H]."""
         middle = len(self.levels) // 2
         signed = transform(target, frame, self.transform) - parameters[:, middle]

@@ -27,7 +27,7 @@ Float = npt.NDArray[np.float64]
 
 
 @torch.no_grad()
-def calibrate(network: ForecastNetwork, panel: Panel, blocks: Sequence[Block], drift: Tensor, seed: int) -> None:
+def calibrate(network: ForecastNetwork, panel: Panel, blocks: Sequence[Block], seed: int) -> None:
     """Let a network's head calibrate itself, in evaluation mode.
 
     Parameters
@@ -38,8 +38,6 @@ def calibrate(network: ForecastNetwork, panel: Panel, blocks: Sequence[Block], d
         The series that the blocks lie in.
     blocks
         One horizon each; none: the head widens by what is usual.
-    drift
-        How much wider still, shape [H]: see `drift_of`.
     seed
         Of the sample that a large panel is reduced to.
     """
@@ -49,10 +47,9 @@ def calibrate(network: ForecastNetwork, panel: Panel, blocks: Sequence[Block], d
         return
     found = _windows(network, panel, blocks, seed)
     if found is None:
-        network.head.widen(torch.full_like(drift, UNSEEN))
+        network.head.widen(torch.full((network.config.horizon,), UNSEEN))
     else:
         network.head.calibrate(*found)
-    network.head.widen(drift)
 
 
 @torch.no_grad()

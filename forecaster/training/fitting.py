@@ -136,11 +136,9 @@ def fit(
         share = settings.finish if held_out or data.validation else 0.0
         network = _fresh(config, data)
         done = _train(network, data, data.updates, clock.until(1 - share), progress=progress)
-        drift = torch.ones(config.horizon)
-        calibrate(network, learnt, data.blocks, drift, settings.seed)
-        if data.held_out:
-            drift = drift_of(network, learnt, data.held_out, settings.seed)
-            network.head.widen(drift)
+        calibrate(network, learnt, data.blocks, settings.seed)
+        drift = drift_of(network, learnt, data.held_out, settings.seed)
+        network.head.widen(drift)
         judged = Forecaster(network)
         if not share:
             return Fitted(judged, judged, clock.history, reasons)
@@ -153,7 +151,8 @@ def fit(
             peak=FINISHING_RATE,
             progress=progress,
         )
-        calibrate(network, panel, data.blocks, drift, settings.seed)
+        calibrate(network, panel, data.blocks, settings.seed)
+        network.head.widen(drift)
         return Fitted(Forecaster(network), judged, clock.history, reasons)
 
 

@@ -269,7 +269,7 @@ def assert_identical_state(found: StreamState, expected: StreamState) -> None:
 
 
 def assert_same_forecast(found: Float, expected: Float, rtol: float = 1e-5, counts: bool = False) -> None:
-    """Equal to 1e-5 of each row's largest value; counts to ten times that and one more.
+    """Equal to 1e-5 of each row's largest value; counts to one, or to ten times that.
 
     A quantile of a widely dispersed count multiplies the rounding of its parameters, and crosses whole numbers.
     """
@@ -277,6 +277,6 @@ def assert_same_forecast(found: Float, expected: Float, rtol: float = 1e-5, coun
     magnitude = np.nan_to_num(np.abs(expected)).max(axis=tuple(range(1, expected.ndim)), keepdims=True, initial=0.0)
     np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
     error = np.nan_to_num(np.abs(found - expected))
-    assert np.all(error <= (10 if counts else 1) * rtol * magnitude + counts), (
+    assert np.all(error <= np.maximum((10 if counts else 1) * rtol * magnitude, 1.0 * counts)), (
         f"off by {np.max(error / np.where(magnitude > 0, magnitude, 1.0))}"
     )
