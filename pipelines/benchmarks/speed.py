@@ -74,7 +74,7 @@ def run_benchmarks(reporter: Reporter, *, quick: bool = False, only: str | None 
 
 
 def benchmark_training(shape: Shape, *, rounds: int, seconds: float) -> Iterator[dict[str, Any]]:
-    """Measure our training updates and two bare loops by turns.
+    """Measure our training updates, of one network and of an ensemble, and two bare loops by turns.
 
     Parameters
     ----------
@@ -89,10 +89,14 @@ def benchmark_training(shape: Shape, *, rounds: int, seconds: float) -> Iterator
     ------
     dict
         Updates per second, ours against a bare `nn.LSTM`, and against one with a linear quantile decoder at every
-        step, which is the work that a forking-sequences loss cannot avoid.
+        step, which is the work that a forking-sequences loss cannot avoid; and an ensemble, as the default is on a
+        panel of this size, against the one bare `nn.LSTM`.
     """
+    from forecaster.training.choosing import ENSEMBLE
+
     turns: dict[str, Callable[[float], float]] = {
         "ours": ours(shape),
+        "ensemble": ours(shape, members=ENSEMBLE),
         "lstm": bare(shape, decoder=False),
         "lstm_decoder": bare(shape, decoder=True),
     }
@@ -108,15 +112,17 @@ def benchmark_training(shape: Shape, *, rounds: int, seconds: float) -> Iterator
         "num_layers": shape.num_layers,
         "horizon": shape.horizon,
     }
-    for rival, target, reference in (
-        ("lstm", 0.6, "bare nn.LSTM: forward, backward, clip, AdamW"),
-        ("lstm_decoder", None, "bare nn.LSTM with a linear quantile decoder at every step"),
+    lstm = "bare nn.LSTM: forward, backward, clip, AdamW"
+    for benchmark, subject, rival, target, reference in (
+        ("training", "ours", "lstm", 0.7, lstm),
+        ("training", "ours", "lstm_decoder", None, "bare nn.LSTM with a linear quantile decoder at every step"),
+        ("training_ensemble", "ensemble", "lstm", None, f"one {lstm}; here an update trains {ENSEMBLE} networks"),
     ):
         yield {
-            "benchmark": "training",
-            "value": round(median["ours"], 2),
+            "benchmark": benchmark,
+            "value": round(median[subject], 2),
             "unit": "updates/s",
-            "ratio": round(median["ours"] / median[rival], 3),
+            "ratio": round(median[subject] / median[rival], 3),
             "target": target,
             "reference": round(median[rival], 2),
             "reference_is": reference,
@@ -125,7 +131,7 @@ def benchmark_training(shape: Shape, *, rounds: int, seconds: float) -> Iterator
         }
 
 
-def ours(shape: Shape) -> Callable[[float], float]:
+def ours(shape: Shape, members: int = 1) -> Callable[[float], float]:
     """Return a turn of our training: updates per second of `fit` on a made-up panel."""
     import numpy as np
 
@@ -145,7 +151,7 @@ def ours(shape: Shape) -> Callable[[float], float]:
             "freq": "1",
             "horizon": shape.horizon,
             "seasonality": [shape.season, 7 * shape.season],
-            "network": {"hidden_size": shape.hidden_size, "num_layers": shape.num_layers},
+            "network": {"hidden_size": shape.hidden_size, "num_layers": shape.num_layers, "members": members},
             "training": {
                 "lanes": shape.lanes,
                 "chunk_length": shape.chunk_length,

@@ -158,5 +158,5 @@ def test_the_training_benchmark_measures_both_loops() -> None:
     shape = Shape(lanes=2, chunk_length=8, hidden_size=4, num_layers=2, horizon=2, season=2)
     rows = list(benchmark_training(shape, rounds=1, seconds=1.0))
 
-    assert len(rows) == 2
+    assert [row["benchmark"] for row in rows] == ["training", "training", "training_ensemble"]
     assert all(row["value"] > 0 and row["reference"] > 0 and row["ratio"] > 0 for row in rows)
