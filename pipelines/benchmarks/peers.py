@@ -122,7 +122,8 @@ def run_peer(task: Task, peer: str, request: PeersRequest) -> dict[str, Any]:
         folder = Path(name)
         hand_over(task, folder, steps=request.steps, seed=request.seed)
         # -P: the folder of the program must not become a place to import from.
-        command = [request.python, "-P", peer_process.__file__, peer, str(folder)]
+        # Absolute, for the process starts in FOLDER; not resolved, or the link would lead out of the environment.
+        command = [str(Path(request.python).absolute()), "-P", peer_process.__file__, peer, str(folder)]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode or not (folder / "result.json").is_file():
             lines = done.stderr.strip().splitlines()
