@@ -67,8 +67,8 @@ class Calibration(nn.Module):
         Of the model.
     adaptive
         Whether states carry a correction.
-    scoring
-        Whether forecasts can be made while folding, to be held against what comes; nothing is adaptive without.
+    known
+        Columns known for the future: K' of `forecaster.deferred`.
 
     Attributes
     ----------
@@ -76,12 +76,12 @@ class Calibration(nn.Module):
         Step number, int64 scalar, up to which the weights have learnt from values; stored with them.
     """
 
-    def __init__(self, head: Head, *, adaptive: bool, scoring: bool) -> None:
+    def __init__(self, head: Head, *, adaptive: bool, known: int = 0) -> None:
         super().__init__()
-        horizon = head.sizes.horizon
+        self.known, self.horizon = known, head.sizes.horizon
+        horizon = self.horizon
         groups, stride = min(GROUPS, horizon), math.ceil(horizon / LARGEST_SCORED)
-        self.scoring = scoring
-        self.adaptive = scoring and adaptive and head.stretchable
+        self.adaptive = adaptive and head.stretchable
         self.period = max(horizon + 1, SHORTEST_FLIGHT)
         lowest, highest = head.answered
         self.levels = max(OUTER, lowest), 0.5, min(1 - OUTER, highest)
@@ -110,14 +110,16 @@ class Calibration(nn.Module):
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """What a state carries: groups G, 0 unless adaptive, and scored steps S, 0 unless scoring."""
-        return self.groups if self.adaptive else 0, len(self.scored) if self.scoring else 0
+        """What a state carries: groups G, 0 unless adaptive, and scored steps S."""
+        return self.groups if self.adaptive else 0, len(self.scored)
 
     def stretch(self, head: Head, parameters: Tensor, correction: Tensor) -> Tensor:
         """Parameters of the first steps, at most H, with the corrections [B, 2, G] applied."""
         if not self.adaptive:
             return parameters
-        return head.stretch(parameters, _bounded(correction).exp().index_select(-1, self.group[: parameters.shape[-1]]))
+        return head.stretch(
+            parameters, self._bounded(correction).exp().index_select(-1, self.group[: parameters.shape[-1]])
+        )
 
     def follow(
         self,
@@ -130,7 +132,7 @@ class Calibration(nn.Module):
         decode: Callable[[Tensor, Tensor], Issue],
         trail: Tensor | None = None,
     ) -> StreamState:
-        """Put correction, flight and scores after a chunk into `after`; a model that is not scoring has none.
+        """Put correction, flight and scores after a chunk into `after`.
 
         A flight begins where the step number is a multiple of the period, for all streams of a calendar together: one
         large decode now and then costs less than a small one at every step. The period exceeds the horizon by a step,
@@ -154,8 +156,6 @@ class Calibration(nn.Module):
         trail
             Written, if given: the correction of the first horizon step after each step, float32, shape [B, T, 2].
         """
-        if not self.scoring:
-            return after
         total = y.shape[1]
         phase = (after.last_step.numpy() - (total if lengths is None else lengths.numpy())) % self.period
         if total == 1 and trail is None and not self._eventful[phase].any():
@@ -200,10 +200,7 @@ class Calibration(nn.Module):
             factors = begun.view(len(row), 2, self.groups).exp()[..., self.scored_group]
             parameters = head.stretch(parameters, factors)
             after = after.amended(flight=after.flight.index_copy(0, row[last], flight[last]))
-        quantiles = torch.cat(
-            [head.quantiles(parameters, issue.frame, self.levels), issue.naive[:, None, self.scored]], 1
-        )
-        issued = (quantiles - issue.frame.location[:, None, None]).float()
+        issued = self._issued(head, parameters, issue)
         if total > 1:
             kernels.settle(
                 row.numpy(), begin.numpy(), values, steps, issued.numpy(), ruler[:, 0].contiguous().numpy(), slot,
@@ -244,9 +241,15 @@ class Calibration(nn.Module):
         lower, middle, upper = measure(bounds, ruler.unsqueeze(1), head.transform).unbind(1)
         return torch.stack([middle, 1 / (middle - lower), 1 / (upper - middle)], 1)
 
+    def _issued(self, head: Head, parameters: Tensor, issue: Issue) -> Tensor:
+        """What is scored, from parameters at the scored steps: `StreamState.issued`."""
+        quantiles = head.quantiles(parameters, issue.frame, self.levels)
+        both = torch.cat([quantiles, issue.naive[:, None, self.scored]], 1)
+        return (both - issue.frame.location[:, None, None]).float()
 
-def _bounded(correction: Tensor) -> Tensor:
-    return correction.clamp(-LARGEST_CORRECTION, LARGEST_CORRECTION)
+    @staticmethod
+    def _bounded(correction: Tensor) -> Tensor:
+        return correction.clamp(-LARGEST_CORRECTION, LARGEST_CORRECTION)
 
 
 def _gain(group: Tensor) -> Tensor:

@@ -306,8 +306,7 @@ class Config:
         training chooses by the panel.
     calibration
         How far intervals are stretched to cover what they say: ``static``, by factors found on held-out blocks after
-        training; ``adaptive``, by those and a correction that follows each stream (without, where covariates are known
-        for the future: nobody has told them when a forecast is issued to be scored); ``off``, not at all.
+        training; ``adaptive``, by those and a correction that follows each stream; ``off``, not at all.
 
     Examples
     --------

@@ -510,11 +510,12 @@ class Forecaster:
         return frame
 
     def quality(self, state: StreamState) -> Quality:
-        """What past forecasts of each row were worth; of models with known covariates, nothing is scored.
+        """What past forecasts of each row were worth.
 
         A forecast is scored as it was issued, at every step of `Quality.steps`, when its truth is folded. One is in
         flight at a time: they begin after the steps whose number is a multiple of ``max(horizon + 1, 8)``, once that
-        many steps were seen.
+        many steps were seen. With known covariates it is scored where the next one begins, as if those had been known
+        that came.
         """
         scored = tuple((self._network.calibration.scored + 1).tolist()) if state.quality.shape[-1] else ()
         total, recent = state.quality.double().unbind(1)

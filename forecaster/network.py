@@ -9,6 +9,7 @@ Axes: B row, T step, K parameter, H horizon step, P hidden size of all members, 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from forecaster.calibration import Calibration, Issue
 from forecaster.config import Config
 from forecaster.covariates import CovariateInputs, static_size
+from forecaster.deferred import Aboard, DeferredCalibration
 from forecaster.features import anchors, feature_size, features, naive_anchor, num_anchors
 from forecaster.heads import HEADS, Head, HeadSizes
 from forecaster.kernels import NUM_STATISTICS
@@ -97,11 +99,16 @@ class ForecastNetwork(nn.Module):
             levels=config.quantile_levels,
             nonnegative=config.support == "nonnegative",
         )
-        # A flight is issued while folding, when nobody has told what will be known of the steps it covers.
-        self.calibration = Calibration(
-            self.head, adaptive=config.calibration == "adaptive", scoring=not config.covariates.known
-        )
+        known = len(config.covariates.known)
+        kind = DeferredCalibration if known else Calibration
+        self.calibration = kind(self.head, adaptive=config.calibration == "adaptive", known=known)
         groups, scored = self.calibration.sizes
+        self._aboard = [
+            config.network.output_size * config.network.num_members,
+            size,
+            sizes.num_anchors * scored,
+            scored,
+        ]
         self.layout = StateLayout(
             layers=config.network.num_layers,
             hidden=config.network.output_size * config.network.num_members,
@@ -110,6 +117,8 @@ class ForecastNetwork(nn.Module):
             statistics=NUM_STATISTICS,
             groups=groups,
             scored=scored,
+            aboard=sum(self._aboard) if known else 0,
+            arrived=1 + known if known else 0,
             static=static_size(config.covariates),
         )
 
@@ -175,6 +184,12 @@ class ForecastNetwork(nn.Module):
         [B, T, 2], if that is given and the model is adaptive.
         """
         encoded, after = self.encode(state, y, lengths, covariates, rows)
+        if isinstance(self.calibration, DeferredCalibration):
+            known = None if covariates is None else covariates[..., : self.calibration.known]
+            board = partial(self._board, encoded)
+            return encoded, self.calibration.follow_deferred(
+                state, rows, after, y, lengths, known, self.head, board, self._decode_aboard, trail
+            )
 
         def decode(row: Tensor, step: Tensor) -> Issue:
             chosen = encoded.at((row, step))
@@ -183,6 +198,26 @@ class ForecastNetwork(nn.Module):
             return Issue(self.decode(chosen), chosen.frame, naive)
 
         return encoded, self.calibration.follow(state, rows, after, y, lengths, self.head, decode, trail)
+
+    def _board(self, encoded: Encoded, row: Tensor, step: Tensor) -> Aboard:
+        """What a forecast with known covariates is decoded from once they have come, at its scored steps."""
+        chosen = encoded.at((row, step))
+        choices = anchors(chosen.scaled, self.config.seasonality, self.config.horizon)[..., self.calibration.scored]
+        naive = choices[:, naive_anchor(self.config.seasonality)]
+        if not self.config.network.anchored:
+            choices = torch.zeros_like(choices)
+        return Aboard(torch.cat([chosen.hidden, chosen.features, choices.flatten(1), naive], 1), chosen.frame)
+
+    def _decode_aboard(self, aboard: Aboard, moments: Tensor, static: Tensor, future: Tensor) -> Issue:
+        """Forecasts from what `_board` kept; steps that are not scored mean nothing."""
+        hidden, inputs, flat, dull = torch.split(aboard.numbers, self._aboard, 1)
+        scored, horizon = self.calibration.scored, self.config.horizon
+        choices = flat.new_zeros(len(flat), flat.shape[1] // len(scored), horizon)
+        choices[..., scored] = flat.reshape(len(flat), -1, len(scored))
+        naive = aboard.frame.location.new_zeros(len(flat), horizon)
+        naive[:, scored] = restore(dull, aboard.frame, self.transform)
+        known = None if self.covariates is None else self.covariates.decode(moments, static, future, horizon)
+        return Issue(self.head(hidden, inputs, choices, known), aboard.frame, naive)
 
     def encoded(self, state: StreamState) -> Encoded:
         """What the head needs of a state's latest step, leading axes [B]: the last entry of the `encode` behind it."""

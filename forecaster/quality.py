@@ -1,8 +1,9 @@
 """Live quality: what a stream's past forecasts were worth, scored as their truth arrived.
 
 One forecast at a time is scored, the one in flight of `forecaster.calibration`, at up to twelve steps of its horizon,
-as it was issued. The sums of the scores are part of the state: a function of the log and the model, so that a restart,
-an eviction, a rewind or a swap there and back gives the same figures. Knows sums; no series, no files.
+as it was issued (with known covariates: as it would have been, had those been known that came). The sums of the scores
+are part of the state: a function of the log and the model, so that a restart, an eviction, a rewind or a swap there and
+back gives the same figures. Knows sums; no series, no files.
 
 Axes: B row, Q quantity, S scored step.
 """

@@ -253,8 +253,8 @@ def _fold(
         for part in kept
     )
     # Seldom changed: left out of a change, unless the calibration finds something to score or to issue.
-    seldom = (state.flight, state.ruler, state.issued, state.quality)
-    flight, ruler, issued, quality = (
+    seldom = (state.flight, state.ruler, state.issued, state.quality, state.aboard, state.arrived)
+    flight, ruler, issued, quality, aboard, arrived = (
         part if rows is None else part.new_empty(batch, *part.shape[1:-1], 0) for part in seldom
     )
     after = StreamState(
@@ -270,6 +270,8 @@ def _fold(
         ruler=ruler,
         issued=issued,
         quality=quality,
+        aboard=aboard,
+        arrived=arrived,
         static=static,
     )
     kernels.advance(

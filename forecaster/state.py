@@ -5,7 +5,8 @@ value is immutable by convention: `assign` alone writes in place, for the one sl
 written per row, little-endian, with a format version and a checksum; no pickle.
 
 Axes: B row (series), L layer, P hidden size, C cell size (0 unless LSTM), W ring length, K statistics, G
-group of horizon steps, S scored step of a flight, Q quantity of `forecaster.quality`, V static numbers.
+group of horizon steps, S scored step of a flight, Q quantity of `forecaster.quality`, V static numbers, X number
+that a deferred flight is decoded from, K' known covariate.
 """
 
 from __future__ import annotations
@@ -64,12 +65,19 @@ class StreamState:
         What coming observations are held against: median, and inverse distances of the bounds below and above it,
         float32, shape [B, 3, S]; NaN before the first.
     ruler
-        What the numbers in `flight` are measured with, location and inverse breadth, float64, shape [B, 2].
+        What the numbers in `flight` are measured with, location and inverse breadth, float64, shape [B, 2]; of a
+        deferred flight its frame, location, scale and unit, shape [B, 3].
     issued
         The forecast that coming observations are held against to score it, as it was issued: three quantiles and the
         seasonal naive forecast, less the location of `ruler`, float32, shape [B, 4, S]; NaN before the first.
     quality
         Sums of its and earlier ones' scores, all and recent, float32, shape [B, 2, Q, S]; see `forecaster.quality`.
+    aboard
+        In place of `flight` and `issued` where covariates are known for the future: what the forecast in flight will be
+        decoded from once they have come, float32, shape [B, X]; see `forecaster.deferred`. X is 0 in other models.
+    arrived
+        What has come of its scored steps, y and then the known covariates, float64, shape [B, S, 1 + K']; NaN where
+        nothing has. The last axis is empty in other models.
     static
         What does not change: the static covariates and the country whose holidays count, as numbers, float64, shape
         [B, V]; NaN is missing.
@@ -90,6 +98,8 @@ class StreamState:
     ruler: Tensor
     issued: Tensor
     quality: Tensor
+    aboard: Tensor
+    arrived: Tensor
     static: Tensor
     moment: object | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -197,9 +207,9 @@ class StateLayout:
 
     Parameters
     ----------
-    layers, hidden, cell, ring, statistics, groups, scored, static
-        The sizes L, P, C, W, K, G, S and V of `StreamState`; G is 0 where streams are not calibrated, S where their
-        forecasts are not scored either.
+    layers, hidden, cell, ring, statistics, groups, scored, aboard, arrived, static
+        The sizes L, P, C, W, K, G, S, X, 1 + K' and V of `StreamState`; G is 0 where streams are not calibrated, S
+        where their forecasts are not scored either, X and 1 + K' where flights are not deferred.
     """
 
     layers: int
@@ -209,6 +219,8 @@ class StateLayout:
     statistics: int
     groups: int = 0
     scored: int = 0
+    aboard: int = 0
+    arrived: int = 0
     static: int = 0
 
     def initial(self, first_steps: Tensor, static: Tensor | None = None) -> StreamState:
@@ -217,6 +229,7 @@ class StateLayout:
         Their static numbers are `static` [B, V]; None: all missing.
         """
         rows = len(first_steps)
+        issued = 0 if self.aboard else self.scored
         return StreamState(
             hidden=torch.zeros(rows, self.layers, self.hidden),
             cell=torch.zeros(rows, self.layers, self.cell),
@@ -226,10 +239,12 @@ class StateLayout:
             silence=torch.zeros(rows, dtype=torch.int64),
             last_step=first_steps.to(torch.int64) - 1,
             correction=torch.zeros(rows, 2, self.groups),
-            flight=torch.full((rows, 3, self.scored if self.groups else 0), torch.nan),
-            ruler=torch.full((rows, 2 if self.scored else 0), torch.nan, dtype=torch.float64),
-            issued=torch.full((rows, 4, self.scored), torch.nan),
+            flight=torch.full((rows, 3, issued if self.groups else 0), torch.nan),
+            ruler=torch.full((rows, 3 if self.aboard else 2 if self.scored else 0), torch.nan, dtype=torch.float64),
+            issued=torch.full((rows, 4, issued), torch.nan),
             quality=torch.zeros(rows, 2, len(QUANTITIES), self.scored),
+            aboard=torch.zeros(rows, self.aboard),
+            arrived=torch.full((rows, self.scored, self.arrived), torch.nan, dtype=torch.float64),
             static=torch.full((rows, self.static), torch.nan, dtype=torch.float64) if static is None else static,
         )
 

@@ -124,10 +124,26 @@ class SuppliedNetwork(ForecastNetwork):
         rows: torch.Tensor | None = None,
     ) -> tuple[Encoded, StreamState]:
         """With the table of the steps."""
-        if covariates is None:
-            last = state.last_step if rows is None else state.last_step[rows]
-            covariates = table_of(self.config, last.unsqueeze(1) + torch.arange(1, y.shape[1] + 1))
-        return super().encode(state, y, lengths, covariates, rows)
+        return super().encode(state, y, lengths, self._supplied(state, y, covariates, rows), rows)
+
+    def observe(
+        self,
+        state: StreamState,
+        y: torch.Tensor,
+        lengths: torch.Tensor | None = None,
+        covariates: torch.Tensor | None = None,
+        rows: torch.Tensor | None = None,
+        trail: torch.Tensor | None = None,
+    ) -> tuple[Encoded, StreamState]:
+        """With the table of the steps."""
+        return super().observe(state, y, lengths, self._supplied(state, y, covariates, rows), rows, trail)
+
+    def _supplied(
+        self, state: StreamState, y: torch.Tensor, covariates: torch.Tensor | None, rows: torch.Tensor | None
+    ) -> torch.Tensor:
+        last = state.last_step if rows is None else state.last_step[rows]
+        steps = last.unsqueeze(1) + torch.arange(1, y.shape[1] + 1)
+        return table_of(self.config, steps) if covariates is None else covariates
 
     def decode(self, encoded: Encoded, future: torch.Tensor | None = None, steps: int | None = None) -> torch.Tensor:
         """With the table of the coming steps."""
@@ -233,6 +249,8 @@ def assert_same_state(found: StreamState, expected: StreamState) -> None:
         ("statistics", 1e-9, 1e-12),
         ("correction", 1e-5, 1e-5),
         ("flight", 1e-4, 1e-4),
+        ("aboard", 1e-4, 1e-4),
+        ("arrived", 0.0, 0.0),
         ("ruler", 1e-9, 0.0),
     ):
         torch.testing.assert_close(

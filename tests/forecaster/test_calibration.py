@@ -18,7 +18,7 @@ from forecaster.kernels import BLUR, FADING, LARGEST_CORRECTION
 from forecaster.metrics import coverage
 from forecaster.network import ForecastNetwork
 from forecaster.scaling import FLOOR, SHIFT
-from tests.forecaster.kit import TINY, TINY_LINEAR, Float, config_of, forecaster_of
+from tests.forecaster.kit import COVERED, TINY, TINY_LINEAR, Float, config_of, forecaster_of
 
 HORIZON = TINY.horizon
 PERIOD = 8
@@ -42,27 +42,37 @@ def log_above_floor(y: Float, center: float, shift: float) -> Float:
     return np.where(ratio > FLOOR, np.log(np.maximum(ratio, FLOOR)), np.log(FLOOR) + ratio / FLOOR - 1)
 
 
-@pytest.mark.parametrize("config", [TINY, TINY_LINEAR], ids=["log", "linear"])
+@pytest.mark.parametrize(
+    "config", [TINY, TINY_LINEAR, COVERED[0], COVERED[1]], ids=["log", "linear", "known, log", "known, linear"]
+)
 def test_the_correction_is_that_of_a_plain_loop_over_observations(config: Config) -> None:
+    """At once, or, where covariates are known, all of a flight where the next one begins."""
     forecaster = forecaster_of(config)
     y = stream(90, 8.0)[0]
     y[[20, 41, 42]] = np.nan
     groups = [0, 0, 1, 2, 2, 3]  # of the six horizon steps
+    deferred = bool(config.covariates.known)
 
     state, logs = forecaster.initial_state([0]), np.zeros((2, 4))
     bounds, center, shift = np.empty((0, 3)), 0.0, 0.0
+    due: list[tuple[int, float]] = []
     for step, value in enumerate(y):
         ahead = (step - 1) % PERIOD
         if ahead < len(bounds) and not np.isnan(value):
-            places = np.array([*bounds[ahead], value])
+            due.append((ahead, value))
+        begins = step % PERIOD == 0 and step >= PERIOD
+        for ahead, value_then in due if begins or not deferred else ():
+            places = np.array([*bounds[ahead], value_then])
             low, middle, high, place = log_above_floor(places, center, shift) if config.transform == "log" else places
             for side, ratio in enumerate(((middle - place) / (middle - low), (place - middle) / (high - middle))):
                 missed = float(np.clip((ratio - 1) / BLUR + 0.5, 0, 1)) - OUTER
                 logs += SHARED * missed / (2 * HORIZON)
                 logs[side] += SIDED * missed / HORIZON
                 logs[side, groups[ahead]] += OWN * missed / groups.count(groups[ahead])
+        if begins or not deferred:
+            due = []
         state = forecaster.observe(state, torch.tensor([value]))
-        if step % PERIOD == 0 and step >= PERIOD:
+        if begins:
             logs = logs.clip(-LARGEST_CORRECTION, LARGEST_CORRECTION) * (1 - FADING)
             bounds = forecaster.forecast(state, HORIZON, [0.1, 0.5, 0.9])[0]
             center, shift = float(state.ring.nanmean()), SHIFT * float(state.ring.abs().nanmean())
