@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from forecaster import Forecaster
+from forecaster.quality import figures
 from service.app import create_app
 from service.settings import Settings
 from service.store import Store
@@ -100,6 +101,26 @@ def observe(client: LocalClient, *hours: int, **more: Any) -> Any:
 def stream(client: LocalClient) -> LocalClient:
     assert client.put("/v1/streams/a", json=BODY).status_code == 201
     return client
+
+
+def test_live_quality_is_that_of_one_fold_of_the_log(client: LocalClient) -> None:
+    """Streamed one by one and in pairs, though each forecast is scored with covariates that came after it."""
+    start = {name: BODY[name][:18] for name in ("ds", "y")}
+    body = {**start, "covariates": columns(range(18), "price", "weather", "visitors"), "static": STATIC}
+    assert client.put("/v1/streams/a", json=body).status_code == 201
+    for first, last in ((18, 20), (20, 22), (22, 24), *((hour, hour + 1) for hour in range(24, HOURS))):
+        assert observe(client, *range(first, last), future="missing").status_code == 200
+    forecaster = plain()
+    table = forecaster.table([cells(hour) for hour in range(HOURS)])
+    y = np.array([y_at(hour) for hour in range(HOURS)], dtype=np.float64)
+    static = forecaster.static(["a"], [STATIC]).numpy()
+    state = forecaster.warm_up([y], forecaster.calendar.parse([ds(0)]).tolist(), [table], static)
+    expected_figures = figures(forecaster.quality(state).total[0].sum(1))
+
+    found = client.get("/v1/streams/a/quality").json()["total"]
+    assert found["count"] == expected_figures.count > 10
+    for name in ("mae", "relative_mae", "wql", "coverage_80"):
+        assert found[name] == pytest.approx(getattr(expected_figures, name), rel=1e-3)
 
 
 def test_an_observation_and_its_forecast_are_the_librarys(stream: LocalClient) -> None:
