@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from forecaster import Config, Forecaster
+from service.benchmark.overload import measure_overload
 from service.benchmark.steps import measure_steps
 from service.benchmark.streams import measure_streams
 from service.benchmark.swaps import measure_swaps
@@ -19,6 +20,7 @@ from service.benchmark.web import measure_bulk, measure_histories, measure_singl
 __all__ = ["main"]
 
 _SHOWN = (
+    *("arrived_per_second", "sent_per_second", "refused_per_second", "recovery_seconds", "lost", "doubled"),
     *("swaps", "requests", "failed_requests", "replies_of_several_versions", "worst_p99_ms"),
     *("p95_ms", "max_ms", "warm_p50_ms", "warm_p99_ms"),
     *("log_bytes", "snapshot_bytes", "backup_bytes", "load_seconds", "snapshot_seconds"),
@@ -37,10 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each run")
     parser.add_argument("--rounds", type=int, default=3, help="of each HTTP measurement")
     parser.add_argument("--clients", type=int, default=32, help="of single observations")
-    parser.add_argument("--only", choices=("engine", "singles", "histories", "bulk", "streams", "swaps"))
-    parser.add_argument("--minutes", type=float, default=10.0, help="of model swaps")
+    parser.add_argument("--only", choices=("engine", "singles", "histories", "bulk", "streams", "swaps", "overload"))
+    parser.add_argument("--minutes", type=float, default=10.0, help="of model swaps, or of overload")
     parser.add_argument("--every", type=float, default=30.0, help="seconds from model swap to model swap")
     parser.add_argument("--streams", type=int, default=20_000, help="how many the part of that name has in its store")
+    parser.add_argument("--crowd", type=int, default=2000, help="clients of the overload, and streams that they share")
     parser.add_argument(
         "--backup", action=argparse.BooleanOptionalAction, default=True, help="export and import them as well"
     )
@@ -73,6 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options = {"minutes": given.minutes, "every": given.every, "clients": given.clients}
             for result in measure_swaps(model, folder, **options):
                 _print(result, json_lines=given.json_lines)
+        if given.only == "overload":
+            options = {"seconds": given.seconds, "rounds": given.rounds, "minutes": given.minutes}
+            for result in measure_overload(model, folder, **options, clients=given.crowd, streams=given.crowd):
+                _print(result, json_lines=given.json_lines)
     return 0
 
 
@@ -86,7 +93,7 @@ def _print(result: dict[str, Any], *, json_lines: bool) -> None:
         )
         if "p50_ms" in result:
             text += f"   p50 {result['p50_ms']} ms, p99 {result['p99_ms']} ms"
-        more = [f"{name} {result[name]:,}" for name in _SHOWN if name in result]
+        more = [f"{name} {result[name]:,}" for name in _SHOWN if result.get(name) is not None]
         if more:
             text += "   " + ", ".join(more)
     sys.stdout.write(text + "\n")

@@ -41,6 +41,7 @@ __all__ = [
     "run_load",
     "running_process",
     "running_service",
+    "store_of",
 ]
 
 _CREATING = 32  # clients that create streams
@@ -209,10 +210,14 @@ def run_load(port: int, clients: int, seconds: float, first_hour: int, history: 
 def running_service(model: Path | str, folder: Path, **environment: str) -> Iterator[int]:
     """The service in a process of its own, on a new store; the port it listens on."""
     port = free_port()
-    store = f"sqlite:///{folder / f'bench-{port}.db'}"
-    command = ["-m", "service", "--model", str(model), "--store", store, "--port", str(port)]
+    command = ["-m", "service", "--model", str(model), "--store", store_of(folder, port), "--port", str(port)]
     with running_process(command, port, **environment):
         yield port
+
+
+def store_of(folder: Path, port: int) -> str:
+    """The store of the service that listens on a port."""
+    return f"sqlite:///{folder / f'bench-{port}.db'}"
 
 
 @contextmanager

@@ -1,9 +1,11 @@
-"""The benchmark of very many streams, with few: it runs on real processes, and its figures fit together."""
+"""The benchmarks of very many streams and of overload, with few: on real processes, and their figures fit together."""
 
 from __future__ import annotations
 
 import pytest
 
+from service.benchmark.arrivals import FIRST_HOUR, value_of
+from service.benchmark.overload import TIMES, audited, measure_overload
 from service.benchmark.streams import measure_streams
 
 STREAMS = 200
@@ -47,3 +49,34 @@ def test_many_more_streams_than_the_cap_are_touched_and_no_more_than_the_cap_sta
     memory = found["streams_memory"]
     assert memory["touched"] == 3 * memory["cap"]
     assert 0 < memory["resident"] <= memory["cap"]
+
+
+def test_overload_is_measured_against_the_peak_and_the_log_against_what_clients_were_told(artifact, tmp_path):
+    options = {"seconds": 0.5, "rounds": 1, "minutes": 0.02, "clients": 40, "streams": 80}
+    (found,) = measure_overload(artifact, tmp_path, **options)
+
+    assert found["ratio"] == pytest.approx(found["value"] / found["reference"], abs=0.02)
+    assert found["arrived_per_second"] == pytest.approx(TIMES * found["reference"], rel=0.5)
+    assert found["arrived_per_second"] >= found["sent_per_second"]
+    assert 0 < found["p50_ms"] <= found["p99_ms"]
+    assert found["acknowledged"] > 0
+    assert (found["lost"], found["doubled"], found["states_that_differ"], found["unanswered"]) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "counted", "expected"),
+    [
+        ({}, 203, (0, 0)),
+        ({203: value_of(203)}, 204, (0, 0)),
+        ({201: None}, 203, (1, 0)),
+        ({202: 9.0}, 203, (1, 0)),
+        ({203: value_of(203), 204: value_of(204)}, 205, (0, 1)),
+        ({}, 205, (0, 1)),
+    ],
+    ids=["as told", "one not answered", "one missing", "one another", "one that nobody sent", "one counted twice"],
+)
+def test_the_audit_of_overload_finds_what_is_wrong(change, counted, expected):
+    """Three were acknowledged, a fourth was sent."""
+    log = {hour: value_of(hour) for hour in range(FIRST_HOUR + 3)} | change
+
+    assert audited(log, counted, taken=3, doubtful=1) == expected
