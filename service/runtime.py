@@ -217,6 +217,7 @@ class Service:
         limits = Limits(
             max_gap=self.max_gap_steps(model),
             max_pending=settings.max_pending,
+            max_waiting=settings.max_waiting,
             max_batch=settings.max_batch,
             max_resident=settings.max_resident,
             snapshot_every=settings.snapshot_every,

@@ -112,6 +112,9 @@ class Settings(BaseSettings):
     max_pending: int = Field(
         100_000, ge=1, description="observations and queries waiting for the engine; beyond it: 503"
     )
+    max_waiting: int = Field(
+        4096, ge=1, description="requests waiting for the engine, whatever they carry; beyond it: 503"
+    )
     max_event_readers: int = Field(1000, ge=0, description="clients that read events at a time; beyond it: 503")
     max_batch: int = Field(4096, ge=1, description="most streams in one micro-batch")
     max_resident: int = Field(200_000, ge=1, description="streams kept in memory; the longest idle ones leave first")

@@ -51,6 +51,7 @@ class Limits:
 
     max_gap: int
     max_pending: int
+    max_waiting: int
     max_batch: int
     max_resident: int
     snapshot_every: int
@@ -107,6 +108,7 @@ class Engine:
             loop,
             self._queue,
             max_pending=limits.max_pending,
+            max_waiting=limits.max_waiting,
             full=limits.max_batch,
             stall_seconds=limits.stall_seconds,
         )
@@ -343,11 +345,11 @@ class Engine:
 
     def _deliver(self, results: dict[Item, Result]) -> None:
         def settle() -> None:
-            weight = 0
+            weight = requests = 0
             for item, result in results.items():
                 weight += item.weight
-                item.ticket.settle(item, result)
-            self._intake.settled(len(results), weight)
+                requests += item.ticket.settle(item, result)
+            self._intake.settled(len(results), weight, requests)
             if self._subscriptions:
                 self._subscriptions.changed(
                     item.unique_id for item, result in results.items() if item.writes and isinstance(result, Outcome)

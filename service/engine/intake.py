@@ -40,7 +40,9 @@ class Intake:
     queue
         Takes lists of items, and at the end the last call.
     max_pending
-        Bound on the weight of what waits or is at work.
+        Bound on the weight of what waits or is at work: what it takes of memory.
+    max_waiting
+        Bound on the requests among them: how long the last one waits.
     full
         A list of so many items waits for no more.
     stall_seconds
@@ -53,13 +55,16 @@ class Intake:
         queue: SimpleQueue[list[Item] | Callable[[], None]],
         *,
         max_pending: int,
+        max_waiting: int,
         full: int,
         stall_seconds: float,
     ) -> None:
         self.pending = 0
+        self.waiting = 0
         self._loop = loop
         self._queue = queue
         self._max_pending = max_pending
+        self._max_waiting = max_waiting
         self._full = full
         self._stall_seconds = stall_seconds
         self._stalled = False
@@ -67,14 +72,14 @@ class Intake:
         self._watch: asyncio.TimerHandle | None = None
         self._gathered: list[Item] = []
         self._at_work = 0
-        self._handed_over_at = 0.0
+        self._working_since = 0.0
         self._gathering = False
         self._expected = 0
         self._grace_ends = 0.0
         self._closed = False
 
     def submit(self, items: list[Item]) -> None:
-        """Take items in.
+        """Take the items of one request in.
 
         Raises
         ------
@@ -87,27 +92,30 @@ class Intake:
             raise unavailable(_STUCK)
         weight = items[0].weight if len(items) == 1 else sum(item.weight for item in items)
         # A body larger than the whole bound must still pass when nothing else waits.
-        if self.pending and self.pending + weight > self._max_pending:
+        if self.waiting >= self._max_waiting or (self.pending and self.pending + weight > self._max_pending):
             raise overloaded()
         self.pending += weight
+        self.waiting += 1
         self._gathered.extend(items)
         if not self._at_work:
             self._gather()
 
-    def settled(self, items: int, weight: int) -> None:
-        """So many items have their outcomes."""
+    def settled(self, items: int, weight: int, requests: int) -> None:
+        """So many items have their outcomes, the last ones of so many requests."""
         self.pending -= weight
+        self.waiting -= requests
         self._at_work -= items
         self._stalled = False
+        now = perf_counter()
+        took, self._working_since = now - self._working_since, now
         if self._gathered:
-            now = perf_counter()
             self._expected = len(self._gathered) + items
-            self._grace_ends = now + min(_GRACE_SHARE * (now - self._handed_over_at), _LONGEST_GRACE)
+            self._grace_ends = now + min(_GRACE_SHARE * took, _LONGEST_GRACE)
             self._gather()
 
     def busy_seconds(self) -> float:
-        """How long the oldest hand-over without outcome is at work; 0 if none is."""
-        return perf_counter() - self._handed_over_at if self._at_work else 0.0
+        """How long the micro-batch at work has taken so far; 0 if none is at work."""
+        return perf_counter() - self._working_since if self._at_work else 0.0
 
     def close(self, last: Callable[[], None]) -> None:
         """Hand over what is there, then the last call; refuse whatever comes later."""
@@ -136,9 +144,9 @@ class Intake:
         if self._gathered:
             if not self._at_work:
                 self._handed_over.clear()
+                self._working_since = perf_counter()
             self._handed_over.append(self._gathered)
             self._at_work += len(self._gathered)
-            self._handed_over_at = perf_counter()
             if self._watch is None:
                 self._watch = self._loop.call_later(self._stall_seconds, self._check)
             self._queue.put(self._gathered)
@@ -156,6 +164,7 @@ class Intake:
             for items in self._handed_over:
                 self._fail(items, Problem(503, "outcome-unknown", _UNKNOWN, headers={"retry-after": "1"}))
             self.pending -= sum(item.weight for item in self._gathered)
+            self.waiting -= len({id(item.ticket) for item in self._gathered})
             self._fail(self._gathered, unavailable(_STUCK))
             self._gathered = []
         self._watch = self._loop.call_later(max(left, self._stall_seconds / 4), self._check)

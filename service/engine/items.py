@@ -120,14 +120,14 @@ class Single:
     def __init__(self) -> None:
         self.future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
-    def settle(self, _item: Item, result: Outcome | Problem) -> None:
-        """Wake the coroutine, unless its client has gone."""
-        if self.future.done():
-            return
-        if isinstance(result, Problem):
-            self.future.set_exception(result)
-        else:
-            self.future.set_result(result)
+    def settle(self, _item: Item, result: Outcome | Problem) -> bool:
+        """Wake the coroutine, unless its client has gone. Whether it was the last outcome of the request: always."""
+        if not self.future.done():
+            if isinstance(result, Problem):
+                self.future.set_exception(result)
+            else:
+                self.future.set_result(result)
+        return True
 
 
 class Bundle:
@@ -140,12 +140,13 @@ class Bundle:
         self.results: dict[str, Outcome | Problem] = {}
         self.waiting = count
 
-    def settle(self, item: Item, result: Outcome | Problem) -> None:
-        """Keep one result; wake the coroutine with the last."""
+    def settle(self, item: Item, result: Outcome | Problem) -> bool:
+        """Keep one result; wake the coroutine with the last. Whether it was that."""
         self.results[item.unique_id] = result
         self.waiting -= 1
         if not self.waiting and not self.future.done():
             self.future.set_result(self.results)
+        return not self.waiting
 
 
 class Item:

@@ -110,15 +110,24 @@ def test_clients_that_leave_in_the_middle_leave_all_or_nothing(server, any_store
             await send_and_vanish(server.port, request, chance.choice((0.0, 0.001, 0.005)))
 
     load(writers, server.port, leave)
-    end = time.monotonic() + 20
-    while "forecaster_pending 0.0" not in HTTP.get(f"{server.url}/metrics").text:
-        assert time.monotonic() < end, "something is still counted as waiting"
+    # All requests are to a few streams, one write of each per micro-batch: the slower the disk, the more still wait.
+    least, since = float("inf"), time.monotonic()
+    while waiting := pending(server.url):
+        if waiting < least:
+            least, since = waiting, time.monotonic()
+        assert time.monotonic() < since + 20, f"{waiting} are counted as waiting, and nothing moves"
         time.sleep(0.1)
     logs = audit([book, *(writer.book for writer in writers)], any_store_url)
     audit_states(server, logs, tiny_forecaster)
     arrived = sum(len(logs[name]) - 1 for name in names)
     print(f"{arrived} of what nobody waited for arrived; gaps filled where requests were halved")  # noqa: T201
     assert HTTP.get(f"{server.url}/readyz").status_code == 200
+
+
+def pending(url: str) -> float:
+    """What waits for the engine, by its own count."""
+    lines = HTTP.get(f"{url}/metrics").text.splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("forecaster_pending "))
 
 
 def poisoned(chance: random.Random, hour: int) -> bytes:

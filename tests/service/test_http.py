@@ -377,6 +377,16 @@ def test_too_much_waiting_is_shed_with_a_time_to_retry(client, stream, monkeypat
     monkeypatch.setattr(engine._intake, "pending", 0)
 
 
+def test_what_was_answered_waits_no_more_whatever_it_carried(client, stream):
+    lines = "\n".join(json.dumps({"unique_id": name, "ds": ds(40), "y": 1.0}) for name in ("a", "b", "unknown"))
+    assert client.post("/v1/observations", content=lines, headers={"content-type": JSON_LINES}).status_code == 200
+    assert client.post(f"{stream}/observations", json=observations((41, 1.0))).status_code == 200
+    assert client.get("/v1/streams/unknown").status_code == 404
+
+    intake = client.service.engine._intake
+    assert (intake.pending, intake.waiting) == (0, 0)
+
+
 def test_readiness_turns_when_the_store_cannot_be_written(client, monkeypatch):
     from sqlalchemy.exc import OperationalError
 

@@ -38,7 +38,9 @@ def _item(number: int, weight: int = 1) -> Item:
 
 def _intake(queue: Queue, **bounds: int) -> Intake:
     return Intake(
-        asyncio.get_running_loop(), queue, **({"max_pending": 10**6, "full": 1000, "stall_seconds": 30} | bounds)
+        asyncio.get_running_loop(),
+        queue,
+        **({"max_pending": 10**6, "max_waiting": 10**6, "full": 1000, "stall_seconds": 30} | bounds),
     )
 
 
@@ -78,7 +80,7 @@ def test_while_the_engine_works_the_rest_gathers_and_goes_when_it_is_done():
         for _ in range(20):
             await asyncio.sleep(0)
         assert queue.empty(), "the engine is at work"
-        intake.settled(1, 1)
+        intake.settled(1, 1, 1)
         # Nobody comes back, and yet the wait ends.
         await _until(lambda: not queue.empty())
         assert queue.get_nowait() == later
@@ -94,12 +96,12 @@ def test_once_handed_over_nobody_is_waited_for_any_more():
             intake.submit([_item(number)])
             await _until(lambda: bool(intake._at_work))
             intake.submit([_item(10 + number)])
-            intake.settled(1, 1)
+            intake.settled(1, 1, 1)
             await _until(lambda: queue.qsize() == 2)
             intake._grace_ends = float("inf")
             queue.get_nowait()
             queue.get_nowait()
-            intake.settled(1, 1)
+            intake.settled(1, 1, 1)
 
     run(story())
 
@@ -114,18 +116,23 @@ def test_every_item_is_handed_over_once_and_in_order(steps: list[tuple[int, bool
         intake = _intake(queue, full=full)
         sent: list[Item] = []
         found: list[Item] = []
+        lasts: set[Item] = set()
+
+        def settle(entry: list[Item]) -> None:
+            found.extend(entry)
+            intake.settled(len(entry), len(entry), sum(item in lasts for item in entry))
 
         def work() -> None:
             while not queue.empty():
                 entry = queue.get_nowait()
                 assert isinstance(entry, list)
                 assert entry, "an empty list wakes the engine for nothing"
-                found.extend(entry)
-                intake.settled(len(entry), len(entry))
+                settle(entry)
 
         for count, engine_works, turns in steps:
             items = [_item(len(sent) + n) for n in range(count)]
             sent += items
+            lasts.add(items[-1])
             intake.submit(items)
             for _ in range(turns):
                 await asyncio.sleep(0)
@@ -136,14 +143,13 @@ def test_every_item_is_handed_over_once_and_in_order(steps: list[tuple[int, bool
         while not queue.empty():
             entry = queue.get_nowait()
             if isinstance(entry, list):
-                found.extend(entry)
                 assert not closing
-                intake.settled(len(entry), len(entry))
+                settle(entry)
             else:
                 entry()
         assert found == sent
         assert closing == [1]
-        assert intake.pending == 0
+        assert (intake.pending, intake.waiting) == (0, 0)
 
     run(story())
 
@@ -155,9 +161,44 @@ def test_too_much_is_refused_unless_nothing_else_waits():
         with pytest.raises(Problem, match="too many") as refused:
             intake.submit([_item(1)])
         assert refused.value.status == 503
-        intake.settled(1, 50)
+        intake.settled(1, 50, 1)
         intake.submit([_item(2)])
         assert intake.pending == 1
+
+    run(story())
+
+
+def test_an_engine_that_goes_on_is_not_stuck_however_much_waits_for_it():
+    """Many writes to one stream are as many micro-batches, while nothing new is handed over."""
+
+    async def story() -> None:
+        intake = _intake(SimpleQueue(), stall_seconds=10)
+        intake.submit([_item(0), _item(1)])
+        await _until(lambda: bool(intake._at_work))
+        intake._working_since -= 60
+        assert intake.busy_seconds() > 59
+        intake.settled(1, 1, 0)
+        assert intake.busy_seconds() < 10
+        intake.settled(1, 1, 1)
+        assert intake.busy_seconds() == 0
+
+    run(story())
+
+
+def test_no_more_requests_wait_than_there_are_places_however_little_they_carry():
+    async def story() -> None:
+        intake = _intake(SimpleQueue(), max_waiting=2)
+        intake.submit([_item(n) for n in range(50)])
+        intake.submit([_item(50)])
+        with pytest.raises(Problem, match="too many") as refused:
+            intake.submit([_item(51)])
+        assert (refused.value.status, refused.value.headers) == (503, {"retry-after": "1"})
+        intake.settled(49, 49, 0)
+        with pytest.raises(Problem, match="too many"):
+            intake.submit([_item(51)])
+        intake.settled(1, 1, 1)
+        intake.submit([_item(51)])
+        assert intake.waiting == 2
 
     run(story())
 
