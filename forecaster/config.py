@@ -207,7 +207,8 @@ class CovariatesConfig:
         ``off`` or empty: none.
     holidays
         Whose public holidays count: an ISO 3166 country code such as ``DE`` for all series, or the static column, or
-        `unique_id`, whose values are such codes. Empty: none.
+        `unique_id`, whose values are such codes. ``auto``: training chooses `unique_id` if every series is named by
+        such a code and the week is among the cycles. ``off`` or empty: none.
     categories
         One entry per categorical column: its name, then the values told apart. Filled by training; any other value is
         treated as missing.
@@ -217,7 +218,7 @@ class CovariatesConfig:
     past: tuple[str, ...] = ()
     static: tuple[str, ...] = ()
     calendar: tuple[str, ...] = ("auto",)
-    holidays: str = ""
+    holidays: str = "auto"
     categories: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
@@ -226,6 +227,8 @@ class CovariatesConfig:
             object.__setattr__(self, "calendar", tuple(part.strip() for part in self.calendar.split(",")))
         if self.calendar in (("off",), ("",)):
             object.__setattr__(self, "calendar", ())
+        if self.holidays == "off":
+            object.__setattr__(self, "holidays", "")
         _check_types(self)
         columns = (*self.known, *self.past, *self.static)
         for role in ("known", "past", "static"):
@@ -247,10 +250,10 @@ class CovariatesConfig:
             f"auto, off, or some of {', '.join(CYCLES)}",
         )
         _require(
-            not self.holidays or self.holidays in ("unique_id", *self.static) or is_country(self.holidays),
+            not self.country or self.country in ("unique_id", *self.static) or is_country(self.country),
             "covariates.holidays",
             self.holidays,
-            "an ISO country code with known holidays, a static column, or unique_id",
+            "an ISO country code with known holidays, a static column, unique_id, auto, or off",
         )
         for entry in self.categories:
             _require(
@@ -259,6 +262,11 @@ class CovariatesConfig:
                 entry[:4],
                 f"a column of some role, then at most {LARGEST_VOCABULARY} values",
             )
+
+    @property
+    def country(self) -> str:
+        """`holidays` as chosen: empty where none count, and ``auto`` counts as none."""
+        return "" if self.holidays == "auto" else self.holidays
 
     @property
     def dynamic(self) -> tuple[str, ...]:
@@ -360,7 +368,7 @@ class Config:
         )
         _require(self.head in HEADS, "head", self.head, f"one of {', '.join(HEADS)}")
         _require(
-            not calendar.is_integer or (self.covariates.calendar in ((), ("auto",)) and not self.covariates.holidays),
+            not calendar.is_integer or (self.covariates.calendar in ((), ("auto",)) and not self.covariates.country),
             "covariates.calendar",
             self.covariates.calendar,
             "off, and no holidays, where freq is '1': bare steps have no calendar",

@@ -36,7 +36,7 @@ LARGEST_EMBEDDING = 8
 
 def static_size(config: CovariatesConfig) -> int:
     """Static numbers S in each series' state: the static columns, then the country whose holidays count."""
-    return len(config.static) + bool(config.holidays)
+    return len(config.static) + bool(config.country)
 
 
 def table_of(rows: Sequence[Mapping[str, Any] | None], names: Sequence[str], config: CovariatesConfig) -> Float:
@@ -71,10 +71,10 @@ def static_numbers(
     """
     named = [{**(row or {}), "unique_id": name} for name, row in zip(unique_ids, rows, strict=True)]
     table = table_of(named, config.static, config)
-    if not config.holidays:
+    if not config.country:
         return table
-    source = config.holidays if config.holidays in ("unique_id", *config.static) else None
-    codes = [config.holidays if source is None else text_of(row.get(source)) or "" for row in named]
+    source = config.country if config.country in ("unique_id", *config.static) else None
+    codes = [config.country if source is None else text_of(row.get(source)) or "" for row in named]
     return np.column_stack([table, [country_number(code) for code in codes]])
 
 
@@ -143,7 +143,7 @@ class CovariateInputs(nn.Module):
         self.past = Columns(declared.past, declared)
         self.static = Columns(declared.static, declared)
         self.almanac = Almanac(config.calendar, () if declared.calendar == ("auto",) else declared.calendar)
-        self.has_holidays = bool(declared.holidays)
+        self.has_holidays = bool(declared.country)
         self.horizon = config.horizon
         self.num_known, self.num_dynamic, self.num_static = (
             len(declared.known),

@@ -99,6 +99,7 @@ class ForecastNetwork(nn.Module):
             levels=config.quantile_levels,
             nonnegative=config.support == "nonnegative",
         )
+        self.head.reach = config.ring_length
         known = len(config.covariates.known)
         kind = DeferredCalibration if known else Calibration
         self.calibration = kind(self.head, adaptive=config.calibration == "adaptive", known=known)

@@ -365,8 +365,8 @@ class Panel:
         static = [
             self._renumbered(self.static[:, mine.static.index(name)], name, covariates) for name in covariates.static
         ]
-        if covariates.holidays:
-            source: Any = covariates.holidays
+        if covariates.country:
+            source: Any = covariates.country
             if source in mine.static and source != "unique_id":
                 source = columns.decode(self.static[:, mine.static.index(source)], mine.values_of(source))
             static.append(_countries(source, self.unique_ids))
@@ -412,7 +412,7 @@ class Panel:
         for name, first, y in self:
             digest.update(repr((name, first, len(y))).encode())
             digest.update(np.where(np.isnan(y), np.nan, y).astype("<f8").tobytes())
-        if self.covariates.columns or self.covariates.holidays:
+        if self.covariates.columns or self.covariates.country:
             digest.update(repr(self.covariates).encode())
             for array in (*self.tables, self.static):
                 digest.update(np.where(np.isnan(array), np.nan, array).astype("<f8").tobytes())
@@ -488,7 +488,7 @@ def _static_numbers(frame: pd.DataFrame, covariates: CovariatesConfig, names: li
             i = int(np.argmax(bad))
             raise PanelError(f"series {names[i]!r}: covariate {name!r} is {column.iloc[i]!r}, expected a finite number")
         static.append(numbers)
-    source: Any = covariates.holidays
+    source: Any = covariates.country
     if source:
         is_column = source in covariates.static and source != "unique_id"
         static.append(_countries(_constants(frame[source], source, names, bounds) if is_column else source, names))

@@ -9,6 +9,7 @@ hidden size of a member, F feature, X number known of a coming step.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import cast
@@ -47,6 +48,10 @@ class Head(nn.Module, ABC):
 
     stretchable = False
     """Whether `stretch` does anything."""
+
+    reach = math.inf
+    """Magnitude that no continuous forecast exceeds, in mean magnitudes of the recent values: how many these are. So it
+    stays below the sum of them all, where a burst among zeros makes one unit of scaled coordinates a power of ten."""
 
     def __init__(
         self,
@@ -138,11 +143,12 @@ class Head(nn.Module, ABC):
     def admit(self, y: Tensor, frame: Frame) -> Tensor:
         """The nearest values to y [B, L, H] that this head may forecast in this frame.
 
-        Where y is known never to be below 0, that is none below 0, unless the recent values prove that wrong.
+        None further from 0 than `reach` allows; and where y is known never to be below 0, none below 0, unless the
+        recent values prove that wrong.
         """
-        if not self.nonnegative:
-            return y
-        return torch.maximum(y, torch.where(self._holds(frame), 0.0, -torch.inf)[..., None, None])
+        most = (self.reach * frame.scale)[..., None, None] if math.isfinite(self.reach) else torch.tensor(torch.inf)
+        least = torch.where(self._holds(frame), 0.0, -torch.inf)[..., None, None] if self.nonnegative else -most
+        return torch.minimum(torch.maximum(y, torch.maximum(least, -most)), most)
 
     @staticmethod
     def _holds(frame: Frame) -> Tensor:

@@ -25,6 +25,10 @@ __all__ = ["QuantileHead"]
 DRIFTING = 0.1
 """The level, with its mirror image, whose interval is held against the latest windows."""
 
+DEAREST = 1.05
+"""By how much calibration may raise the loss on its windows, in units of y: with logarithms of bursts among zeros, an
+interval twice as wide is a power as high."""
+
 FIRST_SPREAD = 0.05
 """Distance between neighbouring quantiles before training, in units."""
 
@@ -95,11 +99,29 @@ class QuantileHead(Head):
         self.widening.fill_(1.0)
 
     def calibrate(self, parameters: Tensor, target: Tensor, frame: Frame) -> None:
-        """Widen or narrow the steps between neighbouring quantiles."""
+        """Widen or narrow the steps between neighbouring quantiles, as far as it does not cost too much."""
         distance, steps = self._from_median(parameters, target, frame)
         tails = [2 * level for level in reversed(self.levels[: steps.shape[1]])]
-        factors = widening(distance, steps, tails, UNSEEN)
-        self.widening *= factors.repeat(2, 1)
+        factors = widening(distance, steps, tails, UNSEEN).repeat(2, 1)
+        most = DEAREST * self._error(parameters, target, frame)
+        for share in (1.0, 0.75, 0.5, 0.25, 0.0):
+            kept = factors**share
+            if not self._error(self._widened(parameters, kept), target, frame) > most:
+                break
+        self.widening *= kept
+
+    def _widened(self, parameters: Tensor, factors: Tensor) -> Tensor:
+        """Quantiles whose steps are that many times as wide, factors [Q - 1, H] from the median outward by side."""
+        middle = len(self.levels) // 2
+        gaps = parameters.diff(dim=1)
+        steps = torch.cat([gaps[:, :middle].flip(1), gaps[:, middle:]], 1) * factors
+        return parameters[:, middle : middle + 1] + self.outward @ steps
+
+    def _error(self, parameters: Tensor, target: Tensor, frame: Frame) -> float:
+        """Sum of the pinball losses of all levels in units of y."""
+        over = target.unsqueeze(1) - self.admit(self._restored(parameters, frame), frame)
+        level = self.trained.double().unsqueeze(-1)
+        return float(torch.maximum(level * over, (level - 1) * over).nansum())
 
     def drift(self, parameters: Tensor, target: Tensor, frame: Frame) -> Tensor:
         """By the interval between the levels nearest to 10 and 90 %; the mean of what blocks and latest windows say."""

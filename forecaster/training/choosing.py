@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from forecaster.almanac import default_cycles
+from forecaster.almanac import country_number, default_cycles
 from forecaster.backtesting import backtest
 from forecaster.config import Config
 from forecaster.errors import PanelError
@@ -123,8 +123,8 @@ def _choose_transform(config: Config, panel: Panel, held_out: int, train: Train,
     )
 
 
-def choose_covariates(config: Config, panel: Panel, held_out: int) -> Config:
-    """Choose cycles of the calendar, and the values of categories that the part to learn from has.
+def choose_covariates(config: Config, panel: Panel, held_out: int) -> Choice:
+    """Choose cycles of the calendar, holidays, and the values of categories that the part to learn from has.
 
     Parameters
     ----------
@@ -141,16 +141,22 @@ def choose_covariates(config: Config, panel: Panel, held_out: int) -> Config:
     covariates = config.covariates
     if covariates.calendar == ("auto",):
         covariates = replace(covariates, calendar=default_cycles(config.calendar, int(panel.lengths.max())))
+    said: tuple[str, ...] = ()
+    if covariates.holidays == "auto":
+        countries = "week" in covariates.calendar and all(country_number(name) for name in panel.unique_ids)
+        covariates = replace(covariates, holidays="unique_id" if countries else "")
+        if countries:
+            said = (f"holidays unique_id: every series is named by a country, for example {panel.unique_ids[0]!r}",)
     known = tuple(entry for entry in panel.covariates.categories if entry[0] in covariates.columns)
     panel = panel.with_covariates(replace(covariates, categories=covariates.categories or known))
     if not covariates.categories:
         covariates = replace(covariates, categories=panel.drop_last(held_out).categories())
-    if covariates.holidays and not panel.static[:, -1:].any():
+    if covariates.country and not panel.static[:, -1:].any():
         raise PanelError(
             f"covariates.holidays is {covariates.holidays!r}, but no series has a country code with known holidays, "
             f"for example {panel.unique_ids[0]!r}"
         )
-    return replace(config, covariates=covariates)
+    return Choice(replace(config, covariates=covariates), said)
 
 
 def _errors(forecaster: Forecaster, panel: Panel, held_out: int) -> npt.NDArray[np.float64]:

@@ -127,10 +127,11 @@ def fit(
     clock = _Clock(None if max_minutes is None else max_minutes * 60, on_epoch, on_weights)
     with _quiet(), torch.random.fork_rng(devices=[]):
         unseen = held_out_steps(learnt, config) if validation is None else validation
-        config = choose_covariates(config, learnt, unseen)
+        config, told = choose_covariates(config, learnt, unseen)
         panel, learnt = panel.with_covariates(config.covariates), learnt.with_covariates(config.covariates)
         runner = _Runner(learnt.drop_last(unseen), clock)
         config, reasons = choose(config, learnt, unseen, runner.train)
+        reasons = told + reasons
         torch.manual_seed(settings.seed)
         data = ChunkDataModule(learnt, config, validation)
         share = settings.finish if held_out or data.validation else 0.0

@@ -131,7 +131,7 @@ def made_up_start(model: ServedModel, name: str) -> str | int:
         The model does.
     """
     covariates = model.forecaster.config.covariates
-    if covariates.holidays or covariates.calendar not in ((), ("auto",)):
+    if covariates.country or covariates.calendar not in ((), ("auto",)):
         raise InputError(
             f"series {name!r} has no start, but this model uses the calendar; say when the first value was"
         )

@@ -86,7 +86,7 @@ def static_values(
 ) -> torch.Tensor | None:
     """Static numbers of streams, None for models without static covariates; what a model cannot read is missing."""
     covariates = forecaster.config.covariates
-    if not covariates.static and not covariates.holidays:
+    if not covariates.static and not covariates.country:
         return None
     try:
         return forecaster.static(names, static)

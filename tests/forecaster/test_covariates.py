@@ -11,6 +11,7 @@ import torch
 
 from forecaster import Config, ConfigError, CovariatesConfig, Forecaster, InputError, Panel, PanelError, backtest
 from forecaster.training import fit
+from forecaster.training.choosing import choose_covariates
 
 ROLES = CovariatesConfig(known=("price", "promo"), past=("visitors",), static=("shop",))
 DAYS = 60
@@ -216,6 +217,23 @@ def test_holidays_need_a_country_that_has_some():
 
     with pytest.raises(PanelError, match="no series has a country code with known holidays, for example 'a'"):
         fit(Panel.from_frame(FRAME, "D", config.covariates), config)
+
+
+def test_holidays_are_those_of_the_countries_that_series_are_named_by():
+    daily = replace(CONFIG, covariates=CovariatesConfig())
+    frame = FRAME[FRAME["y"].notna()][["unique_id", "ds", "y"]]
+    names = dict(zip(frame["unique_id"].unique(), ("DE", "FR", "PL", "IT"), strict=False))
+    named = Panel.from_frame(frame.assign(unique_id=frame["unique_id"].map(names)), "D")
+
+    chosen, reasons = choose_covariates(daily, named, 0)
+    assert chosen.covariates.country == "unique_id"
+    assert reasons == ("holidays unique_id: every series is named by a country, for example 'DE'",)
+    off = daily.with_overrides({"covariates.holidays": "off"})
+    one_other = Panel.from_frame(frame.assign(unique_id=frame["unique_id"].map({**names, "bb": "plant"})), "D")
+    for config, panel in ((off, named), (daily, one_other), (daily, Panel.from_frame(frame, "D"))):
+        chosen, reasons = choose_covariates(config, panel, 0)
+        assert (chosen.covariates.country, reasons) == ("", ())
+    assert daily.covariates.country == ""  # not before training has chosen
 
 
 # -- forecasts -------------------------------------------------------------------------------------------------------

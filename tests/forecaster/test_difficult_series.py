@@ -150,6 +150,22 @@ def test_a_series_without_negative_values_has_no_negative_forecast_until_it_has_
         )
 
 
+@pytest.mark.parametrize("transform", ["log", "linear"])
+@pytest.mark.parametrize("head", ["quantile", "student_t"])
+def test_no_forecast_exceeds_the_sum_of_the_recent_values(head: str, transform: str) -> None:
+    """Bursts among zeros: one unit of scaled coordinates is a power of ten, and weights may ask for many."""
+    forecaster = forecaster_of(config_of(transform, (4,), head=head), 5)
+    bursts = np.where(np.arange(60) % 19 == 7, 1e6, 0.0)
+    state = forecaster.warm_up([bursts, 1e9 * bursts, -bursts, bursts + 3], [0] * 4)
+    most = forecaster.config.ring_length * state.ring.abs().mean(1).numpy()
+
+    for levels in ((0.025, 0.5, 0.975), (0.03, 0.96)):
+        found = np.abs(forecaster.forecast(state, None, levels))
+        assert (found <= 1.0001 * most[:, None, None]).all()
+    if transform == "log":
+        assert (found.max((1, 2)) > 0.99 * most).any()  # these weights ask for more, and are held there
+
+
 def test_exploding_past_the_history_stays_finite() -> None:
     forecaster, _ = fitted(("explosive",))
     state = forecaster.warm_up([np.exp(0.5 * np.arange(130))], [0])  # up to 1e28

@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 
 from forecaster.heads import HeadSizes, QuantileHead
 from forecaster.heads.decoder import LARGEST_RANK
+from forecaster.heads.quantile import DEAREST
+from forecaster.heads.widening import UNSEEN, widening
+from forecaster.scaling import Frame, restore
 
 P, F, H, A, Q = 5, 7, 4, 3, 7
 LEVELS = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95)
@@ -146,3 +149,29 @@ def test_dropout_acts_in_training_only() -> None:
 
     assert torch.equal(head(*inputs()), head(*inputs()))
     assert not torch.equal(head.train()(*inputs()), head(*inputs()))
+
+
+def test_calibration_stops_where_it_would_cost_more_than_it_may() -> None:
+    """Where truths are missed below the median, the upper side widens with the lower, and is a power higher."""
+    head = head_of(0.0)
+    generator = torch.Generator().manual_seed(3)
+    frame = Frame(*(torch.ones(200, dtype=torch.float64) * size for size in (1.0, 1.0, 3.0)))
+    parameters = torch.linspace(-1.0, 1.0, Q).view(1, Q, 1).expand(200, Q, H)
+    target = 1 + torch.rand(200, H, generator=generator, dtype=torch.float64)
+    head.calibrate(parameters, target, frame)
+    narrow = head.widening.clone()
+    head.reset_calibration()
+    target = restore(3 * torch.randn(200, H, generator=generator).clamp(max=0.0), frame, "log")
+    head.calibrate(parameters, target, frame)
+
+    assert (narrow < 0.5).all()  # the truth is well inside, and narrower is cheaper
+    wanted = widening(*head._from_median(parameters, target, frame), [0.6, 0.2, 0.1], UNSEEN).repeat(2, 1)
+    assert (wanted > 1.5).any()
+    before, after, whole = (
+        head._error(head._widened(parameters, factors), target, frame)
+        for factors in (torch.ones_like(wanted), head.widening, wanted)
+    )
+    assert whole > DEAREST * before
+    assert after <= DEAREST * before
+    shares = [torch.equal(head.widening, wanted**share) for share in (0.75, 0.5, 0.25, 0.0)]
+    assert sum(shares) == 1
