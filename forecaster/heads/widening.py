@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["UNSEEN", "widening"]
+__all__ = ["DRIFT", "UNSEEN", "widening"]
 
 GROUPS = 4
 
@@ -26,6 +26,9 @@ CAUTION = (8, 64)
 
 UNSEEN = 1.5
 """Expected beforehand on windows that weights have not learnt from: what fits the learnt ones is too narrow there."""
+
+DRIFT = 1.3
+"""Expected beforehand of the latest windows after that: blocks lie between steps that were learnt from, these do not."""
 
 LARGEST = 4.0
 """Factors are within this and its inverse."""
