@@ -28,7 +28,7 @@ UNSEEN = 1.5
 """Expected beforehand on windows that weights have not learnt from: what fits the learnt ones is too narrow there."""
 
 DRIFT = 1.3
-"""Expected beforehand of the latest windows after that: blocks lie between steps that were learnt from, these do not."""
+"""Expected beforehand of the latest windows after that: blocks lie between steps that were learnt from, they do not."""
 
 LARGEST = 4.0
 """Factors are within this and its inverse."""
