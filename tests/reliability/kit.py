@@ -77,7 +77,9 @@ class Server:
         self.pid = 0
         self._template = template
         self._log = log
-        self._arguments = ["--model", str(artifact), "--store", store, "--port", str(self.port)]
+        self._arguments = ["--store", store, "--port", str(self.port)]
+        if "models" not in environment:
+            self._arguments += ["--model", str(artifact)]
         self._environment = {f"FORECASTER_{name.upper()}": value for name, value in environment.items()}
 
     def start(self, *, fault: dict[str, Any] | None = None, wait: bool = True) -> Server:
@@ -159,9 +161,10 @@ class Book:
 class Writer:
     """A client with a book: appends, leaves gaps, fills them, revises, repeats what was not answered."""
 
-    def __init__(self, number: int, seed: int, streams: int = 3) -> None:
+    def __init__(self, number: int, seed: int, streams: int = 3, prefix: str = "") -> None:
         self.book = Book([f"w{number}-{k}" for k in range(streams)])
-        self._random = random.Random(f"{seed} {number}")
+        self._prefix = f"{prefix}/v1/streams/"
+        self._random = random.Random(f"{seed} {number} {prefix}")
         self._open: list[tuple[str, int, float]] = []
         self.refused = 0
 
@@ -172,7 +175,7 @@ class Writer:
             status = 0
             # Cold, it may take longer than a test's little patience.
             while status not in (200, 201):
-                status, reply = await client.exchange(request_bytes("PUT", f"/v1/streams/{name}", body))
+                status, reply = await client.exchange(request_bytes("PUT", f"{self._prefix}{name}", body))
                 assert status in (200, 201, 503), reply
 
     def _next(self) -> list[tuple[str, int, float]]:
@@ -199,7 +202,7 @@ class Writer:
                 for name, hour, y in rows:
                     self.book.sends(name, hour, y)
                 body = observations(*((hour, y) for _, hour, y in rows), on_conflict="revise", horizon=1)
-                path = f"/v1/streams/{rows[0][0]}/observations"
+                path = f"{self._prefix}{rows[0][0]}/observations"
                 status, reply = await client.exchange(request_bytes("POST", path, json.dumps(body).encode()))
                 if status in (429, 503):
                     self.refused += 1
@@ -274,13 +277,15 @@ def audit(books: list[Book], url: str) -> dict[str, dict[int, float | None]]:
     return logs
 
 
-def audit_states(server: Server, logs: dict[str, dict[int, float | None]], forecaster: Forecaster) -> None:
+def audit_states(
+    server: Server, logs: dict[str, dict[int, float | None]], forecaster: Forecaster, prefix: str = ""
+) -> None:
     """Forecasts of a server are those of a recomputation from the log, to 1e-5 of each row's largest value."""
     names = sorted(logs)
     expected = forecaster.forecast(
         recompute(forecaster, [{BASE + hour: y for hour, y in logs[name].items()} for name in names])
     )
-    with httpx.Client(base_url=server.url, timeout=60, verify=False) as client:
+    with httpx.Client(base_url=server.url + prefix, timeout=60, verify=False) as client:
         for name, quantiles in zip(names, expected, strict=True):
             found = client.get(f"/v1/streams/{name}/forecast").json()
             assert found["cutoff"] == ds(max(logs[name])), name

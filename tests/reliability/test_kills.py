@@ -3,40 +3,64 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 
 import pytest
 
-from tests.reliability.kit import Writer, audit, audit_states, create_all, load
+from service.naming import prefix_of, store_of
+from tests.reliability.kit import Server, Writer, audit, audit_states, create_all, load
 
 WRITERS = 8
+LONG = pytest.mark.soak
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(200, marks=pytest.mark.soak)])
-def test_kills_under_load_lose_and_double_nothing(server, any_store_url, tiny_forecaster, seed, kills):
+@pytest.mark.parametrize(
+    ("names", "kills"),
+    [
+        ((None,), 3),
+        pytest.param((None,), 200, marks=LONG),
+        (("one", "two"), 2),
+        pytest.param(("one", "two"), 60, marks=LONG),
+    ],
+    ids=["3", "200", "two models-2", "two models-60"],
+)
+def test_kills_under_load_lose_and_double_nothing(
+    template, artifact, any_store_url, tmp_path, tiny_forecaster, seed, names, kills
+):
+    """Of several models in one process each keeps its own, also where streams have the same names."""
     chance = random.Random(seed)
-    writers = [Writer(number, seed) for number in range(WRITERS)]
-    books = [writer.book for writer in writers]
-    server.start()
-    create_all(writers, server.port)
-    audited = 0
-    for _ in range(kills):
-        before = sum(book.acknowledged for book in books)
-        wanted, pause = before + chance.randint(5, 60), chance.uniform(0, 0.01)
+    writers = {name: [Writer(number, seed, prefix=prefix_of(name)) for number in range(WRITERS)] for name in names}
+    everybody = [writer for some in writers.values() for writer in some]
+    books = {name: [writer.book for writer in some] for name, some in writers.items()}
+    more = {} if None in names else {"models": json.dumps(dict.fromkeys(names, str(artifact)))}
 
-        async def until(wanted: int = wanted, pause: float = pause) -> None:
-            while sum(book.acknowledged for book in books) < wanted:
-                await asyncio.sleep(0.001)
-            await asyncio.sleep(pause)
-            server.kill()
+    def acknowledged() -> int:
+        return sum(writer.book.acknowledged for writer in everybody)
 
-        load(writers, server.port, until)
-        if chance.random() < 0.1:
-            audit(books, any_store_url)
-            audited += 1
-        server.start()
-    logs = audit(books, any_store_url)
-    audit_states(server, logs, tiny_forecaster)
-    acknowledged = sum(book.acknowledged for book in books)
-    print(f"{kills} kills, {acknowledged} observations acknowledged, {audited + 1} audits")  # noqa: T201
-    assert acknowledged >= 5 * kills
+    def audit_all() -> dict:
+        return {name: audit(books[name], store_of(any_store_url, name)) for name in names}
+
+    with Server(template, artifact, any_store_url, tmp_path / "log", snapshot_every="8", **more).start() as server:
+        create_all(everybody, server.port)
+        audited = 0
+        for _ in range(kills):
+            wanted, pause = acknowledged() + chance.randint(5, 60), chance.uniform(0, 0.01)
+
+            async def until(wanted: int = wanted, pause: float = pause) -> None:
+                while acknowledged() < wanted:
+                    await asyncio.sleep(0.001)
+                await asyncio.sleep(pause)
+                server.kill()
+
+            load(everybody, server.port, until)
+            if chance.random() < 0.1:
+                audit_all()
+                audited += 1
+            server.start()
+        for name, logs in audit_all().items():
+            audit_states(server, logs, tiny_forecaster, prefix_of(name))
+    each = [sum(book.acknowledged for book in some) for some in books.values()]
+    print(f"{kills} kills, {' + '.join(map(str, each))} observations acknowledged, {audited + 1} audits")  # noqa: T201
+    assert acknowledged() >= 5 * kills
+    assert min(each) > 0
