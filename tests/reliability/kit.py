@@ -60,12 +60,12 @@ class Template:
         return self._process.stdout.readline().strip()
 
     def close(self) -> None:
-        """End; servers that still run are not its business."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(30)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        """End at once, as there is nothing to finish; servers that still run end with it."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
 
 
 class Server:
