@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--every", type=float, default=30.0, help="seconds from model swap to model swap")
     parser.add_argument("--streams", type=int, default=20_000, help="how many the part of that name has in its store")
     parser.add_argument("--crowd", type=int, default=2000, help="clients of the overload, and streams that they share")
+    parser.add_argument("--places", type=int, help="for waiting requests during overload; default: the service's own")
     parser.add_argument(
         "--backup", action=argparse.BooleanOptionalAction, default=True, help="export and import them as well"
     )
@@ -77,8 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for result in measure_swaps(model, folder, **options):
                 _print(result, json_lines=given.json_lines)
         if given.only == "overload":
-            options = {"seconds": given.seconds, "rounds": given.rounds, "minutes": given.minutes}
-            for result in measure_overload(model, folder, **options, clients=given.crowd, streams=given.crowd):
+            options |= {
+                "minutes": given.minutes,
+                "clients": given.crowd,
+                "streams": given.crowd,
+                "places": given.places,
+            }
+            for result in measure_overload(model, folder, **options):
                 _print(result, json_lines=given.json_lines)
     return 0
 

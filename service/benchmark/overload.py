@@ -37,12 +37,24 @@ _TOLERANCE = 1e-5  # of a forecast's largest value
 
 
 def measure_overload(
-    model: Path, folder: Path, *, seconds: float, rounds: int, minutes: float, clients: int, streams: int
+    model: Path,
+    folder: Path,
+    *,
+    seconds: float,
+    rounds: int,
+    minutes: float,
+    clients: int,
+    streams: int,
+    places: int | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Goodput during overload relative to the peak, time to recover, and what was lost or taken twice."""
+    """Goodput during overload relative to the peak, time to recover, and what was lost or taken twice.
+
+    With fewer `places` for waiting requests than clients nearly every arrival is sent, and what is too much is refused.
+    """
     book = folder / "book.json"
-    loops = sorted({*(loop for loop in _LOOPS if loop < clients), clients})
-    with running_service(model, folder) as port:
+    most = min(clients, places or clients)
+    loops = sorted({*(loop for loop in _LOOPS if loop < most), most})
+    with running_service(model, folder, **({"FORECASTER_MAX_WAITING": str(places)} if places else {})) as port:
         create_streams(port, [stream_of(number) for number in range(streams)], hours=FIRST_HOUR)
         arrive = [str(port), str(book), str(streams)]
         _arrive(arrive, loops[0], [(math.inf, 1.0)])
@@ -88,6 +100,7 @@ def measure_overload(
         "lost_connections": after["lost_connections"],
         "seconds": round(during["seconds"], 1),
         "clients": clients,
+        "places": places,
         "streams": streams,
     }
 

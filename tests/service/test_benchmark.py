@@ -51,8 +51,9 @@ def test_many_more_streams_than_the_cap_are_touched_and_no_more_than_the_cap_sta
     assert 0 < memory["resident"] <= memory["cap"]
 
 
-def test_overload_is_measured_against_the_peak_and_the_log_against_what_clients_were_told(artifact, tmp_path):
-    options = {"seconds": 0.5, "rounds": 1, "minutes": 0.02, "clients": 40, "streams": 80}
+@pytest.mark.parametrize("places", [None, 8])
+def test_overload_is_measured_against_the_peak_and_the_log_against_what_clients_were_told(artifact, tmp_path, places):
+    options = {"seconds": 0.5, "rounds": 1, "minutes": 0.02, "clients": 40, "streams": 80, "places": places}
     (found,) = measure_overload(artifact, tmp_path, **options)
 
     assert found["ratio"] == pytest.approx(found["value"] / found["reference"], abs=0.02)
@@ -60,6 +61,8 @@ def test_overload_is_measured_against_the_peak_and_the_log_against_what_clients_
     assert found["arrived_per_second"] >= found["sent_per_second"]
     assert 0 < found["p50_ms"] <= found["p99_ms"]
     assert found["acknowledged"] > 0
+    assert set(found["statuses"]) <= {"200", "503"}
+    assert places is not None or found["refused_per_second"] == 0
     assert (found["lost"], found["doubled"], found["states_that_differ"], found["unanswered"]) == (0, 0, 0, 0)
 
 
