@@ -44,11 +44,13 @@ __all__ = [
     "spread",
     "stretch",
     "weigh",
+    "write",
 ]
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
+Words = npt.NDArray[np.int32]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -142,14 +144,16 @@ def _sums(window: Float64) -> tuple[float, float]:
 
 
 @_part
-def _known_sums(window: Float64) -> tuple[float, float]:
-    """The same over what is not NaN."""
+def _known_sums(window: Float64) -> tuple[float, float, int]:
+    """The same over what is not NaN, and how much that is."""
     total = magnitude = 0.0
+    known = 0
     for i in range(window.shape[0]):
         if not math.isnan(window[i]):
             total += window[i]
             magnitude += abs(window[i])
-    return total, magnitude
+            known += 1
+    return total, magnitude, known
 
 
 @_sum
@@ -161,48 +165,37 @@ def _sum_of_squares(numbers: Float32) -> np.float32:
 
 
 @_part
-def _logarithm(relative: Float32, ratio: Float32, bits: npt.NDArray[np.int32], exponent: Float32) -> None:
-    """log(1 + relative) in place, its tangent below FLOOR; to float32 rounding also near 0, where it matters most.
+def _logarithm(relative: np.float32) -> np.float32:
+    """log(1 + relative), its tangent below FLOOR; to float32 rounding also near 0, where it matters most.
 
     1 + relative = m 2^e with m near 1, and log m = 2 artanh(f / (2 + f)) for f = m - 1, which is `relative` itself
-    where e = 0. All steps are plain arithmetic, so that the compiler can do them in vectors. `ratio` and `exponent`
-    are scratch, `bits` is `ratio` seen as integers.
+    where e = 0. As with `_exponential`, a loop over it is done in vectors.
     """
     one, two, lowest = np.float32(1), np.float32(2), np.float32(FLOOR - 1)
-    size = relative.shape[0]
-    for i in range(size):
-        ratio[i] = one + max(relative[i], lowest)
-    for i in range(size):
-        e = (bits[i] - np.int32(0x3F3504F3)) >> np.int32(23)  # the bits of sqrt(1/2): m lies around 1
-        bits[i] -= e << np.int32(23)
-        exponent[i] = np.float32(e)
-    for i in range(size):
-        tangent = min(relative[i] - lowest, np.float32(0)) * np.float32(1 / FLOOR)
-        f = relative[i] if exponent[i] == 0 else ratio[i] - one
-        s = f / (two + f)
-        square = s * s
-        series = np.float32(1 / 9) * square + np.float32(1 / 7)
-        series = (series * square + np.float32(1 / 5)) * square + np.float32(1 / 3)
-        relative[i] = exponent[i] * np.float32(math.log(2)) + two * (s + s * series * square) + tangent
+    bits = np.float32(one + max(relative, lowest)).view(np.int32)
+    e = (bits - np.int32(0x3F3504F3)) >> np.int32(23)  # the bits of sqrt(1/2): m lies around 1
+    m = np.int32(bits - (e << np.int32(23))).view(np.float32)
+    f = relative if e == 0 else m - one
+    s = f / (two + f)
+    square = s * s
+    series = (np.float32(1 / 9) * square + np.float32(1 / 7)) * square + np.float32(1 / 5)
+    series = (series * square + np.float32(1 / 3)) * square
+    tangent = min(relative - lowest, np.float32(0)) * np.float32(1 / FLOOR)
+    result: np.float32 = np.float32(e) * np.float32(math.log(2)) + two * (s + s * series) + tangent
+    return result
 
 
 @_part
 def _describe_step(
-    window: Float64,
-    missing: int,
-    statistics: Float64,
-    age: int,
-    silence: int,
-    log: bool,
-    scratch: tuple[Float32, Float32, npt.NDArray[np.int32], Float32],
-    line: Float32,
+    window: Float64, statistics: Float64, age: int, silence: int, log: bool, line: Float32
 ) -> tuple[float, float, float, float]:
     """Write one line of the table of `advance`; return location, scale, unit and seasonal difference."""
-    relative, ratio, bits, exponent = scratch
     width = window.shape[0]
-    known = width - missing
+    known, relative = width, line[: window.shape[0]]
+    total, magnitude = _sums(window)
+    if math.isnan(total):
+        total, magnitude, known = _known_sums(window)
     divisor = max(known, 1)
-    total, magnitude = _sums(window) if missing == 0 else _known_sums(window)
     location, scale = total / divisor, magnitude / divisor
     breadth = scale
     if log:
@@ -212,8 +205,9 @@ def _describe_step(
     for i in range(width):
         relative[i] = np.float32((window[i] - location) * inverse)
     if log:
-        _logarithm(relative, ratio, bits, exponent)
-    if missing > 0:
+        for i in range(width):
+            relative[i] = _logarithm(relative[i])
+    if known < width:
         for i in range(width):
             if math.isnan(window[i]):
                 relative[i] = np.float32(0)
@@ -223,7 +217,7 @@ def _describe_step(
     unit = min(unit, LARGEST_UNIT)
     factor, bound = np.float32(1 / unit), np.float32(LARGEST_SCALED)
     for i in range(width):
-        line[i] = min(max(relative[i] * factor, -bound), bound)
+        relative[i] = min(max(relative[i] * factor, -bound), bound)
     # Then the scalars.
     inverse = 1 / scale if scale > SMALLEST_SIZE else 1.0
     near = statistics[2] / max(statistics[0], 1e-9) * inverse
@@ -256,16 +250,12 @@ def _copy(numbers: Float64, target: Float64) -> None:
 
 
 @_part
-def _unroll(ring: Float64, last_step: int, values: Float64) -> int:
-    """Write the ring, oldest first, to the start of `values`; return how many of its phases were never observed."""
+def _unroll(ring: Float64, last_step: int, values: Float64) -> None:
+    """Write the ring, oldest first, to the start of `values`."""
     width = ring.shape[0]
     oldest = (last_step + 1) % width
     _copy(ring[oldest:], values)
     _copy(ring[:oldest], values[width - oldest :])
-    missing = 0
-    for i in range(width):
-        missing += values[i] != values[i]
-    return missing
 
 
 @_loop
@@ -316,12 +306,10 @@ def advance(
     width, keep, steps = ring.shape[1], new_ring.shape[1], y.shape[1]
     decay = 0.5 ** (1 / (HALF_LIFE * width))
     values = np.empty(width + steps)  # ring and chunk in one line, oldest first
-    ratio = np.empty(width, np.float32)
-    scratch = (np.empty(width, np.float32), ratio, ratio.view(np.int32), np.empty(width, np.float32))
     for b in range(rows.shape[0]):
         row = rows[b]
         age, silence, last = clocks[0][row], clocks[1][row], clocks[2][row]
-        missing = _unroll(ring[row], last, values)
+        _unroll(ring[row], last, values)
         _copy(statistics[row], new_statistics[b])
         if keep == width:
             _copy(ring[row], new_ring[b])
@@ -330,7 +318,6 @@ def advance(
             value = y[b, t]
             age += 1
             last += 1
-            missing -= values[t] != values[t]
             if math.isnan(value):
                 silence += 1
                 values[width + t] = values[t]
@@ -342,12 +329,11 @@ def advance(
                     if not math.isnan(change):
                         now[k] = decay * now[k] + 1
                         now[2 + k] = decay * now[2 + k] + change
-            missing += values[width + t] != values[width + t]
             new_ring[b, last % keep] = values[width + t]
             if table.shape[0] > 0:
                 window = values[t + 1 : t + 1 + width]
                 frames[0, b, t], frames[1, b, t], frames[2, b, t], differences[b, t] = _describe_step(
-                    window, missing, now, age, silence, log, scratch, table[t, b]
+                    window, now, age, silence, log, table[t, b]
                 )
         new_clocks[0][b], new_clocks[1][b], new_clocks[2][b] = age, silence, last
         if table.shape[0] > 0:
@@ -372,53 +358,84 @@ def describe(
     """Describe the latest step of every row: the last entry that `advance` wrote on the way there; T = 1."""
     width = ring.shape[1]
     values = np.empty(width)
-    ratio = np.empty(width, np.float32)
-    scratch = (np.empty(width, np.float32), ratio, ratio.view(np.int32), np.empty(width, np.float32))
     for b in range(ring.shape[0]):
-        missing = _unroll(ring[b], clocks[2][b], values)
+        _unroll(ring[b], clocks[2][b], values)
         frames[0, b, 0], frames[1, b, 0], frames[2, b, 0], differences[b, 0] = _describe_step(
-            values, missing, statistics[b], clocks[0][b], clocks[1][b], log, scratch, table[0, b]
+            values, statistics[b], clocks[0][b], clocks[1][b], log, table[0, b]
         )
+
+
+@_loop
+def write(rows: Int64, mine: tuple[Words, ...], theirs: tuple[Words, ...], placed: int, places: Int64) -> None:
+    """Copy rows of some tables over rows of others.
+
+    Parameters
+    ----------
+    rows
+        Rows to write over, shape [B].
+    mine
+        Changed: tables of R rows.
+    theirs
+        What to write, of B rows and at most as many columns each; without columns, nothing is written.
+    placed, places
+        One of the tables, and the first column to write in each of its rows, shape [B]; in all others it is the first.
+    """
+    for i in range(rows.shape[0]):
+        if not 0 <= rows[i] < mine[0].shape[0]:
+            raise IndexError("no such row")
+    for k in range(len(mine)):
+        target, given = mine[k], theirs[k]
+        for i in range(rows.shape[0] if given.shape[1] > 0 else 0):
+            first = places[i] if k == placed else 0
+            for j in range(given.shape[1]):
+                target[rows[i], first + j] = given[i, j]
 
 
 # -- the recurrent step ------------------------------------------------------------------------------------------------
 
 
 @_part
-def _exponential(numbers: Float32, power: Float32, bits: npt.NDArray[np.int32]) -> None:
-    """exp(numbers) in place, within float32's range; `power` is scratch, `bits` is `power` seen as integers.
+def _exponential(x: np.float32) -> np.float32:
+    """exp(x), within float32's range, to float32 rounding.
 
-    exp(x) = 2^n exp(r) with |r| <= log(2) / 2, where seven terms of the power series reach float32 rounding.
+    exp(x) = 2^n exp(r) with |r| <= log(2) / 2, where six powers reach rounding. All steps are plain arithmetic, so that
+    a loop over units is done in vectors, and what is between the steps stays in registers.
     """
-    one, bound, half = np.float32(1), np.float32(87), np.float32(0.5)
-    for i in range(numbers.shape[0]):
-        x = min(max(numbers[i], -bound), bound)
-        n = np.int32(x * np.float32(1 / math.log(2)) + (half if x > 0 else -half))
-        bits[i] = (n + np.int32(127)) << np.int32(23)
-        # log(2) in two parts, so that n times the first is exact.
-        r = (x - np.float32(n) * np.float32(0.693359375)) - np.float32(n) * np.float32(math.log(2) - 0.693359375)
-        series = np.float32(1 / 5040) * r + np.float32(1 / 720)
-        series = (series * r + np.float32(1 / 120)) * r + np.float32(1 / 24)
-        series = (series * r + np.float32(1 / 6)) * r + half
-        numbers[i] = (series * r + one) * r + one
-    for i in range(numbers.shape[0]):
-        numbers[i] *= power[i]
+    one, bound = np.float32(1), np.float32(87)
+    x = min(max(x, -bound), bound)
+    n = np.float32(np.rint(x * np.float32(1 / math.log(2))))
+    # log(2) in two parts, so that n times the first is exact.
+    r = (x - n * np.float32(0.693359375)) - n * np.float32(math.log(2) - 0.693359375)
+    series = (np.float32(1 / 720) * r + np.float32(1 / 120)) * r + np.float32(1 / 24)
+    series = ((series * r + np.float32(1 / 6)) * r + np.float32(0.5)) * r + one
+    bits = np.float32(series * r + one).view(np.int32) + (np.int32(n) << np.int32(23))
+    power: np.float32 = np.int32(bits).view(np.float32)
+    return power
 
 
 @_part
-def _logistic(numbers: Float32, power: Float32, bits: npt.NDArray[np.int32]) -> None:
-    """1 / (1 + exp(-numbers)), in place; scratch as in `_exponential`."""
+def _logistic(x: np.float32) -> np.float32:
+    """1 / (1 + exp(-x))."""
     one = np.float32(1)
-    for i in range(numbers.shape[0]):
-        numbers[i] = -numbers[i]
-    _exponential(numbers, power, bits)
-    for i in range(numbers.shape[0]):
-        numbers[i] = one / (one + numbers[i])
+    return one / (one + _exponential(-x))
+
+
+@_part
+def _tanh(x: np.float32) -> np.float32:
+    two = np.float32(2)
+    return two * _logistic(two * x) - np.float32(1)
 
 
 @_loop
 def lstm_gates(
-    sums: Float32, bias: Float32, cell: Float32, layer: int, new_hidden: Float32, new_cell: Float32, place: int
+    sums: Float32,
+    bias: Float32,
+    cell: Float32,
+    layer: int,
+    first: int,
+    new_hidden: Float32,
+    new_cell: Float32,
+    place: tuple[int, int],
 ) -> None:
     """From the weighted sums of an LSTM step to its states; gates are ordered input, forget, cell, output.
 
@@ -429,35 +446,24 @@ def lstm_gates(
     bias
         Added to them, shape [4H].
     cell
-        Cell state before the step, shape [B, L, H].
-    layer
-        Whose cell state to read and write.
+        Cell states before the step, shape [B, L, at least H].
+    layer, first
+        Whose cell states to read and write: a layer, and the first of H columns.
     new_hidden
-        Written at `place`, before any projection, shape [B, places, H].
+        Written at layer and first column `place`, before any projection, shape [B, layers, at least H].
     new_cell
-        Written at `layer`, shape [B, L, H].
-    place
-        Where to write the hidden state.
+        Written, shape [B, L, at least H].
     """
-    size = cell.shape[2]
-    one, two = np.float32(1), np.float32(2)
-    gates, squashed = np.empty(4 * size, np.float32), np.empty(size, np.float32)
-    power, factor = np.empty(4 * size, np.float32), np.ones(4 * size, np.float32)
-    bits = power.view(np.int32)
-    factor[2 * size : 3 * size] = two  # tanh(x) = 2 logistic(2x) - 1
+    size = bias.shape[0] // 4
     for b in range(sums.shape[0]):
-        given, before, hidden, after = sums[b], cell[b, layer], new_hidden[b, place], new_cell[b, layer]
-        for i in range(4 * size):
-            gates[i] = (given[i] + bias[i]) * factor[i]
-        _logistic(gates, power, bits)
+        given = sums[b]
+        before, after = cell[b, layer, first:], new_cell[b, layer, first:]
+        hidden = new_hidden[b, place[0], place[1] :]
         for i in range(size):
-            candidate = two * gates[2 * size + i] - one
-            kept = gates[size + i] * before[i] + gates[i] * candidate
+            entering = _logistic(given[i] + bias[i]) * _tanh(given[2 * size + i] + bias[2 * size + i])
+            kept = _logistic(given[size + i] + bias[size + i]) * before[i] + entering
             after[i] = kept
-            squashed[i] = two * kept
-        _logistic(squashed, power, bits)
-        for i in range(size):
-            hidden[i] = gates[3 * size + i] * (two * squashed[i] - one)
+            hidden[i] = _logistic(given[3 * size + i] + bias[3 * size + i]) * _tanh(kept)
 
 
 # -- what is decoded ---------------------------------------------------------------------------------------------------
@@ -514,25 +520,20 @@ def weigh(decoded: Float32, anchors: Float32, baseline: Float32) -> None:
         Written, shape [N, S].
     """
     count, steps = anchors.shape[1], anchors.shape[2]
-    weights, power = np.empty((count, steps), np.float32), np.empty(count * steps, np.float32)
-    flat, bits, total = weights.reshape(-1), power.view(np.int32), np.empty(steps, np.float32)
+    largest, total = np.empty(steps, np.float32), np.empty(steps, np.float32)
     for n in range(decoded.shape[0]):
         mean = baseline[n]
         for s in range(steps):
-            total[s] = decoded[n, 0, s]
+            largest[s] = decoded[n, 0, s]
+            total[s] = mean[s] = np.float32(0)
         for a in range(1, count):
             for s in range(steps):
-                total[s] = max(total[s], decoded[n, a, s])
+                largest[s] = max(largest[s], decoded[n, a, s])
         for a in range(count):
             for s in range(steps):
-                weights[a, s] = decoded[n, a, s] - total[s]
-        _exponential(flat, power, bits)
-        for s in range(steps):
-            total[s] = mean[s] = np.float32(0)
-        for a in range(count):
-            for s in range(steps):
-                total[s] += weights[a, s]
-                mean[s] += weights[a, s] * anchors[n, a, s]
+                weight = _exponential(decoded[n, a, s] - largest[s])
+                total[s] += weight
+                mean[s] += weight * anchors[n, a, s]
         for s in range(steps):
             mean[s] /= total[s]
 
@@ -554,8 +555,7 @@ def spread(shape: Float32, widening: Float32, center: Float32, quantiles: Float3
     """
     half, steps = widening.shape[0] // 2, widening.shape[1]
     one, two = np.float32(1), np.float32(2)
-    power, small, sums = np.empty(steps, np.float32), np.empty(steps, np.float32), np.empty(steps, np.float32)
-    bits = power.view(np.int32)
+    sums = np.empty(steps, np.float32)
     for n in range(shape.shape[0]):
         for s in range(steps):
             quantiles[n, half, s] = center[n, s]
@@ -567,11 +567,9 @@ def spread(shape: Float32, widening: Float32, center: Float32, quantiles: Float3
                 row, line = shape[n, side * half + k], quantiles[n, half + (k + 1 if side else -k - 1)]
                 wide = widening[side * half + k]
                 for s in range(steps):
-                    small[s] = -abs(row[s])
-                _exponential(small, power, bits)
-                for s in range(steps):
+                    small = _exponential(-abs(row[s]))
                     # log(1 + e) = 2 artanh(e / (2 + e)), for 0 < e <= 1 to float32 rounding.
-                    ratio = small[s] / (two + small[s])
+                    ratio = small / (two + small)
                     square = ratio * ratio
                     series = (np.float32(1 / 13) * square + np.float32(1 / 11)) * square + np.float32(1 / 9)
                     series = ((series * square + np.float32(1 / 7)) * square + np.float32(1 / 5)) * square

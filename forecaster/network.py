@@ -162,13 +162,22 @@ class ForecastNetwork(nn.Module):
             steps = before_chunk.unsqueeze(1) + torch.arange(1, y.shape[1] + 1)
             static = after.static.unsqueeze(1).expand(-1, y.shape[1], -1)
             given = torch.cat([inputs, self.covariates.encode(steps, after.static, covariates)], -1)
-        before = RecurrentState(after.hidden.transpose(0, 1), after.cell.transpose(0, 1))
-        output, recurrent = self.recurrent(given.transpose(0, 1), before, lengths)
-        after = after.amended(hidden=recurrent.hidden.transpose(0, 1), cell=recurrent.cell.transpose(0, 1))
-        encoded = Encoded(
-            output.transpose(0, 1), inputs, history.scaled, history.frame, history.difference, steps, static
+        before = RecurrentState(
+            *(part if rows is None else part.index_select(0, rows) for part in (state.hidden, state.cell))
         )
-        return encoded, after
+        if y.shape[1] == 1 and lengths is None and self.recurrent.cell_size and not torch.is_grad_enabled():
+            recurrent = RecurrentState(*(torch.empty_like(part) for part in before))
+            self.recurrent.step(given[:, 0], before, recurrent)
+            output = self._output(recurrent.hidden).unsqueeze(1)
+        else:
+            found, recurrent = self.recurrent(given.transpose(0, 1), _exchanged(before), lengths)
+            output, recurrent = found.transpose(0, 1), _exchanged(recurrent)
+        after = after.amended(hidden=recurrent.hidden, cell=recurrent.cell)
+        return Encoded(output, inputs, history.scaled, history.frame, history.difference, steps, static), after
+
+    def _output(self, hidden: Tensor) -> Tensor:
+        """What the recurrent stack puts out, shape [B, P], where its state is `hidden` [B, L, P]."""
+        return hidden.sum(1) if self.config.network.residual else hidden[:, -1]
 
     def observe(
         self,
@@ -224,8 +233,8 @@ class ForecastNetwork(nn.Module):
         """What the head needs of a state's latest step, leading axes [B]: the last entry of the `encode` behind it."""
         self._check(state)
         history = describe(state, kind=self.transform)
-        hidden = state.hidden.sum(1) if self.config.network.residual else state.hidden[:, -1]
-        encoded = Encoded(hidden.unsqueeze(1), features(history), history.scaled, history.frame, history.difference)
+        hidden = self._output(state.hidden).unsqueeze(1)
+        encoded = Encoded(hidden, features(history), history.scaled, history.frame, history.difference)
         encoded = encoded.at((slice(None), 0))
         return encoded if self.covariates is None else encoded._replace(step=state.last_step, static=state.static)
 
@@ -256,3 +265,8 @@ class ForecastNetwork(nn.Module):
     ) -> Tensor:
         """As `decode`, for states with these corrections; leading axis [B]."""
         return self.calibration.stretch(self.head, self.decode(encoded, future, steps), correction)
+
+
+def _exchanged(state: RecurrentState) -> RecurrentState:
+    """Layers first where rows were, and the other way round."""
+    return RecurrentState(*(part.transpose(0, 1).contiguous() for part in state))

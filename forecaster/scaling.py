@@ -44,6 +44,13 @@ Transform = Literal["log", "linear"]
 
 LOG_FLOOR = math.log(FLOOR)
 
+_UNCHANGED = dict.fromkeys(
+    ("hidden", "cell", "flight", "ruler", "issued", "quality", "aboard", "arrived"), torch.empty(0)
+)
+"""In a change: the recurrent state is not written here, the others only where there is something to score or to issue."""
+
+_Parts = tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], npt.NDArray[np.float32]]
+
 
 class Frame(NamedTuple):
     """Coordinates of one moment: see `transform`. Fields have shape [...], float64, one entry per moment.
@@ -206,8 +213,8 @@ def advance(
     -------
     history, state
         The description of every step (meaningless beyond a row's length), and the state after each row's last step,
-        with recurrent state and calibration as they were. Of given `rows`, its ring holds the latest value only: see
-        `StreamState.assign`.
+        with recurrent state and calibration as they were. Of given `rows`, it is a change without recurrent state:
+        see `StreamState`.
     """
     parts = _blank(len(y), y.shape[1], state.ring.shape[1])
     after = _fold(state, y, lengths, rows, lag, kind, parts)
@@ -228,7 +235,7 @@ def describe(state: StreamState, *, kind: Transform) -> History:
         np.ascontiguousarray(state.arrays["statistics"]),
         _clocks(state),
         kind == "log",
-        *(part.numpy() for part in parts),
+        *parts,
     )
     return _history(parts, width)
 
@@ -240,40 +247,12 @@ def _fold(
     rows: Tensor | None,
     lag: int,
     kind: Transform,
-    parts: tuple[Tensor, Tensor, Tensor],
+    parts: _Parts,
 ) -> StreamState:
     batch, length = y.shape
-    kept = (state.hidden, state.cell, state.correction, state.static)
-    hidden, cell, correction, static = (
-        part
-        if rows is None
-        else part.index_select(0, rows)
-        if part.shape[-1]
-        else part.new_empty(batch, *part.shape[1:])
-        for part in kept
-    )
-    # Seldom changed: left out of a change, unless the calibration finds something to score or to issue.
-    seldom = (state.flight, state.ruler, state.issued, state.quality, state.aboard, state.arrived)
-    flight, ruler, issued, quality, aboard, arrived = (
-        part if rows is None else part.new_empty(batch, *part.shape[1:-1], 0) for part in seldom
-    )
-    after = StreamState(
-        hidden=hidden,
-        cell=cell,
-        ring=torch.empty(batch, state.ring.shape[1] if rows is None else 1, dtype=torch.float64),
-        statistics=torch.empty(batch, kernels.NUM_STATISTICS, dtype=torch.float64),
-        age=torch.empty(batch, dtype=torch.int64),
-        silence=torch.empty(batch, dtype=torch.int64),
-        last_step=torch.empty(batch, dtype=torch.int64),
-        correction=correction,
-        flight=flight,
-        ruler=ruler,
-        issued=issued,
-        quality=quality,
-        aboard=aboard,
-        arrived=arrived,
-        static=static,
-    )
+    ring = np.empty((batch, state.ring.shape[1] if rows is None else 1))
+    statistics = np.empty((batch, kernels.NUM_STATISTICS))
+    clocks = np.empty((3, batch), np.int64)
     kernels.advance(
         np.arange(batch) if rows is None else _array(rows),
         np.ascontiguousarray(state.arrays["ring"]),
@@ -283,25 +262,40 @@ def _fold(
         np.full(batch, length) if lengths is None else _array(lengths),
         lag,
         kind == "log",
-        after.ring.numpy(),
-        after.statistics.numpy(),
-        (after.age.numpy(), after.silence.numpy(), after.last_step.numpy()),
-        *(part.numpy() for part in parts),
+        ring,
+        statistics,
+        (clocks[0], clocks[1], clocks[2]),
+        *parts,
     )
-    return after
+    age, silence, last_step = torch.from_numpy(clocks).unbind()
+    after = state.amended(
+        ring=torch.from_numpy(ring),
+        statistics=torch.from_numpy(statistics),
+        age=age,
+        silence=silence,
+        last_step=last_step,
+    )
+    if rows is None:
+        return after
+    # These are asked for by whoever forecasts from a change.
+    own = {
+        name: part.index_select(0, rows) if part.numel() else part.new_empty(batch, *part.shape[1:])
+        for name, part in (("correction", state.correction), ("static", state.static))
+    }
+    return after.amended(**_UNCHANGED, **own)
 
 
-def _blank(rows: int, steps: int, ring_length: int) -> tuple[Tensor, Tensor, Tensor]:
+def _blank(rows: int, steps: int, ring_length: int) -> _Parts:
     """Table, frames and differences for a kernel to write."""
     return (
-        torch.empty(steps, rows, ring_length + SCALARS + num_blocks(ring_length)),
-        torch.empty(3, rows, steps, dtype=torch.float64),
-        torch.empty(rows, steps),
+        np.empty((steps, rows, ring_length + SCALARS + num_blocks(ring_length)), np.float32),
+        np.empty((3, rows, steps)),
+        np.empty((rows, steps), np.float32),
     )
 
 
-def _history(parts: tuple[Tensor, Tensor, Tensor], ring_length: int) -> History:
-    table, frames, differences = parts
+def _history(parts: _Parts, ring_length: int) -> History:
+    table, frames, differences = map(torch.from_numpy, parts)
     return History(Frame(*frames.unbind()), table.transpose(0, 1), differences, ring_length)
 
 
