@@ -47,7 +47,7 @@ LOG_FLOOR = math.log(FLOOR)
 _UNCHANGED = dict.fromkeys(
     ("hidden", "cell", "flight", "ruler", "issued", "quality", "aboard", "arrived"), torch.empty(0)
 )
-"""In a change: the recurrent state is not written here, the others only where there is something to score or to issue."""
+"""In a change: the recurrent state is not written here, the others only where there is something to score or issue."""
 
 _Parts = tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], npt.NDArray[np.float32]]
 

@@ -83,6 +83,22 @@ def test_assign_works_on_a_slab_of_fresh_rows(tiny_forecaster: Forecaster, state
     assert slab.to_bytes()[1] == state.to_bytes()[2]
 
 
+def test_assign_refuses_what_does_not_fit(state: StreamState) -> None:
+    slab, before = state.select([0, 1, 2, 3]), state.to_bytes()
+    narrow = state.amended(cell=state.cell[..., 1:])
+
+    with pytest.raises(ValueError, match="4 rows do not fit 1 places"):
+        slab.assign([0], state)
+    with pytest.raises(IndexError):
+        slab.assign([0, 4], state.select([0, 1]))
+    with pytest.raises(ValueError, match="words do not fit"):
+        slab.assign(range(4), narrow)
+    with pytest.raises(ValueError, match="lie in order"):
+        narrow.assign(range(4), state)
+
+    assert slab.to_bytes() == before
+
+
 def test_replacing_rows_leaves_the_original_alone(state: StreamState, tiny_forecaster: Forecaster) -> None:
     before = state.to_bytes()
 
