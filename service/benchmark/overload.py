@@ -49,7 +49,7 @@ def measure_overload(
 ) -> Iterator[dict[str, Any]]:
     """Goodput during overload relative to the peak, time to recover, and what was lost or taken twice.
 
-    With fewer `places` for waiting requests than clients nearly every arrival is sent, and what is too much is refused.
+    With fewer `places` for waiting requests than clients more arrivals are sent, and what is too much is refused.
     """
     book = folder / "book.json"
     most = min(clients, places or clients)
