@@ -107,8 +107,8 @@ class DeferredCalibration(Calibration):
                 ruler[begun] = torch.stack(frame, -1)
                 correction[begun] = self._bounded(correction[begun]) * (1 - FADING)
             if trail is not None and self.adaptive:
-                for row in due.tolist():
-                    trail[row, int(begin[row]) :] = correction[row, :, 0]
+                since = (torch.arange(total) >= begin[due].unsqueeze(1)).unsqueeze(-1)
+                trail[due] = torch.where(since, correction[due, :, 0].unsqueeze(1), trail[due])
             self._gather(arrived, came, begin, ends)
             due = torch.nonzero(begin + self.period < ends).squeeze(1)
         state = {"ruler": ruler, "quality": quality, "aboard": aboard, "arrived": arrived}

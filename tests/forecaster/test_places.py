@@ -79,16 +79,17 @@ def test_a_chunk_places_its_values_as_one_observation_at_a_time_does(options, le
 
 
 def test_known_covariates_are_those_of_the_observation_itself():
+    """Over several flights, which correct where the next one begins."""
     model = forecaster_of(replace(TINY, covariates=CovariatesConfig(known=("shift",), past=("wind",))), 3)
     with torch.no_grad():
         for weight in model._network.head.decoders[0].local.parameters():
             weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) * 0.3)
-    y = torch.from_numpy(wave(30, missing=0)).unsqueeze(0)
-    table = torch.randn(1, 30, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    y = torch.from_numpy(wave(90, missing=0)).unsqueeze(0)
+    table = torch.randn(1, 90, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     _, places = model.fold_and_place(model.initial_state([0]), y, None, table)
 
     state, expected = model.initial_state([0]), []
-    for step in range(30):
+    for step in range(90):
         block = model.ahead(state, table[:, step, :1])
         if step == 20:
             quantiles = model.forecast(state, 1, [0.5], table[:, step : step + 1, :1])
