@@ -517,10 +517,18 @@ def new(
     name: Annotated[str | None, typer.Argument(help="How its holder is called.", show_default="a random name")] = None,
     scopes: Annotated[str, typer.Option(help="Of read, write and admin, separated by commas.")] = "read,write",
     rate: Annotated[float | None, typer.Option(help="Requests per second.", show_default="no limit")] = None,
+    models: Annotated[
+        str | None,
+        typer.Option(help="It is valid for, separated by commas; / is the one at the root.", show_default="all models"),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Make a key. It is shown this once; its line, a hash, goes to standard output, for the file of --api-keys-file."""
-    given = [*([name] if name else []), f"--scopes={scopes}", *([f"--rate={rate:g}"] if rate is not None else [])]
+    chosen = {"scopes": scopes, "rate": rate, "models": models}
+    given = [
+        *([name] if name else []),
+        *(f"--{option}={value}" for option, value in chosen.items() if value is not None),
+    ]
     sys.stdout.flush()
     command = [sys.executable, "-m", "service.keys", "new", *given, *(["--json"] if json else [])]
     os.execve(sys.executable, command, dict(os.environ))

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.coding import pack, unpack
 from service.logs import Answered
-from service.naming import PREFIX
+from service.naming import PREFIX, ROOT
 from service.negotiation import header_of
 from service.problems import MEDIA_TYPE, Problem, explained, nothing_there, problem_response
 
@@ -121,7 +121,8 @@ class Front:
                     template = route.path
                 keys = host.keys
                 if keys is not None and needed is not None:
-                    key = keys.admit(heads.get(_AUTHORIZATION), needed, started).name
+                    asked = None if _is_at_root(route) else ROOT if named is None else named
+                    key = keys.admit(heads.get(_AUTHORIZATION), needed, asked, started).name
                 if hosted is None and named is not None:
                     raise host.unknown(named)
                 endpoint: Endpoint = route.endpoint

@@ -1,8 +1,8 @@
-"""API keys: who may call, what they may do, how often; ``python -m service.keys new`` makes one.
+"""API keys: who may call, what they may do, of which models, how often; ``python -m service.keys new`` makes one.
 
 Keys are 256 random bits, so one SHA-256 hides them as well as a slow hash would, and checking one costs a microsecond.
-Only hashes are at rest: one line per key in a file, ``NAME SCOPES sha256:HEX [RATE/s]``. It knows no routes and no HTTP
-bodies. Invariant: a file that cannot be read as a whole changes nothing.
+Only hashes are at rest: one line per key in a file, ``NAME SCOPES sha256:HEX [RATE/s] [models:NAME,...]``. It knows no
+routes and no HTTP bodies. Invariant: a file that cannot be read as a whole changes nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 import secrets
 import sys
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from hashlib import sha256
 from hmac import compare_digest
 from ipaddress import ip_address
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Self
 
 from service.errors import ServiceError
+from service.naming import ROOT, check_model_name
 from service.problems import Problem
 
 __all__ = ["SCOPES", "ApiKey", "KeyRing", "is_loopback", "main"]
@@ -29,7 +31,8 @@ SCOPES = ("read", "write", "admin")
 """What a key may do: ask, change streams, change the service. None includes another."""
 
 _LINE = re.compile(
-    r"(?P<name>[\w.@-]{1,64})\s+(?P<scopes>[a-z,]+)\s+sha256:(?P<digest>[0-9a-f]{64})(\s+(?P<rate>\d+(\.\d+)?)/s)?"
+    r"(?P<name>[\w.@-]{1,64})\s+(?P<scopes>[a-z,]+)\s+sha256:(?P<digest>[0-9a-f]{64})"
+    r"(\s+(?P<rate>\d+(\.\d+)?)/s)?(\s+models:(?P<models>\S+))?"
 )
 _PREFIX = "fck_"
 _LONGEST = 256  # bytes of an Authorization header's credentials that are worth hashing
@@ -48,15 +51,26 @@ class ApiKey:
         SHA-256 of the key.
     rate
         Requests per second; the bucket holds those of one second, at least one. None: no limit.
+    models
+        Names of the models it is valid for, ``/`` being the one at the root. None: for all, and for what is of the
+        whole process.
     """
 
-    __slots__ = ("_filled_at", "_tokens", "digest", "name", "rate", "scopes")
+    __slots__ = ("_filled_at", "_tokens", "digest", "models", "name", "rate", "scopes")
 
-    def __init__(self, name: str, scopes: Iterable[str], digest: bytes, rate: float | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        scopes: Iterable[str],
+        digest: bytes,
+        rate: float | None,
+        models: Iterable[str] | None = None,
+    ) -> None:
         self.name = name
         self.scopes = frozenset(scopes)
         self.digest = digest
         self.rate = rate
+        self.models = None if models is None else frozenset(models)
         self._tokens = max(rate or 0.0, 1.0)
         self._filled_at = -math.inf
 
@@ -135,21 +149,12 @@ class KeyRing:
         return True
 
     def _read(self, number: int, line: str) -> ApiKey:
-        match = _LINE.fullmatch(_content(line))
-        if match is None:
-            # The line is not shown: it may hold a key that somebody put there by mistake.
-            raise ServiceError(
-                f"line {number} of {self._path} is not understood; expected NAME SCOPES sha256:HEX [RATE/s]"
-            )
-        scopes = match["scopes"].split(",")
-        if unknown := [scope for scope in scopes if scope not in SCOPES]:
-            raise ServiceError(f"line {number} of {self._path} has scope {unknown[0]!r}, expected {', '.join(SCOPES)}")
-        rate = float(match["rate"]) if match["rate"] else self._rate
-        if rate == 0:
-            raise ServiceError(f"line {number} of {self._path} has a rate of 0; to refuse a key, take its line away")
-        return ApiKey(match["name"], scopes, bytes.fromhex(match["digest"]), rate)
+        try:
+            return _key_of(_content(line), self._rate)
+        except ValueError as error:
+            raise ServiceError(f"line {number} of {self._path} {error}") from error
 
-    def admit(self, authorization: bytes | None, scope: str, now: float) -> ApiKey:
+    def admit(self, authorization: bytes | None, scope: str, model: str | None, now: float) -> ApiKey:
         """The key that a request carries, if it may do this now.
 
         Parameters
@@ -158,13 +163,15 @@ class KeyRing:
             The header's value.
         scope
             What the request needs.
+        model
+            Whom it asks: a model's name, as in `ApiKey`; None: the whole process.
         now
             As for `ApiKey.wait`.
 
         Raises
         ------
         Problem
-            401 without a known key, 403 if it lacks the scope, 429 if it comes too often.
+            401 without a known key, 403 if it is not valid for the model or lacks the scope, 429 if it comes too often.
         """
         if authorization is None:
             raise _unauthorised("this needs an API key: Authorization: Bearer KEY", 'Bearer realm="forecaster"')
@@ -175,6 +182,11 @@ class KeyRing:
         if kind.lower() != b"bearer" or key is None or not compare_digest(key.digest, digest):
             challenge = 'Bearer realm="forecaster", error="invalid_token"'
             raise _unauthorised("the API key is not known here", challenge)
+        if key.models is not None and model not in key.models:
+            challenge = 'Bearer realm="forecaster", error="insufficient_scope"'
+            asked = "what is of all models" if model is None else f"model {model!r}"
+            detail = f"API key {key.name!r} is valid for {', '.join(sorted(key.models))}, not for {asked}"
+            raise Problem(403, "forbidden", detail, headers={"www-authenticate": challenge})
         if scope not in key.scopes:
             challenge = f'Bearer realm="forecaster", error="insufficient_scope", scope="{scope}"'
             detail = f"API key {key.name!r} lacks the scope {scope!r}"
@@ -193,14 +205,34 @@ def _content(line: str) -> str:
     return line.partition("#")[0].strip()
 
 
-def _continued(key: ApiKey, before: ApiKey | None) -> ApiKey:
-    same = before is not None and (before.name, before.scopes, before.digest, before.rate) == (
-        key.name,
-        key.scopes,
-        key.digest,
-        key.rate,
+def _key_of(line: str, rate: float | None) -> ApiKey:
+    match = _LINE.fullmatch(line)
+    if match is None:
+        # The line is not shown: it may hold a key that somebody put there by mistake.
+        raise ValueError("is not understood; expected NAME SCOPES sha256:HEX [RATE/s] [models:NAME,...]")
+    scopes = match["scopes"].split(",")
+    if unknown := [scope for scope in scopes if scope not in SCOPES]:
+        raise ValueError(f"has scope {unknown[0]!r}, expected {', '.join(SCOPES)}")
+    if match["rate"] and not float(match["rate"]):
+        raise ValueError("has a rate of 0; to refuse a key, take its line away")
+    models = match["models"] and match["models"].split(",")
+    for model in models or ():
+        if model != ROOT:
+            try:
+                check_model_name(model)
+            except ValueError as error:
+                raise ValueError(f"names a model that cannot be: {error}; {ROOT} is the one at the root") from error
+    return ApiKey(
+        match["name"], scopes, bytes.fromhex(match["digest"]), float(match["rate"]) if match["rate"] else rate, models
     )
-    return before if before is not None and same else key
+
+
+def _continued(key: ApiKey, before: ApiKey | None) -> ApiKey:
+    return before if before is not None and _terms(before) == _terms(key) else key
+
+
+def _terms(key: ApiKey) -> tuple[object, ...]:
+    return key.name, key.scopes, key.digest, key.rate, key.models
 
 
 def is_loopback(host: str) -> bool:
@@ -221,21 +253,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     new.add_argument("name", nargs="?", help="how its holder is called; default: a random name")
     new.add_argument("--scopes", default="read,write", help=f"of {', '.join(SCOPES)}, separated by commas")
     new.add_argument("--rate", type=float, help="requests per second")
+    new.add_argument(
+        "--models", help=f"it is valid for, separated by commas, {ROOT} being the one at the root; default: all"
+    )
     new.add_argument("--json", action="store_true", help="key and line as one JSON object on standard output")
     given = parser.parse_args(arguments)
     key = _PREFIX + secrets.token_urlsafe(32)
     name = given.name or f"key-{secrets.token_hex(3)}"
     line = f"{name} {given.scopes} sha256:{sha256(key.encode()).hexdigest()}"
-    line += "" if given.rate is None else f" {given.rate:g}/s"
-    match = _LINE.fullmatch(line)
-    if match is None or not set(given.scopes.split(",")) <= set(SCOPES) or given.rate == 0:
+    line += "" if given.rate is None else f" {Decimal(str(given.rate)).normalize():f}/s"
+    line += "" if given.models is None else f" models:{given.models}"
+    try:
+        _key_of(line, None)
+    except ValueError as error:
         parser.error(
-            f"name {name!r}, scopes {given.scopes!r} or rate {given.rate} cannot be used: letters, digits, ._@- make "
-            f"a name; scopes are {', '.join(SCOPES)}; a rate is positive"
+            f"name {name!r}, scopes {given.scopes!r}, rate {given.rate} or models {given.models!r} cannot be used: the "
+            f"line {error}; letters, digits and ._@- make a name, and a rate is positive"
         )
     if given.json:
-        made = {"command": "keys new", "name": name, "scopes": given.scopes.split(","), "key": key, "line": line}
-        sys.stdout.write(json.dumps(made) + "\n")
+        models = given.models and given.models.split(",")
+        made = {"command": "keys new", "name": name, "scopes": given.scopes.split(","), "models": models}
+        sys.stdout.write(json.dumps(made | {"key": key, "line": line}) + "\n")
     else:
         sys.stderr.write(f"API key, shown this once: {key}\n")
         sys.stderr.flush()

@@ -12,10 +12,12 @@ from pathlib import Path
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-__all__ = ["PREFIX", "check_model_name", "prefix_of", "store_of"]
+__all__ = ["PREFIX", "ROOT", "check_model_name", "prefix_of", "store_of"]
 
 PREFIX = "/models/"
 """What the paths of every named model begin with."""
+ROOT = "/"
+"""The model without a name, where it stands among names."""
 
 # Lower case, as file names differ by more on some disks than on others; short, as PostgreSQL cuts names at 63 bytes.
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")

@@ -404,9 +404,11 @@ def test_a_new_key_is_made_by_the_service(run: Runner, monkeypatch: pytest.Monke
     became: list[list[str]] = []
     monkeypatch.setattr("os.execve", lambda _, arguments, _environment: became.append(arguments[1:]))
 
-    run("keys", "new", "me", "--scopes", "read", "--rate", "5", "--json")
+    run("keys", "new", "me", "--scopes", "read", "--rate", "1234567.5", "--models", "load,/", "--json")
 
-    assert became == [["-m", "service.keys", "new", "me", "--scopes=read", "--rate=5", "--json"]]
+    assert became == [
+        ["-m", "service.keys", "new", "me", "--scopes=read", "--rate=1234567.5", "--models=load,/", "--json"]
+    ]
 
 
 def test_simulate_writes_paths_that_a_seed_repeats(folder: Path, run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:

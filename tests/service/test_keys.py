@@ -130,22 +130,25 @@ def copied(key: ApiKey) -> ApiKey:
 
 def test_keys_come_and_go_without_a_restart_and_a_broken_file_changes_nothing(file):
     ring = KeyRing.open(file)
-    busy = ring.admit(b"Bearer fck_busy", "read", 0.0)
+    busy = ring.admit(b"Bearer fck_busy", "read", None, 0.0)
     assert ring.refresh() is False
 
     file.write_text(line("busy", "read", BUSY, "0.001/s") + line("new", "write", "fck_new"))
     assert ring.refresh() is True
-    assert ring.admit(b"bearer fck_new", "write", 0.0).name == "new"
+    assert ring.admit(b"bearer fck_new", "write", None, 0.0).name == "new"
     with pytest.raises(Exception, match="not known"):
-        ring.admit(b"Bearer fck_reader", "read", 0.0)
+        ring.admit(b"Bearer fck_reader", "read", None, 0.0)
     with pytest.raises(Exception, match=r"0\.001"):
-        ring.admit(b"Bearer fck_busy", "read", 1.0)
+        ring.admit(b"Bearer fck_busy", "read", None, 1.0)
     assert busy.name == "busy"
 
     for broken, word in (
         ("what is this\n", "line 1"),
         (line("a", "read,fly", "k"), "'fly'"),
         (line("a", "read", "k", "0/s"), "rate of 0"),
+        (line("a", "read", "k", "models:"), "expected NAME SCOPES"),
+        (line("a", "read", "k", "models:load,"), "found ''; / is"),
+        (line("a", "read", "k", "models:load,Bikes"), "found 'Bikes'"),
         (line("a", "read", "k") + line("a", "read", "l"), "twice"),
         ("# nothing\n", "no key"),
     ):
@@ -153,7 +156,7 @@ def test_keys_come_and_go_without_a_restart_and_a_broken_file_changes_nothing(fi
         with pytest.raises(ServiceError, match=word) as caught:
             ring.refresh()
         assert "\n" not in str(caught.value)
-        assert ring.admit(b"Bearer fck_new", "write", 0.0).name == "new"
+        assert ring.admit(b"Bearer fck_new", "write", None, 0.0).name == "new"
     file.unlink()
     with pytest.raises(ServiceError, match="cannot be read"):
         ring.refresh()
@@ -169,7 +172,18 @@ def test_a_new_key_is_shown_once_and_its_line_holds_only_a_hash(tmp_path):
     assert key.startswith("fck_")
     assert len(key) > 40
     assert key not in done.stdout
-    assert KeyRing.open(file).admit(f"Bearer {key}".encode(), "write", 0.0).rate == 50.0
+    assert KeyRing.open(file).admit(f"Bearer {key}".encode(), "write", None, 0.0).rate == 50.0
+
+
+@pytest.mark.parametrize("rate", ["0.00001", "2.5", "1000000", "12345678.5"])
+def test_a_new_key_has_the_rate_that_was_asked_for(tmp_path, capsys, rate):
+    assert main(["new", "--rate", rate]) == 0
+    made, key = capsys.readouterr()
+    file = tmp_path / "api-keys"
+    file.write_text(made)
+
+    assert f" {rate}/s" in made
+    assert KeyRing.open(file).admit(f"Bearer {key.split()[-1]}".encode(), "write", None, 0.0).rate == float(rate)
 
 
 def test_two_new_keys_differ_and_json_carries_both_parts(capsys):
@@ -180,10 +194,17 @@ def test_two_new_keys_differ_and_json_carries_both_parts(capsys):
 
     assert made[0]["key"] != made[1]["key"]
     assert made[0]["line"].startswith(f"{made[0]['name']} admin sha256:")
+    assert made[0]["models"] is None
 
 
 @pytest.mark.parametrize(
-    "arguments", [["a b"], ["--scopes", "fly"], ["--rate", "0"], ["--rate", "-1"], ["--scopes", ""]]
+    "arguments",
+    [
+        ["a b"],
+        *(["--scopes", scopes] for scopes in ("fly", "")),
+        *(["--rate", rate] for rate in ("0", "-1", "inf", "nan")),
+        *(["--models", models] for models in ("", "a,,b", "Bikes", "a b", "/models/a")),
+    ],
 )
 def test_a_key_that_could_not_be_read_back_is_not_made(arguments, capsys):
     with pytest.raises(SystemExit) as ended:

@@ -6,6 +6,7 @@ import json
 import threading
 from collections import Counter
 from contextlib import ExitStack
+from itertools import product
 
 import httpx
 import numpy as np
@@ -19,6 +20,7 @@ from service.__main__ import main
 from service.app import create_app
 from service.errors import ServiceError
 from service.hosting import Host
+from service.keys import main as make_key
 from service.models.served import load_model
 from service.naming import prefix_of, store_of
 from service.settings import Settings
@@ -454,6 +456,46 @@ def test_keys_and_their_rates_are_of_the_process(folders, store_url, tmp_path):
         assert client.get("/v1/streams", headers=bearer("fck_busy")).status_code == 200
         assert_problem(client.get("/models/steps/v1/streams", headers=bearer("fck_busy")), 429, "")
         assert client.get("/models/steps/readyz").status_code == 200, "asked without a key, as at the root"
+
+
+def test_a_key_for_some_models_is_of_no_use_elsewhere(folders, store_url, tmp_path, capsys):
+    """Neither at other models, whether they are there or not, nor for what tells of all of them."""
+    lines, key = [], {}
+    for who, models in (("tenant", "steps,later"), ("rooted", "/"), ("old", None)):
+        assert make_key(["new", who, "--scopes", "read,write", *([] if models is None else ["--models", models])]) == 0
+        made, said = capsys.readouterr()
+        lines.append(made)
+        key[who] = bearer(said.split()[-1])
+    file = tmp_path / "api-keys"
+    file.write_text("".join(lines))
+    places = ("", "/models/other", "/models/steps", "/models/none")
+    allowed = {"tenant": {"/models/steps"}, "rooted": {""}, "old": set(places)}
+    bodies = {"/models/steps": {"ds": [0], "y": [1.0]}}
+    with LocalClient(create_app(several(folders, store_url, api_keys_file=file))) as client:
+        for who, prefix in product(key, places):
+            replies = [
+                client.put(f"{prefix}/v1/streams/{who}", json=bodies.get(prefix, history([1.0])), headers=key[who]),
+                client.get(f"{prefix}/v1/streams", headers=key[who]),
+                client.post(f"{prefix}/v1/forecasts", json={}, headers=key[who]),
+            ]
+            if prefix in allowed[who]:
+                assert [r.status_code for r in replies] == ([404] * 3 if prefix == "/models/none" else [201, 200, 422])
+                continue
+            for reply in replies:
+                name = f"model '{prefix.removeprefix('/models/') or '/'}'"
+                assert_problem(reply, 403, f"'{who}' is valid for", name)
+                assert 'error="insufficient_scope"' in reply.headers["www-authenticate"]
+        for path in ("/metrics", "/models"):
+            assert client.get(path, headers=key["old"]).status_code == 200
+            for who in ("tenant", "rooted"):
+                assert_problem(client.get(path, headers=key[who]), 403, "not for what is of all models")
+        for prefix in places[:3]:
+            found = client.get(f"{prefix}/v1/streams", headers=key["old"]).json()["streams"]
+            assert {stream["unique_id"] for stream in found} == {who for who in allowed if prefix in allowed[who]}
+
+        file.write_text("".join(lines).replace("models:steps,later", "models:other"))
+        until(lambda: client.get("/models/other/v1/streams", headers=key["tenant"]).status_code == 200)
+        assert_problem(client.get("/models/steps/v1/streams", headers=key["tenant"]), 403, "valid for other, not for")
 
 
 def test_metrics_are_one_text_in_which_no_series_comes_twice(client):
