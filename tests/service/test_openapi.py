@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import ExitStack, closing
 
 import jsonschema_rs
 import pytest
@@ -38,6 +39,7 @@ CHECKS = [
     response_schema_conformance,
 ]
 STREAM = "plant-1"
+NAMED = "/models/named"
 
 
 @schemathesis.serializer("application/x-ndjson", "application/vnd.apache.arrow.stream")
@@ -101,28 +103,38 @@ def test_the_description_is_one_that_tools_can_read():
 
 @pytest.fixture(scope="module")
 def client(artifact, tmp_path_factory):
-    """The whole application, over a store of its own."""
+    """The whole application, a named model beside the one at the root, over stores of its own."""
+    model = {"model": str(artifact), "max_history_steps": 5000}
     store = f"sqlite:///{tmp_path_factory.mktemp('fuzz') / 'log.db'}"
-    with LocalClient(create_app(Settings(model=str(artifact), store=store, max_history_steps=5000))) as running:
+    with LocalClient(create_app(Settings(**model, models={"named": model}, store=store))) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def look(client):
-    """What the store holds: streams and their logs."""
-    with sqlite3.connect(client.service.settings.store.removeprefix("sqlite:///")) as connection:
+    """What the stores of both models hold: streams and their logs."""
+    with ExitStack() as stack:
+        connections = [
+            stack.enter_context(closing(sqlite3.connect(hosted.settings.store.removeprefix("sqlite:///"))))
+            for hosted in client.app.state.host.hosted.values()
+        ]
 
         def look():
-            streams = connection.execute("SELECT unique_id, version, last_step, observations FROM streams ORDER BY id")
-            rows = connection.execute("SELECT count(*), total(y), total(step) FROM observations")
-            return streams.fetchall(), rows.fetchall()
+            return [
+                connection.execute(question).fetchall()
+                for connection in connections
+                for question in (
+                    "SELECT unique_id, version, last_step, observations FROM streams ORDER BY id",
+                    "SELECT count(*), total(y), total(step) FROM observations",
+                )
+            ]
 
         yield look
 
 
-def reset(client):
+def reset(client, prefix=""):
     body = {"ds": ["2025-01-01T00:00:00", "2025-01-01T01:00:00", "2025-01-01T02:00:00"], "y": [98.1, None, 104.7]}
-    assert client.put(f"/v1/streams/{STREAM}", json=body).is_success
+    assert client.put(f"{prefix}/v1/streams/{STREAM}", json=body).is_success
 
 
 JSON_EXAMPLES = [
@@ -147,9 +159,9 @@ def test_an_example_is_taken_and_answered_as_described(client, name):
     assert set(content["example"]) <= set(reply.json()), "the example shows what is not there"
 
 
-def fuzz(client, look, name, examples):
+def fuzz(client, look, name, examples, document=DOCUMENT, prefix=""):
     """Requests made from the description, sound and unsound ones, at streams of any name and at one that is there."""
-    schema = schemathesis.openapi.from_dict(DOCUMENT)
+    schema = schemathesis.openapi.from_dict(document)
     (operation,) = [
         found for result in schema.get_all_operations() if (found := result.ok()).definition.raw["operationId"] == name
     ]
@@ -157,7 +169,7 @@ def fuzz(client, look, name, examples):
         for fixed in [{}, {"unique_id": STREAM}] if "{unique_id}" in operation.path else [{}]:
             strategy = operation.as_strategy(generation_mode=mode, **({"path_parameters": fixed} if fixed else {}))
             try:
-                ask_all(client, look, strategy, examples)
+                ask_all(client, look, strategy, examples, prefix)
             except Unsatisfiable:
                 assert mode is GenerationMode.NEGATIVE  # of what takes anything, nothing is unsound
 
@@ -170,7 +182,7 @@ def headers_of(request):
     ]
 
 
-def ask_all(client, look, strategy, examples):
+def ask_all(client, look, strategy, examples, prefix):
     @seed(20261125)
     @settings(
         max_examples=examples,
@@ -182,9 +194,10 @@ def ask_all(client, look, strategy, examples):
     @given(strategy)
     def ask(case):
         if case.path_parameters.get("unique_id") == STREAM:
-            reset(client)
+            reset(client, prefix)
         before = look()
-        request = requests.Request(**case.as_transport_kwargs(base_url="http://service")).prepare()
+        request = requests.Request(**case.as_transport_kwargs(base_url=f"http://service{prefix}")).prepare()
+        assert request.path_url.startswith(f"{prefix}/")
         reply = client.request(request.method, request.url, headers=headers_of(request), content=request.body)
         case.validate_response(reply, checks=CHECKS)
         if reply.status_code >= 400 or case.method == "GET":
@@ -199,6 +212,14 @@ FUZZED = sorted(set(OPERATIONS) - ENDLESS)
 @pytest.mark.parametrize("name", FUZZED)
 def test_requests_made_from_the_description_are_answered_as_described(client, look, name):
     fuzz(client, look, name, examples=5)
+
+
+@pytest.mark.parametrize("name", [name for name in FUZZED if "servers" not in OPERATIONS[name][2]])
+def test_requests_below_the_prefix_of_a_named_model_are_answered_as_described(client, look, name):
+    """The description says by its servers that the same operations are there."""
+    document = client.app.openapi()
+    assert NAMED in [server["url"] for server in document["servers"]]
+    fuzz(client, look, name, 2, document, NAMED)
 
 
 @pytest.mark.slow
