@@ -104,7 +104,7 @@ def ask(client: LocalClient, prefix: str, of_hour, request) -> httpx.Response:
         return client.put(f"{prefix}/v1/streams/{name}", json=body)
     if kind == "observe":
         name, hour, y, revise, key = rest
-        body = {"observations": [{"ds": of_hour(hour), "y": y}], "on_conflict": "revise" if revise else "reject"}
+        body = {"observations": [{"ds": of_hour(hour), "y": y}], "on_conflict": "revise" if revise else "refuse"}
         headers = {} if key is None else {"idempotency-key": key}
         return client.post(f"{prefix}/v1/streams/{name}/observations", json=body, headers=headers)
     if kind == "bulk":
