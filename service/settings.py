@@ -117,7 +117,7 @@ class Settings(BaseSettings):
     )
     max_event_readers: int = Field(1000, ge=0, description="clients that read events at a time; beyond it: 503")
     max_batch: int = Field(4096, ge=1, description="most streams in one micro-batch")
-    max_resident: int = Field(200_000, ge=1, description="streams kept in memory; the longest idle ones leave first")
+    max_resident: int = Field(200_000, ge=1, description="most streams in memory; the longest idle ones leave first")
     snapshot_every: int = Field(256, ge=1, description="steps of a stream between two snapshots of its state")
     retention: Span | None = Field(
         None,

@@ -102,6 +102,7 @@ class Engine:
         self._loop = loop
         self._residents = Residents(model, store, metrics, limits.max_resident, limits.bases)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._full = min(limits.max_batch, limits.max_resident)  # streams of a micro-batch are in memory together
         self._queue: SimpleQueue[list[Item] | Callable[[], None]] = SimpleQueue()
         self._backlog: deque[Item] = deque()
         self._intake = Intake(
@@ -109,7 +110,7 @@ class Engine:
             self._queue,
             max_pending=limits.max_pending,
             max_waiting=limits.max_waiting,
-            full=limits.max_batch,
+            full=self._full,
             stall_seconds=limits.stall_seconds,
         )
         metrics.pending.set_function(lambda: self._intake.pending)
@@ -239,7 +240,7 @@ class Engine:
         def offer(item: Item) -> None:
             nonlocal weight
             name = item.unique_id
-            full = len(batch) >= self._limits.max_batch or weight >= 32_768
+            full = len(batch) >= self._full or weight >= 32_768
             if full or name in writing or (item.writes and name in reading):
                 # From here on the stream's items wait, in order.
                 writing.add(name)
@@ -263,7 +264,7 @@ class Engine:
                 continue
             for item in entry:
                 offer(item)
-            if len(batch) >= self._limits.max_batch or weight >= 32_768:
+            if len(batch) >= self._full or weight >= 32_768:
                 break
         self._backlog = kept
         return batch
@@ -387,11 +388,7 @@ class Engine:
     def _housekeep(self, due: Sequence[str]) -> None:
         residents = self._residents
         try:
-            evicted = residents.evict()
-            save = {id(r): r for name in due if (r := residents.get(name)) is not None}
-            save.update((id(r), r) for r in evicted if r.unsaved)
-            residents.save(list(save.values()))
-            residents.drop([resident.record.unique_id for resident in evicted])
+            residents.save([resident for name in due if (resident := residents.get(name)) is not None])
             self._forget_replies()
         except SQLAlchemyError as error:
             logging.getLogger("service").warning("housekeeping: %s", str(error).splitlines()[0])

@@ -1,11 +1,13 @@
 """The streams whose state is in memory: who they are, where in the slab they lie, and what is not yet in a snapshot.
 
 It knows slab and store, not requests. Invariants: a resident's state is the fold of its record's log under the model
-given; dropping a resident loses nothing, since it is restored from the store on the next touch.
+given; dropping a resident loses nothing, since it is restored from the store on the next touch; there are never more
+than the capacity, so who comes in makes room first, and one touch may name no more streams than that.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -22,7 +24,7 @@ from service.store import Store, StreamRecord
 __all__ = ["Resident", "Residents"]
 
 _RESTORE = 1024  # streams restored in one go
-_LEAVING = 512  # streams evicted beyond those that must
+_LEAVING = 512  # streams evicted beyond those that must, so that this is rare and nobody waits long for their snapshots
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +57,7 @@ class Residents:
         self._capacity = capacity
         self._bases = bases
         self._by_name: dict[str, Resident] = {}  # the longest idle first
+        self._touched: Sequence[str] = ()  # these stay until the next touch
 
     def __len__(self) -> int:
         """How many there are."""
@@ -71,6 +74,7 @@ class Residents:
         """
         if check_versions:
             self._drop_outdated(unique_ids)
+        self._touched = unique_ids
         absent = []
         for unique_id in unique_ids:
             resident = self._by_name.pop(unique_id, None)
@@ -112,6 +116,7 @@ class Residents:
     ) -> list[Resident]:
         """Take streams in, replacing those of the same name; `ahead` is as in `Slab.scatter`."""
         self.drop(record.unique_id for record in records)
+        self._make_room(len(records))
         rows = self.slab.take(len(records))
         self.slab.scatter(rows, states, ahead)
         added = [Resident(r, row, n) for r, row, n in zip(records, rows, unsaved, strict=True)]
@@ -123,13 +128,20 @@ class Residents:
         gone = [resident for u in unique_ids if (resident := self._by_name.pop(u, None)) is not None]
         self.slab.give_back([resident.row for resident in gone])
 
-    def evict(self) -> list[Resident]:
-        """The longest idle streams above capacity, some more than needed so that this is rare; still resident."""
-        excess = len(self._by_name) - self._capacity
+    def _make_room(self, wanted: int) -> None:
+        """Evict the longest idle streams if so many more would be too many."""
+        excess = len(self._by_name) + wanted - self._capacity
         if excess <= 0:
-            return []
-        # Few enough at once that nobody waits long for the snapshots of those that leave.
-        return list(islice(self._by_name.values(), excess + min(self._capacity // 10, _LEAVING)))
+            return
+        touched = set(self._touched)
+        idle = (resident for name, resident in self._by_name.items() if name not in touched)
+        leaving = list(islice(idle, excess + min(self._capacity // 10, _LEAVING)))
+        try:
+            self.save([resident for resident in leaving if resident.unsaved])
+        except Exception as error:
+            # Snapshots only make the way back shorter, and a store that takes none must not make memory grow.
+            logging.getLogger("service").warning("evicted without snapshots: %s", str(error).splitlines()[0])
+        self.drop([resident.record.unique_id for resident in leaving])
 
     def survey(self, unique_ids: Sequence[str] | None = None) -> Survey:
         """What past forecasts of all of them were worth, or of those named."""
