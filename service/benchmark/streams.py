@@ -31,7 +31,7 @@ from service.store.copying import LogRow, StreamRow
 __all__ = ["measure_streams"]
 
 _HOURS = 24  # of log per stream
-_PART = 1000  # streams written in one go
+_PART = 1000  # streams written, or observed, in one go
 _ASKED = 2000  # cold streams asked for, at most
 _CROWD = 16
 _TARGET_MS = 50
@@ -65,16 +65,14 @@ def measure_streams(model: Path, folder: Path, streams: int, *, backup: bool = T
                 streams, f"streams_cold_{label}", cold["p99"], "ms, p99", _TARGET_MS, "the declared target",
                 asked=len(some), clients=clients, **found,
             )  # fmt: skip
-        # Bodies that alone hold no more than the cap, so that a micro-batch cannot go far beyond it.
-        size = min(_PART, cap)
         touched = rest[: 3 * cap]
         before = _megabytes(process)
-        _observe(port, touched[:cap], size)
+        _observe(port, touched[:cap])
         full = _megabytes(process)
         started = time.perf_counter()
-        _observe(port, touched[cap:], size)
+        _observe(port, touched[cap:])
         rate = len(touched[cap:]) / (time.perf_counter() - started)
-        _asked_for(port, touched[-1:], 1)  # answered when those beyond the cap have left
+        _asked_for(port, touched[-1:], 1)  # answered when those before it have been counted
         yield _said(
             streams, "streams_memory", _megabytes(process), "MB resident", full, "the same when the cap was reached",
             megabytes_before=before, cap=cap, resident=_resident(port), touched=len(touched),
@@ -190,10 +188,10 @@ def _asked_for(port: int, names: Sequence[str], clients: int) -> dict[str, float
     return {"p50": round(p50, 2), "p95": round(p95, 2), "p99": round(p99, 2), "max": round(most, 2)}
 
 
-def _observe(port: int, names: Sequence[str], size: int) -> None:
-    """One more durable observation of each stream, in bodies of so many."""
-    for start in range(0, len(names), size):
-        some = list(names[start : start + size])
+def _observe(port: int, names: Sequence[str]) -> None:
+    """One more durable observation of each stream."""
+    for start in range(0, len(names), _PART):
+        some = list(names[start : start + _PART])
         reply = post(f"http://127.0.0.1:{port}/v1/observations", arrow_rows(some, _HOURS, 1), ARROW)
         if reply["counts"] != {"accepted": len(some)}:
             raise RuntimeError(f"rows were not accepted: {reply['counts']}")
