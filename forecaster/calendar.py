@@ -30,6 +30,7 @@ INTEGER_FREQ = "1"
 
 _NS = 1_000_000_000
 _DAY_NS = 86_400 * _NS
+_FIRST_YEAR, _LAST_YEAR = 1678, 2261  # the whole years that 64-bit nanoseconds can tell apart
 _TOO_FINE = re.compile(r"\.\d{6}0*[1-9]")
 _SEASONALITY = {"h": (24, 168), "D": (7,), "B": (5,), "W": (52,), "M": (12,), "Q": (4,), "Y": (1,)}
 
@@ -144,8 +145,8 @@ class Calendar:
             raise InputError(f"ds {value!r} is not an ISO 8601 timestamp")
         if _TOO_FINE.search(value):  # type: ignore[arg-type]
             raise InputError(f"ds {value!r} is finer than a microsecond")
-        if not 1678 <= stamp.year <= 2261:
-            raise InputError(f"ds {value!r} lies outside the years 1678 to 2261")
+        if not _FIRST_YEAR <= stamp.year <= _LAST_YEAR:
+            raise InputError(f"ds {value!r} lies outside the years {_FIRST_YEAR} to {_LAST_YEAR}")
         if (stamp.tzinfo is None) != (self.time_zone is None):
             expected = "none" if self.time_zone is None else f"one (the series are in {self.time_zone})"
             found = "no UTC offset" if stamp.tzinfo is None else "a UTC offset"
@@ -178,6 +179,11 @@ class Calendar:
         zone = None if ds.dt.tz is None else str(ds.dt.tz)
         if zone != self.time_zone:
             raise InputError(f"ds is in time zone {zone}, expected {self.time_zone}")
+        # Columns of coarser units hold years that nanoseconds cannot, and would come out as others.
+        years = ds.dt.year.to_numpy()
+        beyond = (years < _FIRST_YEAR) | (years > _LAST_YEAR)
+        if beyond.any():
+            raise InputError(f"ds {ds.iloc[int(beyond.argmax())]} lies outside the years {_FIRST_YEAR} to {_LAST_YEAR}")
         if zone is None:
             instants = ds.to_numpy(dtype="datetime64[ns]")
         elif self._grid.absolute:
@@ -217,7 +223,7 @@ class Calendar:
         if not self.is_integer and steps.size:
             first, last = self._limits
             if steps.min() < first or steps.max() > last:
-                raise InputError(f"a step of freq {self.freq!r} lies outside the years 1678 to 2261")
+                raise InputError(f"a step of freq {self.freq!r} lies outside the years {_FIRST_YEAR} to {_LAST_YEAR}")
         return steps
 
     @cached_property

@@ -16,7 +16,7 @@ import pandas as pd
 
 from forecaster.errors import InputError
 
-__all__ = ["LARGEST_REAL", "decode", "encode", "encode_value", "is_category", "text_of", "vocabulary"]
+__all__ = ["LARGEST_REAL", "decode", "encode", "encode_value", "is_category", "shown", "text_of", "vocabulary"]
 
 LARGEST_REAL = 1e30
 """Real covariates beyond this in magnitude are refused, as values of y are."""
@@ -42,6 +42,17 @@ def text_of(value: Any) -> str | None:
         return str(int(value))
     text = str(value)
     return text.lower() if text in ("True", "False") else text or None
+
+
+def shown(value: Any) -> str:
+    """A value of a column as a message has it.
+
+    Examples
+    --------
+    >>> shown(np.float64("inf")), shown(np.True_), shown("north")
+    ('inf', 'True', "'north'")
+    """
+    return repr(value.item() if isinstance(value, np.generic) else value)
 
 
 def is_category(column: pd.Series[Any]) -> bool:

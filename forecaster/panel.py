@@ -302,7 +302,10 @@ class Panel:
         if missing:
             raise PanelError(f"columns {missing} are missing in the future values")
         frame = frame[["unique_id", "ds", *declared.known]].assign(y=0.0)
-        ahead = Panel.from_frame(frame, self.calendar.freq, only).with_covariates(only)
+        try:
+            ahead = Panel.from_frame(frame, self.calendar.freq, only).with_covariates(only)
+        except PanelError as error:
+            raise PanelError(f"the future values: {error}") from error
         if ahead.calendar != self.calendar:
             raise PanelError(
                 f"the future values are in time zone {ahead.calendar.time_zone}, expected {self.calendar.time_zone}"
@@ -471,7 +474,7 @@ def _covariate_numbers(frame: pd.DataFrame, covariates: CovariatesConfig, names:
         if bad.any():
             i = int(np.argmax(bad))
             raise PanelError(
-                f"series {names[codes[i]]!r}: covariate {name!r} is {frame[name].iloc[i]!r} at "
+                f"series {names[codes[i]]!r}: covariate {name!r} is {columns.shown(frame[name].iloc[i])} at "
                 f"{frame['ds'].iloc[i]}, expected a finite number"
             )
     return numbers
@@ -486,7 +489,9 @@ def _static_numbers(frame: pd.DataFrame, covariates: CovariatesConfig, names: li
         numbers, bad = columns.encode(column, covariates.values_of(name))
         if bad.any():
             i = int(np.argmax(bad))
-            raise PanelError(f"series {names[i]!r}: covariate {name!r} is {column.iloc[i]!r}, expected a finite number")
+            raise PanelError(
+                f"series {names[i]!r}: covariate {name!r} is {columns.shown(column.iloc[i])}, expected a finite number"
+            )
         static.append(numbers)
     source: Any = covariates.country
     if source:
@@ -512,7 +517,8 @@ def _constants(column: pd.Series[Any], name: str, names: list[str], bounds: Step
     for series, (start, end) in zip(names, pairwise(bounds), strict=True):
         found = pd.unique(column.iloc[start:end].dropna())
         if len(found) > 1:
-            raise PanelError(f"series {series!r}: static covariate {name!r} changes from {found[0]!r} to {found[1]!r}")
+            before, after = (columns.shown(value) for value in found[:2])
+            raise PanelError(f"series {series!r}: static covariate {name!r} changes from {before} to {after}")
         values.append(found[0] if len(found) else None)
     return pd.Series(values, dtype=object)
 

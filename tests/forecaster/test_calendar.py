@@ -267,6 +267,9 @@ def test_a_year_outside_what_nanoseconds_can_hold_is_refused() -> None:
     for text in ("1600-01-01", "2300-01-01"):
         with pytest.raises(InputError, match="outside the years"):
             Calendar("D").parse([text])
+        for unit in ("s", "us"):
+            with pytest.raises(InputError, match=f"ds {text} 00:00:00 lies outside the years 1678 to 2261"):
+                Calendar("D").to_steps(pd.Series(pd.to_datetime([text]).as_unit(unit)))
 
 
 def test_calendars_compare_by_frequency_and_zone() -> None:

@@ -98,11 +98,15 @@ def test_truth_values_numbers_and_text_name_the_same_category():
         (lambda f: f.assign(other=1), r"columns \['other'\] are unknown"),
         (
             lambda f: f.assign(price=np.where(f.index == 7, np.inf, 1.0)),
-            "series 'a': covariate 'price' is .*inf.* at 2024-01-08",
+            "series 'a': covariate 'price' is inf at 2024-01-08",
         ),
         (
             lambda f: f.assign(shop=np.where(f.index == 7, "west", f["shop"])),
             "series 'a': static covariate 'shop' changes",
+        ),
+        (
+            lambda f: f.assign(shop=np.where(f.index == 7, 3, 4)),
+            "series 'a': static covariate 'shop' changes from 4 to 3",
         ),
         (
             lambda f: pd.concat([f] * 12).assign(
@@ -265,6 +269,8 @@ def test_a_step_that_is_not_known_is_named(trained: Forecaster):
         trained.forecast_frame(panel, future=first_day)
     with pytest.raises(InputError, match=r"columns \['promo'\] are missing in the future values"):
         trained.forecast_frame(panel, future=FRAME.drop(columns="promo"))
+    with pytest.raises(InputError, match=r"the future values: series 'a': ds repeats at 2024-03-01"):
+        trained.forecast_frame(panel, future=FRAME.loc[FRAME.index.repeat(1 + (FRAME["ds"] == "2024-03-01"))])
     with pytest.raises(InputError, match=r"needs values of price, promo at the 4 coming steps"):
         trained.forecast(trained.warm_up_panel(panel))
 
