@@ -76,10 +76,10 @@ def hold_out(panel: Panel, horizon: int, *, n_windows: int | None = None, step_s
         The numbers are not positive, or no series is long enough for the asked windows.
     """
     step_size = horizon if step_size is None else step_size
-    if step_size < 1 or (n_windows is not None and n_windows < 0):
-        raise InputError(
-            f"a backtest needs steps of at least 1 and no negative number of windows, not {step_size} and {n_windows}"
-        )
+    if step_size < 1:
+        raise InputError(f"the step size of a backtest must be at least 1, not {step_size}")
+    if n_windows is not None and n_windows < 0:
+        raise InputError(f"the number of windows of a backtest must be at least 0, not {n_windows}")
     median = float(np.median(panel.lengths))
     if n_windows is None:
         room = int((median * LARGEST_SHARE - horizon) // step_size) + 1

@@ -621,7 +621,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = int(app(arguments or ["--help"], prog_name="forecaster", standalone_mode=False) or OK)
     except TyperException as error:
-        return complain(error.format_message(), BAD_INPUT)
+        message = error.format_message()  # none after the help of a group of commands
+        return complain(message, BAD_INPUT) if message else BAD_INPUT
     except (KeyboardInterrupt, Abort):
         status = INTERRUPTED
     except BrokenPipeError:

@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from forecaster import CovariatesConfig, InputError, Panel
+from forecaster.columns import shown
 
 __all__ = ["check_output", "parse_ds", "read_frame", "read_future", "read_panel", "write_frame"]
 
@@ -41,7 +43,7 @@ def read_panel(
     covariates
         Roles of further columns.
     notice
-        Told, in one line, about columns that are ignored.
+        Told, in one line each, about columns that are ignored, and about a `freq` that looks too fine.
 
     Returns
     -------
@@ -71,7 +73,16 @@ def read_panel(
     empty = [unique_id for unique_id, _, y in panel if not (y == y).any()]  # NaN is unequal to itself
     if empty:
         raise InputError(f"{data}: series {empty[0]!r} has no observed y; expected at least one number per series")
+    apart = steps_apart(panel)
+    if apart > 1 and notice is not None:
+        notice(f"all y of {data} are {apart} steps of freq {freq} apart, or a multiple of that: is the freq right?")
     return panel
+
+
+def steps_apart(panel: Panel) -> int:
+    """Greatest common divisor of the steps from one observed y to the next; 1 where no series has three of them."""
+    gaps = [np.diff(np.flatnonzero(np.isfinite(y))) for y in panel.values]
+    return int(np.gcd.reduce(np.concatenate(gaps))) if max(map(len, gaps)) > 1 else 1
 
 
 def read_future(data: str | Path, freq: str, covariates: CovariatesConfig) -> pd.DataFrame:
@@ -174,6 +185,9 @@ def _read_file(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         raise
     except (ValueError, OSError) as error:  # pandas and Arrow raise subclasses of these for unreadable content
         raise InputError(f"{path} cannot be read: {_first_line(error)}") from error
+    if _has_suffix(path, CSV_SUFFIXES) and not isinstance(frame.index, pd.RangeIndex):
+        # pandas takes the first fields for row names then, and every value for that of another column.
+        raise InputError(f"{path}: the rows have more fields than the header, which has {len(frame.columns)}")
     missing = [column for column in columns if column not in frame.columns]
     if missing:
         found = [str(column) for column in frame.columns]
@@ -206,8 +220,14 @@ def parse_ds(ds: pd.Series[Any], freq: str, source: str) -> pd.Series[Any]:
         raise InputError(f"{source}: ds holds numbers, but freq {freq!r} needs timestamps (integer steps have freq 1)")
     text = ds.astype(str).str.strip()
     # Offsets may differ within one column (summer time), and the calendar wants a named zone: such columns become UTC.
-    with_offset = bool(text.str.contains(r"[T ]\d{2}:?\d{2}.*(?:Z|[+-]\d{2}:?\d{2})$", regex=True).any())
-    stamps = pd.to_datetime(text, format="ISO8601", errors="coerce", utc=with_offset)
+    offsets = text.str.contains(r"[T ]\d{2}.*(?:Z|[+-]\d{2}(?::?\d{2})?)$", regex=True).to_numpy(bool)
+    if offsets.any() and not offsets.all():
+        row, other = int(offsets.argmin()), int(offsets.argmax())
+        raise InputError(
+            f"{source}: ds {text.iloc[row]!r} in row {row + 1} has no UTC offset, but {text.iloc[other]!r} in row "
+            f"{other + 1} has one; expected one in all rows or in none"
+        )
+    stamps = pd.to_datetime(text, format="ISO8601", errors="coerce", utc=bool(offsets.any()))
     if stamps.isna().any():
         row = int(stamps.isna().to_numpy().argmax())
         raise InputError(
@@ -225,8 +245,8 @@ def _numbers(frame: pd.DataFrame, source: str) -> pd.Series[Any]:
     if pd.api.types.is_bool_dtype(y.dtype) or bad.any():
         row = int(bad.argmax())
         raise InputError(
-            f"{source}: series {frame['unique_id'].iloc[row]!r}: y is {y.iloc[row]!r} at ds {frame['ds'].iloc[row]}, "
-            "expected a number"
+            f"{source}: series {frame['unique_id'].iloc[row]!r}: y is {shown(y.iloc[row])} "
+            f"at ds {frame['ds'].iloc[row]}, expected a number"
         )
     return numbers
 

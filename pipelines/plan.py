@@ -5,6 +5,7 @@ A request is plain values that any process can rebuild; a plan follows from the 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,15 +84,18 @@ def prepare(request: TrainRequest, reporter: Reporter | None = None) -> Plan:
     """
     reporter = reporter or Reporter(quiet=True)
     config = configuration(request)
-    panel = read_panel(request.data, request.freq, config.covariates, notice=reporter.notice)
+    panel = read_panel(request.data, config.freq, config.covariates, notice=reporter.notice)
     config = configuration(request, panel.calendar.time_zone)
+    if config.calendar != panel.calendar:
+        found, expected = (zone or "no time zone" for zone in (panel.calendar.time_zone, config.time_zone))
+        raise InputError(f"{request.data} is in {found}, but the configuration says {expected}")
     check_request(request)
     if config.counts:
         panel.require_counts(f"head {config.head!r}")
     windows = hold_out(panel, config.horizon, n_windows=request.n_windows, step_size=request.step_size)
     if not any(len(y) >= SHORTEST_SERIES and np.isfinite(y).any() for y in windows.training.values):
         raise InputError(f"{request.data}: no series has {SHORTEST_SERIES} steps or more to learn from")
-    say_split(windows, reporter)
+    say_split(windows, reporter, asked=request.n_windows is not None)
     chosen = "as asked" if request.seasonality else f"from the configuration, or usual for freq {config.freq}"
     reporter.notice(f"seasonality {', '.join(map(str, config.seasonality))}: {chosen}")
     return Plan(config, panel, windows)
@@ -126,16 +130,20 @@ def check_request(request: TrainRequest) -> None:
         out = Path(request.out)
         if out.exists() and not out.is_dir():
             raise InputError(f"cannot save the model to {out}: it is a file")
+        above = next(folder for folder in out.absolute().parents if folder.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise InputError(f"cannot save the model to {out}: {above} is no folder that can be written to")
         if out.is_dir() and any(out.iterdir()) and not (out / "manifest.json").exists():
             raise InputError(f"cannot save the model to {out}: the folder is not empty and holds no model")
 
 
-def say_split(windows: HoldOut, reporter: Reporter) -> None:
-    """Tell what training sees and what judges it."""
+def say_split(windows: HoldOut, reporter: Reporter, *, asked: bool) -> None:
+    """Tell what training sees and what judges it; `asked`: whether the number of windows was the caller's."""
     panel = windows.panel
     size = f"{len(panel)} series, {int(panel.lengths.sum()):,} steps of freq {panel.calendar.freq}"
     if windows.n_windows == 0:
-        reporter.notice(f"data: {size}; too short to hold a backtest window out, so the gate will not judge this model")
+        why = "no backtest window is held out, as asked" if asked else "too short to hold a backtest window out"
+        reporter.notice(f"data: {size}; {why}, so the gate will not judge this model")
         return
     held = windows.held_out
     reporter.notice(

@@ -115,7 +115,7 @@ def decide(
 def _against_baseline(challenger: Mapping[str, float] | None, rules: GateRules) -> tuple[list[str], list[str]]:
     """What speaks for and what against the challenger before any champion is looked at."""
     if challenger is None:
-        return [], ["the challenger has no backtest, because no series is long enough to hold a window out"]
+        return [], ["the challenger has no backtest, because no window was held out"]
     metric, baseline_metric = rules.metric, BASELINE_PREFIX + rules.metric
     own, baseline = challenger.get(metric, math.nan), challenger.get(baseline_metric, math.nan)
     if not math.isfinite(own):

@@ -209,6 +209,11 @@ MISTAKES = {
     "an output that is a file": ((*TRAIN, "--out", "data.csv"), "data.csv"),
     "an output with other things in it": ((*TRAIN, "--out", "."), "not empty"),
     "too many windows": ((*TRAIN, "--windows", "50"), "50 backtest windows"),
+    "fewer windows than none": ((*TRAIN, "--windows", "-1"), "at least 0, not -1"),
+    "steps of none": ((*TRAIN, "--step", "0"), "at least 1, not 0"),
+    "an output below a file": ((*TRAIN, "--out", "data.csv/model"), "data.csv is no folder"),
+    "another time zone": ((*TRAIN, "--set", "time_zone=UTC"), "is in no time zone, but the configuration says UTC"),
+    "another freq": ((*TRAIN, "--set", "freq=D"), "grid of freq 'D'"),
     "a margin nobody meets": ((*TRAIN, "--margin", "1"), "margin"),
     "unknown model": (("predict", "data.csv", "--model", "models:/nobody@champion", "--out", "o.csv"), "nobody"),
     "unknown model folder": (("predict", "data.csv", "--model", "nowhere", "--out", "o.csv"), "nowhere"),
@@ -294,6 +299,15 @@ def test_the_console_script_says_the_same_in_a_process_of_its_own(mistakes_folde
 
     assert done.status == 2
     assert len(done.complaints) == 1
+
+
+@pytest.mark.parametrize("group", ["keys", "streams"])
+def test_a_group_of_commands_without_one_explains_itself(group: str, run: Runner) -> None:
+    done = run(group)
+
+    assert done.status == 2
+    assert "Usage" in done.out
+    assert done.err == ""
 
 
 def test_an_unreachable_server_is_one_line_and_status_1(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,21 @@ def test_other_columns_are_ignored_and_named_in_one_notice(tmp_path: Path) -> No
     assert "price, promo" in notices[0]
 
 
+def test_a_freq_finer_than_the_rows_is_remarked_on(tmp_path: Path) -> None:
+    days = pd.concat([hourly("a", 4), hourly("b", 3)]).assign(
+        ds=lambda f: f["ds"].dt.normalize() + f["y"] * pd.Timedelta("1D")
+    )
+    write_frame(days, tmp_path / "data.csv")
+    notices: dict[str, list[str]] = {"h": [], "D": []}
+
+    for freq, said in notices.items():
+        read_panel(tmp_path / "data.csv", freq, notice=said.append)
+
+    assert len(notices["h"]) == 1
+    assert "24 steps of freq h apart" in notices["h"][0]
+    assert notices["D"] == []
+
+
 def test_declared_columns_are_numbers_or_categories_by_what_they_hold(tmp_path: Path) -> None:
     text = "unique_id,ds,y,price,promo,place,note\na,0,1,9,True,NA,\na,1,2,,,NA,\na,2,,NaN,False,NA,x\n"
     covariates = CovariatesConfig(known=("price", "promo"), static=("place",))
@@ -111,6 +126,15 @@ DAMAGED = {
     "missing name": ("unique_id,ds,y\na,0,1\n,1,1\n", "1", "unique_id is missing in row 2"),
     "empty series": ("unique_id,ds,y\na,0,1\nb,0,\nb,1,\n", "1", "'b' has no observed y"),
     "ragged rows": ("unique_id,ds,y\na,0,1\na,1,1,1,1\n", "1", "cannot be read"),
+    "more fields than names": ("unique_id,ds,y\na,0,5,1\na,1,6,2\n", "1", "more fields than the header, which has 3"),
+    "a comma after every row": ("unique_id,ds,y\na,0,5,\na,1,6,\n", "1", "more fields than the header"),
+    "truth values in y": ("unique_id,ds,y\na,0,True\na,1,False\n", "1", "y is True"),
+    "years beyond": ("unique_id,ds,y\na,9999-01-01,1\n", "D", "series 'a': ds 9999-01-01 00:00:00 lies outside"),
+    "offsets in some rows": (
+        "unique_id,ds,y\na,2024-01-01T00:00+02:00,1\na,2024-01-01T01:00,1\n",
+        "h",
+        "'2024-01-01T01:00' in row 2 has no UTC offset, but '2024-01-01T00:00+02:00' in row 1 has one",
+    ),
 }
 
 

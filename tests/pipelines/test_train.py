@@ -14,6 +14,7 @@ from pipelines.backtesting import measure_champion
 from pipelines.benchmarks.speed import Shape, benchmark_training
 from pipelines.configuration import build_config
 from pipelines.connection import connect
+from pipelines.console import Reporter
 from pipelines.loading import load_judged
 from pipelines.registry import CHALLENGER, CHAMPION, version_of_alias
 from pipelines.tracking import backtest_metrics, git_commit
@@ -130,6 +131,20 @@ def test_series_too_short_to_judge_train_a_first_champion_but_never_replace_one(
     assert not second.promoted
     assert "no backtest" in second.reason
     assert version_of_alias(connect(tracking_uri), "demand", CHAMPION) == "1"
+
+
+def test_a_training_without_windows_says_whose_choice_that_was(request_: TrainRequest) -> None:
+    said: list[str] = []
+    reporter = Reporter(quiet=True)
+    reporter.notice = said.append  # type: ignore[method-assign]
+
+    prepare(changed(request_, n_windows=0), reporter)
+    long_frame(steps=17).to_csv(request_.data, index=False)
+    prepare(request_, reporter)
+
+    about = [text for text in said if "will not judge" in text]
+    assert "as asked" in about[0]
+    assert "too short" in about[1]
 
 
 def test_a_champion_that_cannot_forecast_so_far_stays_and_the_reason_says_so(
