@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         host = Host.open(settings)
     except ValidationError as error:
         first = error.errors()[0]
-        return _refuse(log, f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}")
+        where, said = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        return _refuse(log, f"setting {where}: {said}, found {first['input']!r}")
     except SettingsError as error:
         return _refuse(log, f"settings cannot be read: {error}: {error.__cause__}")
     except ServiceError as error:

@@ -26,7 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from forecaster import Calendar, ForecasterError
 from service.errors import ServiceError, StoreError
-from service.naming import check_model_name, store_of
+from service.naming import check_model_name, file_of, store_of
 from service.store import Store
 from service.store.copying import LogRow, SnapshotRow, StreamRow
 
@@ -202,7 +202,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         name = None if given.named is None else check_model_name(given.named)
-        with closing(Store.open(store_of(given.store, name))) as store:
+        url = store_of(given.store, name)
+        file = file_of(url)
+        if given.command == "export" and file is not None and not file.exists():
+            raise StoreError(f"there is no store {file}")  # opening it would make one
+        with closing(Store.open(url)) as store:
             if given.command == "export":
                 manifest = export_streams(store, given.folder, given.until)
             else:

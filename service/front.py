@@ -111,12 +111,13 @@ class Front:
                 await self._refuse(receive, watched, request_id)
                 return
             route, needed = self._route(scope, method, path)
-            if route is None and named is None:
+            others = [] if route is not None else self._methods(path, named)
+            if route is None and named is None and not others:
                 await self._rest(scope, receive, watched)
                 return
             try:
                 if route is None or (named is not None and _is_at_root(route)):
-                    raise nothing_there(method, scope["path"], self._methods(path))
+                    raise nothing_there(method, scope["path"], others)
                 if hosted is not None or named is None:
                     template = route.path
                 keys = host.keys
@@ -159,11 +160,10 @@ class Front:
                 return route, needed
         return None, None
 
-    def _methods(self, path: str) -> list[str]:
-        """What else could be done there, by a named model."""
-        return sorted(
-            {method for method, match, route, _ in self._routes if match(path) is not None and not _is_at_root(route)}
-        )
+    def _methods(self, path: str, named: str | None) -> list[str]:
+        """What can be done there, by the model at the root or a named one."""
+        routes = (route for route in self._routes if named is None or not _is_at_root(route[2]))
+        return sorted({method for method, match, _, _ in routes if match(path) is not None})
 
     def _too_much(self, declared: bytes) -> bool:
         return not declared.isdigit() or len(declared) > 19 or int(declared) > self._limit

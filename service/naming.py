@@ -12,7 +12,7 @@ from pathlib import Path
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-__all__ = ["PREFIX", "ROOT", "check_model_name", "prefix_of", "store_of"]
+__all__ = ["PREFIX", "ROOT", "check_model_name", "file_of", "prefix_of", "store_of"]
 
 PREFIX = "/models/"
 """What the paths of every named model begin with."""
@@ -58,6 +58,22 @@ def prefix_of(name: str | None) -> str:
     return "" if name is None else PREFIX + name
 
 
+def file_of(url: str) -> Path | None:
+    """The file of a SQLite store; None for any other, and for what is no URL.
+
+    Examples
+    --------
+    >>> file_of("sqlite:///forecaster.db"), file_of("postgresql://host/forecaster")
+    (PosixPath('forecaster.db'), None)
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return None  # whoever opens it says what is wrong with it
+    known = parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:")
+    return Path(parsed.database or "") if known else None
+
+
 def store_of(url: str, name: str | None) -> str:
     """URL of a model's store: a file beside that of the model without a name, or a PostgreSQL schema in its database.
 
@@ -76,11 +92,8 @@ def store_of(url: str, name: str | None) -> str:
         parsed = make_url(url)
     except ArgumentError:
         return url  # whoever opens it says what is wrong with it
-    if parsed.get_backend_name() == "sqlite":
-        if parsed.database in (None, "", ":memory:"):
-            return url
-        file = Path(parsed.database or "")
+    if (file := file_of(url)) is not None:
         parsed = parsed.set(database=str(file.with_name(f"{file.stem}.{name}{file.suffix}")))
-    else:
+    elif parsed.get_backend_name() != "sqlite":
         parsed = parsed.update_query_dict({"schema": f"{parsed.query.get('schema', 'forecaster')}_{name}"})
     return parsed.render_as_string(hide_password=False)

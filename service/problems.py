@@ -133,7 +133,7 @@ def problem_response(problem: Problem, request_id: str | None = None) -> Respons
 
 def from_validation(error: ValidationError) -> Problem:
     """One line for the first mistake, and up to twenty of them as ``errors``."""
-    errors = error.errors()
+    errors = [e | {"msg": e["msg"].removeprefix("Value error, ")} for e in error.errors()]
     first = errors[0]
     if first["type"] == "json_invalid":
         return Problem(

@@ -16,7 +16,6 @@ from service.connections import Bounds, bounded_protocol
 __all__ = ["run"]
 
 _SWITCH_SECONDS = 0.0002
-_STARTUP_FAILED = 3
 
 
 def run(
@@ -77,10 +76,10 @@ def run(
     server = _Server(config, farewell_seconds, leaving)
     try:
         server.run()
-    except KeyboardInterrupt:
-        pass  # raised again by uvicorn after everything has ended in good order
+    except (KeyboardInterrupt, SystemExit):
+        pass  # raised by uvicorn again after everything has ended in good order, or after it said why it cannot start
     if not server.started:
-        sys.exit(_STARTUP_FAILED)
+        sys.exit(1)
 
 
 class _Server(uvicorn.Server):

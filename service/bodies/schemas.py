@@ -136,6 +136,8 @@ class ForecastsRequest(_Strict):
                 raise ValueError("samples are drawn of one stream at a time: GET /v1/streams/{unique_id}/forecast")
             if len(set(self.streams)) < len(self.streams):
                 raise ValueError("a stream appears twice; names must be unique within a request")
+            if isinstance(self.future, dict) and (others := sorted(self.future.keys() - set(self.streams))):
+                raise ValueError(f"future names {others[0]!r}, which is none of the streams")
         return self
 
 

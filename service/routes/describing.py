@@ -41,7 +41,7 @@ NAME: dict[str, Any] = {
     "name": "unique_id",
     "in": "path",
     "required": True,
-    "description": "any printable text; slashes need not be escaped",
+    "description": "any printable text that does not end in /forecast, /quality or /events; slashes need no escape",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255},
     "example": "plant-1",
 }

@@ -17,6 +17,7 @@ from service.bodies.schemas import ForecastQuery, ObservationsRequest, StreamFor
 from service.engine.items import Create, Delete, Look, Observe, Outcome, Single
 from service.models.coming import Coming
 from service.models.served import Want
+from service.problems import invalid
 from service.routes.common import (
     body_of,
     engine_of,
@@ -61,6 +62,8 @@ _KEY: dict[str, Any] = {
 _OBSERVED = answer("durable, exactly once, and the new forecast", ObservedReply, headers=ETAG)
 _FOUND = {200: answer("the forecast", ForecastReply, content=ARROW_CONTENT, headers=ETAG)}
 _WRITES = (IF_MATCH, IF_NONE_MATCH)
+_TAKEN = ("/forecast", "/quality", "/events")
+"""Endings of paths that are read about another stream, so that a stream so named could not be."""
 _FORECAST_QUERY = frozenset(("horizon", "quantile_levels", "future", "num_samples", "seed"))
 
 
@@ -208,6 +211,8 @@ async def _put(request: Request) -> Response:
     engine = engine_of(request)
     service = service_of(request)
     unique_id = unique_id_of(request)
+    if unique_id.endswith(_TAKEN):
+        raise invalid(f"no stream can be called {unique_id!r}: {', '.join(_TAKEN)} end the paths of other streams")
     body = await body_of(request, StreamHistory)
     longest = service.settings.max_history_steps
     # A long history takes long enough to check that others must not wait behind it.

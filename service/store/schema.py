@@ -63,7 +63,7 @@ def prepare_schema(engine: Engine, target: str | None = None) -> None:
             _upgrade(connection, target or newest_revision())
             connection.commit()
     except OperationalError as error:
-        raise StoreError(f"the store cannot be opened: {error.orig}".splitlines()[0]) from error
+        raise StoreError(f"the store {engine.url} cannot be opened: {error.orig}".splitlines()[0]) from error
     except SQLAlchemyError as error:
         raise StoreError(f"the store is not usable: {error}".splitlines()[0]) from error
 

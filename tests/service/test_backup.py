@@ -139,4 +139,6 @@ def test_the_commands_export_what_training_can_read_and_import_it(machine, tmp_p
     assert main(["import", str(out), "--store", url]) == 2
     assert main(["import", str(Path("no such folder")), "--store", url]) == 2
     assert main(["export", str(tmp_path / "o"), "--store", url, "--until", "yesterday"]) == 2
+    assert main(["export", str(tmp_path / "o"), "--store", f"sqlite:///{tmp_path / 'none.db'}"]) == 2
+    assert not (tmp_path / "none.db").exists()
     assert "Traceback" not in capsys.readouterr().err

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import time
 
 import httpx
 import pytest
 
-from tests.service.kit import Server, history, observations
+from tests.service.kit import ROOT, Server, history, observations
 
 MOST = 60  # connections
 HEAD = b"POST /v1/forecasts HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
@@ -177,3 +179,13 @@ def test_ordinary_clients_keep_their_connections(server):
                 reply += (part := connection.recv(65536))
                 assert part, "the connection was closed"
             assert reply.startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_port_in_use_ends_the_process_with_a_failure():
+    code = "import sys; from service import serving; serving.run(None, host='127.0.0.1', port=int(sys.argv[1]))"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = subprocess.run([sys.executable, "-c", code, str(taken.getsockname()[1])], cwd=ROOT, check=False)
+
+    assert done.returncode == 1

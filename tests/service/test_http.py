@@ -265,6 +265,9 @@ def test_a_name_twice_in_one_stateless_request_is_refused(client):
         ("DELETE", "/v1/streams/unknown", 404, "not known"),
         ("PATCH", "/v1/streams/a", 405, "PATCH"),
         ("GET", "/v1/forecasts", 405, "GET"),
+        ("PUT", "/v1/streams/a/forecast", 422, "no stream can be called 'a/forecast'"),
+        ("PUT", "/v1/streams/a/quality", 422, "no stream can be called 'a/quality'"),
+        ("PUT", "/v1/streams/a/events", 422, "no stream can be called 'a/events'"),
         ("GET", "/v1/streams/a/forecast?horizon=0", 422, "horizon"),
         ("GET", "/v1/streams/a/forecast?horizon=many", 422, "horizon"),
         ("GET", "/v1/streams/a/forecast?quantile_levels=0.5,x", 422, "quantile_levels"),
@@ -275,6 +278,28 @@ def test_a_name_twice_in_one_stateless_request_is_refused(client):
 )
 def test_bad_paths_methods_and_queries_are_problems(client, stream, method, path, status, word):
     assert_problem(client.request(method, path), status, word)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PATCH", "/v1/streams/a", "DELETE, GET, PUT"),
+        ("HEAD", "/v1/streams/a", "DELETE, GET, PUT"),
+        ("PUT", "/v1/forecasts", "POST"),
+        ("POST", "/healthz", "GET"),
+    ],
+)
+def test_a_method_that_is_not_allowed_is_told_all_that_are(client, stream, method, path, allowed):
+    reply = client.request(method, path)
+
+    assert (reply.status_code, reply.headers["allow"]) == (405, allowed)
+
+
+def test_a_future_of_a_stream_that_is_not_asked_for_is_refused(client, stream):
+    reply = client.post("/v1/forecasts", json={"streams": ["a"], "future": {"b": "missing"}})
+
+    assert_problem(reply, 422, "future names 'b'")
+    assert "Value error" not in reply.text
 
 
 def test_observing_an_unknown_stream_says_how_to_create_it(client):
