@@ -215,7 +215,7 @@ class MicroBatch:
                 plan.deletes.append(_Step(item, resident, resident.record))
             else:
                 assert isinstance(item, Look)
-                if refusal := self._refused_future(item, resident.record.last_step):
+                if refusal := self._refused_want(item, resident.record.last_step):
                     self._results[item] = refusal
                     continue
                 plan.reads.append(_Step(item, resident, resident.record))
@@ -258,7 +258,7 @@ class MicroBatch:
             if item.whole and (refusal := self._refusal(item, record, judgement)):
                 self._results[item] = refusal
                 continue
-            if refusal := self._refused_future(item, judgement.last_step):
+            if refusal := self._refused_want(item, judgement.last_step):
                 self._results[item] = refusal
                 continue
             after = record
@@ -287,16 +287,18 @@ class MicroBatch:
             else:
                 plan.appends.append(step)
 
-    def _refused_future(self, item: Observe | Look, cutoff: int) -> Problem | None:
-        """Why the wanted forecast cannot be made from what the request knows of the future, before anything changes."""
-        known = self._model.forecaster.config.covariates.known
-        if not known or item.want is None:
+    def _refused_want(self, item: Observe | Look, cutoff: int) -> Problem | None:
+        """Why the wanted forecast cannot be made, before anything changes: the model may be another by now."""
+        if item.want is None:
             return None
-        if item.future is None or (item.future.table is not None and item.future.table.shape[1] != len(known)):
-            # The model changed since the request was checked.
-            return from_library(InputError(f"model {self._model.name} {self._model.version} needs other covariates"))
+        known = self._model.forecaster.config.covariates.known
         try:
-            item.future.check(cutoff, item.want.horizon, self._model.dates)
+            self._model.check(item.want)
+            if known:
+                future = item.future
+                if future is None or (future.table is not None and future.table.shape[1] != len(known)):
+                    raise InputError(f"model {self._model.name} {self._model.version} needs other covariates")
+                future.check(cutoff, item.want.horizon, self._model.dates)
         except InputError as error:
             return from_library(error)
         return None
@@ -411,13 +413,8 @@ class MicroBatch:
         forecasts = {}
         for want, asked in wants.items():
             rows = states if len(asked) == len(states) else states.select([position for _, position in asked])
-            try:
-                future = self._future([(step.item, step.record.last_step) for step, _ in asked], want.horizon)
-                quantiles, said = self._model.forecaster.forecast_and_ahead(rows, *want, future)
-            except InputError as error:
-                # The model changed since the request was checked, to one that cannot answer it.
-                self._results.update((step.item, from_library(error)) for step, _ in asked)
-                continue
+            future = self._future([(step.item, step.record.last_step) for step, _ in asked], want.horizon)
+            quantiles, said = self._model.forecaster.forecast_and_ahead(rows, *want, future)
             if rows is appended:
                 ahead = said
             by_level = np.ascontiguousarray(quantiles.transpose(0, 2, 1))  # [B, Q, H]

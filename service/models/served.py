@@ -20,6 +20,8 @@ from service.models.dates import Dates
 
 __all__ = ["ServedModel", "Want", "load_model"]
 
+_KEEP = 1024  # wants that are known to be answered
+
 
 class Want(NamedTuple):
     """A forecast somebody asks for."""
@@ -45,6 +47,7 @@ class ServedModel:
         self.forecaster = forecaster
         self.key = forecaster.fingerprint()[:64]
         self.dates = Dates(forecaster.calendar)
+        self._answered: set[Want] = set()
 
     def want(self, horizon: int | None, quantile_levels: Sequence[float] | None) -> Want:
         """What a request for a forecast comes to, defaults filled in.
@@ -58,6 +61,20 @@ class ServedModel:
             return self._usual
         forecaster = self.forecaster
         return Want(forecaster.check_horizon(horizon), forecaster.check_levels(quantile_levels))
+
+    def check(self, want: Want) -> None:
+        """Refuse what this model cannot answer, though the one before it could.
+
+        Raises
+        ------
+        InputError
+            It cannot.
+        """
+        if want not in self._answered:
+            self.want(*want)
+            if len(self._answered) >= _KEEP:
+                self._answered.clear()
+            self._answered.add(want)
 
     @cached_property
     def _usual(self) -> Want:

@@ -18,7 +18,7 @@ from service.engine.residents import Residents
 from service.engine.verdicts import Verdict
 from service.errors import StaleStreams
 from service.metrics import Metrics
-from service.models.served import ServedModel
+from service.models.served import ServedModel, Want
 from service.problems import Problem
 from service.store import Store
 from tests.service.kit import assert_same_state, recompute
@@ -228,6 +228,27 @@ def test_looking_changes_nothing(tiny_forecaster, tmp_path):
 
     assert first.quantiles.tolist() == second.quantiles.tolist()
     assert first.record == second.record
+    machine.check()
+    machine.close()
+
+
+@pytest.mark.parametrize("want", [Want(25, (0.5,)), Want(3, (0.999,))])
+def test_a_forecast_that_the_model_cannot_make_any_more_is_refused_before_anything_changes(
+    tiny_forecaster, tmp_path, want
+):
+    """A request is checked against the model of that moment, and may meet another one."""
+    machine = Machine(tiny_forecaster, tmp_path)
+    for name in "abc":
+        machine.create(name, [0, 1, 3], [1.0, 2.0, 3.0])
+    good = Observe(Box(), "d", [4], [1.0], want=machine.model.want(3, [0.5]))
+    machine.create("d", [3], [1.0])
+
+    items = Observe(Box(), "a", [4], [4.0], want=want), Observe(Box(), "b", [2], [4.0], want=want)
+    *refused, taken = machine.run(*items, Look(Box(), "c", want), good)
+
+    assert [problem.status for problem in refused] == [422] * 3
+    assert taken.quantiles.shape == (1, 3)
+    machine.logs["d"][4] = 1.0
     machine.check()
     machine.close()
 
