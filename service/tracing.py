@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -36,7 +37,8 @@ class Tracing:
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
         self._tracer = provider.get_tracer("forecaster")
-        self._waiting: dict[object, SpanContext] = {}
+        # Weak, as an item that is refused before it reaches the engine is in no micro-batch.
+        self._waiting: WeakKeyDictionary[object, SpanContext] = WeakKeyDictionary()
         self._epoch = time.time_ns() - int(time.perf_counter() * 1e9)
 
     @classmethod
@@ -94,7 +96,7 @@ class Tracing:
         span = _current.get()
         if span is not None:
             context = span.get_span_context()
-            self._waiting.update((item, context) for item in items)
+            self._waiting.update({item: context for item in items})
 
     # -- micro-batches, on the engine's thread ---------------------------------------------------------------------
 

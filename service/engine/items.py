@@ -50,6 +50,8 @@ class Outcome:
         What became of observations.
     quantiles
         The forecast asked for, float64 [Q, H].
+    created
+        Whether there was no such stream before.
     reply
         The same as the item's `render` wrote it.
     state
@@ -152,7 +154,7 @@ class Bundle:
 class Item:
     """Something to do with one stream."""
 
-    __slots__ = ("ticket", "unique_id")
+    __slots__ = ("__weakref__", "ticket", "unique_id")
     writes = True
 
     def __init__(self, ticket: Single | Bundle, unique_id: str) -> None:

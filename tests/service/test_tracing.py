@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import time
@@ -56,6 +57,17 @@ def test_spans_tell_the_story_of_an_observation(traced):
         assert spans[part].parent.span_id == batch.context.span_id
         assert batch.start_time <= spans[part].start_time <= spans[part].end_time
     assert request.start_time <= batch.start_time <= batch.end_time <= request.end_time
+
+
+def test_nothing_is_kept_of_requests_that_never_reach_the_engine(traced):
+    client, _ = traced
+    tracing = client.app.state.host.tracing
+    client.service.engine._intake._max_waiting = 0
+    for _ in range(20):
+        assert client.get("/v1/streams/a").status_code == 503
+    gc.collect()
+
+    assert len(tracing._waiting) == 0
 
 
 def test_a_request_without_a_trace_begins_one_and_a_failure_is_marked(traced, monkeypatch):
