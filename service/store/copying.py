@@ -194,7 +194,7 @@ def load(
 
 
 def _make_room(connection: Connection, tables: Tables, names: list[str], *, replace: bool) -> dict[str, int]:
-    """Forget streams of these names; their versions."""
+    """Forget streams of these names, with the replies that tell what is no longer there; their versions."""
     streams = tables.streams.c
     query = select(streams.id, streams.unique_id, streams.version).where(streams.unique_id.in_(names))
     there = list(connection.execute(query.order_by(streams.id).with_for_update()))
@@ -203,5 +203,6 @@ def _make_room(connection: Connection, tables: Tables, names: list[str], *, repl
     gone = [row[0] for row in there]
     for table in (tables.observations, tables.snapshots):
         connection.execute(delete(table).where(table.c.stream_id.in_(gone)))
+    connection.execute(delete(tables.replies).where(tables.replies.c.unique_id.in_([row[1] for row in there])))
     connection.execute(delete(tables.streams).where(streams.id.in_(gone)))
     return {row[1]: row[2] for row in there}

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from pipelines.data import read_panel
+from service.app import create_app
 from service.backup import export_streams, import_streams, main
 from service.errors import StoreError
 from service.store import Store
-from tests.service.kit import ROOT, assert_same_state, ds
+from tests.service.kit import ROOT, LocalClient, assert_same_state, ds, history, observations
 from tests.service.test_replay import Machine
 
 BASE = 473352
@@ -89,6 +90,25 @@ def test_a_store_is_restored_to_a_time_of_the_past(machine, store_url, tmp_path,
     again.serve(machine.model)
     again.check_states(then)
     store.close()
+
+
+def test_what_is_sent_again_to_a_store_that_was_set_back_is_taken_again(settings, tmp_path):
+    """The reply that was kept under its key told of what the import has undone."""
+    key = {"idempotency-key": "k"}
+    with LocalClient(create_app(settings)) as client:
+        client.put("/v1/streams/a", json=history([1.0]))
+        export_streams(client.service.store, tmp_path / "out")
+        client.post("/v1/streams/a/observations", json=observations((1, 2.0)), headers=key).raise_for_status()
+    store = Store.open(settings.store)
+    import_streams(store, tmp_path / "out", replace=True)
+    store.close()
+    with LocalClient(create_app(settings)) as client:
+        assert client.get("/v1/streams/a").json()["cutoff"] == ds(0)
+        again = client.post("/v1/streams/a/observations", json=observations((1, 2.0)), headers=key)
+
+        assert "idempotent-replayed" not in again.headers
+        assert again.json()["accepted"] == 1
+        assert client.get("/v1/streams/a").json()["cutoff"] == ds(1)
 
 
 def test_a_time_that_has_been_trimmed_away_cannot_be_restored(machine, tmp_path):
