@@ -167,6 +167,8 @@ class Engine:
         done: Future[_T] = Future()
 
         def call() -> None:
+            if not done.set_running_or_notify_cancel():
+                return  # nobody waits for it any more
             try:
                 done.set_result(work(self._residents))
             except Exception as error:

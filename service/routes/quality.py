@@ -19,8 +19,8 @@ from service.bodies.described import QualityReply, SurveyReply
 from service.bodies.replies import json_reply
 from service.engine.items import Look, Single
 from service.engine.survey import ORDERS, Place, Survey
-from service.problems import invalid
-from service.routes.common import engine_of, refuse_query, unique_id_of
+from service.problems import invalid, unavailable
+from service.routes.common import engine_of, refuse_query, service_of, unique_id_of
 from service.routes.describing import ETAG, LIMIT, NAME, answer, described, query
 
 __all__ = ["add_to"]
@@ -94,7 +94,11 @@ async def _all(request: Request) -> Response:
     if not limit_text.isdecimal() or not 1 <= (limit := int(limit_text[:9])) <= 1000:
         raise invalid(f"limit is {limit_text!r}, expected 1 to 1000")
     after = _read_cursor(query["cursor"]) if "cursor" in query else None
-    survey = await asyncio.wrap_future(engine_of(request).survey())
+    try:
+        async with asyncio.timeout(service_of(request).settings.stall_seconds):
+            survey = await asyncio.wrap_future(engine_of(request).survey())
+    except TimeoutError as error:
+        raise unavailable("the engine does not answer at present") from error
     return json_reply(await asyncio.to_thread(_page, survey, order, after, limit))
 
 

@@ -70,6 +70,7 @@ def test_a_stuck_engine_leaves_nobody_waiting_and_loses_nothing(client, monkeypa
         assert_problem(replies["b"], 503, "nothing was changed")
         assert_problem(client.post("/v1/streams/b/observations", json=observations((1, 2.0))), 503, "does not answer")
         assert_problem(client.get("/readyz"), 503, "engine: busy")
+        assert_problem(client.get("/v1/quality"), 503, "does not answer")
         released.set()
     until(lambda: client.get("/readyz").status_code == 200)
     until(lambda: client.service.engine.busy_seconds() == 0)
