@@ -69,12 +69,12 @@ async def _events(request: Request) -> Response:
     service, engine = service_of(request), engine_of(request)
     if service.subscriptions.closed:
         raise unavailable("the service is stopping")
-    if len(service.subscriptions) >= service.settings.max_event_readers:
-        raise unavailable(f"there are {service.settings.max_event_readers} readers of events already")
     want = engine.model.want(query.horizon, query.quantile_levels)
     known = read_future(engine.model, query.future, want.horizon, engine.model.dates)
     asked = _Asked(engine, unique_id_of(request), want, known)
     await asked.look(None)  # a stream that is not there is refused as anywhere else
+    if len(service.subscriptions) >= service.settings.max_event_readers:
+        raise unavailable(f"there are {service.settings.max_event_readers} readers of events already")
     shared = not service.exclusive
     return _EventStream(asked, service.subscriptions, header_of(request.scope, b"last-event-id"), shared=shared)
 
@@ -131,14 +131,15 @@ class _EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         """Answer one request."""
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        gone = asyncio.ensure_future(_until_gone(receive))
-        try:
-            with self._subscriptions.to(self._asked.unique_id) as changed:
+        # Subscribed first, as nothing may come between counting the readers and being one of them.
+        with self._subscriptions.to(self._asked.unique_id) as changed:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            gone = asyncio.ensure_future(_until_gone(receive))
+            try:
                 await _write(send, b"retry: 2000\n\n")
                 await self._tell(changed, gone, send)
-        finally:
-            gone.cancel()
+            finally:
+                gone.cancel()
         await send({"type": "http.response.body", "body": b""})
 
     async def _tell(self, changed: asyncio.Event, gone: asyncio.Future[None], send: Send) -> None:

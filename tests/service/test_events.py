@@ -193,6 +193,22 @@ def test_there_are_only_so_many_readers(settings):
                 assert (second.status, second.headers[b"retry-after"]) == (503, b"1")
 
 
+def test_however_many_readers_come_at_once(settings):
+    with LocalClient(create_app(settings.model_copy(update={"max_event_readers": 3}))) as client:
+        client.put(PATH, json=history([1.0] * 5))
+        readers = [Reader(client) for _ in range(20)]
+
+        async def begin():
+            for reader in readers:
+                await reader._begin()
+            await asyncio.gather(*(reader._arrived.wait() for reader in readers))
+
+        client.call(begin())
+        assert sorted(reader.status for reader in readers) == [200] * 3 + [503] * 17
+        for reader in readers:
+            client.call(reader._leave())
+
+
 def test_a_slow_reader_misses_what_was_superseded_and_nobody_waits_for_it(stream):
     with SlowReader(stream) as reader:
         assert reader.next()["data"]["version"] == 1
