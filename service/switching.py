@@ -6,10 +6,13 @@ needs no replay from the start of any log, only of what came since.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from service.engine import Engine
 from service.engine.rederive import rederive
@@ -147,7 +150,7 @@ class Switch:
         self.close()
         with self._lock:
             self.kept = Kept(before, time.monotonic() + self._keep_seconds)
-            self._store.drop_snapshots(keep=[before.key, model.key])
+            self._drop_snapshots([before, model])
         self._forgetting = threading.Timer(self._keep_seconds, self._forget)
         self._forgetting.daemon = True
         self._forgetting.start()
@@ -156,4 +159,12 @@ class Switch:
         with self._lock:
             if self.engine is not None and self.kept is not None and time.monotonic() >= self.kept.until:
                 self.kept = None
-                self._store.drop_snapshots(keep=[self.engine.model.key])
+                self._drop_snapshots([self.engine.model])
+
+    def _drop_snapshots(self, keep: list[ServedModel]) -> None:
+        try:
+            self._store.drop_snapshots([model.key for model in keep])
+        except SQLAlchemyError as error:
+            # They only take place, until the next swap; the models have changed by now.
+            said = str(error).splitlines()[0]
+            logging.getLogger("service").warning("snapshots of former models stay: %s", said)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -17,7 +19,7 @@ from service.errors import ModelError
 from service.metrics import Metrics
 from service.models.registry import Reference, Watcher, parse_reference
 from service.models.served import ServedModel, load_model
-from tests.forecaster.kit import config_of, forecaster_of
+from tests.forecaster.kit import TINY, config_of, forecaster_of
 from tests.service.kit import LocalClient, Server, assert_same_state, ds, history, observations, recompute, run, until
 
 BASE = 473352
@@ -282,6 +284,28 @@ def test_states_of_the_model_before_are_forgotten_after_the_stated_time(settings
             keys = {row[0] for row in connection.exec_driver_sql("SELECT model_key FROM snapshots")}
         assert keys == {client.service.engine.model.key}
         assert client.get("/v1/models").json()["before"] is None
+
+
+def test_snapshots_that_cannot_be_forgotten_do_not_undo_a_swap(settings, artifact, challenger_artifact, tmp_path):
+    """As when the disk is full at that moment: the new model serves, and the way back is there."""
+    forecaster_of(TINY, 3).save(tmp_path / "third")
+    with LocalClient(create_app(settings.model_copy(update={"snapshot_every": 1}))) as client:
+        client.put("/v1/streams/a", json=history([5.0, 6.0]))
+        client.get("/v1/streams/a")  # answered when its snapshot is stored
+        switch = client.service.switch
+        switch.take(load_model(challenger_artifact))
+        with closing(sqlite3.connect(settings.store.removeprefix("sqlite:///"))) as disk:
+            disk.execute("CREATE TRIGGER full BEFORE DELETE ON snapshots BEGIN SELECT RAISE(ABORT, 'full'); END")
+        switch.take(load_model(tmp_path / "third"))
+
+        assert client.get("/v1/streams/a/forecast").json()["model"]["name"] == "third"
+        assert switch.kept.model.name == "challenger"
+        with closing(sqlite3.connect(settings.store.removeprefix("sqlite:///"))) as disk:
+            disk.execute("DROP TRIGGER full")
+            count = "SELECT count(DISTINCT model_key) FROM snapshots"
+            assert disk.execute(count).fetchone() == (3,)
+            switch.take(load_model(artifact))
+            assert disk.execute(count).fetchone() == (2,)
 
 
 def test_a_version_that_is_at_hand_is_not_fetched_again(artifact, challenger_artifact, tmp_path):
