@@ -188,8 +188,10 @@ def _history(one: SeriesInput, model: ServedModel) -> dict[str, Any]:
     start: str | int
     if one.start_timestamp is None:
         start = made_up_start(model, one.name)
-    elif model.dates.calendar.is_integer and one.start_timestamp.removeprefix("-").isdecimal():
-        start = int(one.start_timestamp[:18])
+    elif model.dates.calendar.is_integer and (digits := one.start_timestamp.removeprefix("-")).isdecimal():
+        if len(digits) > 18:
+            raise InputError(f"series {one.name!r} starts at step {digits[:18]}…, expected one of 18 digits at most")
+        start = int(one.start_timestamp)
     else:
         start = one.start_timestamp.removesuffix("Z") if _is_zulu(one, model) else one.start_timestamp
     first = model.dates.steps([start])[0]

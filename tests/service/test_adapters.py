@@ -11,7 +11,7 @@ import pytest
 
 from forecaster import Forecaster, Panel
 from service.app import create_app
-from tests.forecaster.kit import COVERED, network_of
+from tests.forecaster.kit import COVERED, config_of, forecaster_of, network_of
 from tests.service.kit import LocalClient, ds, history
 
 HORIZON = 6
@@ -227,6 +227,19 @@ def test_bad_kserve_requests_get_its_errors(client, change, status, word):
     assert set(reply.json()) == {"error"}
     assert set(reply.json()["error"]) == {"code", "message", "param", "type"}
     assert word in reply.json()["error"]["message"]
+
+
+def test_kserve_series_on_bare_steps_start_where_they_say_or_not_at_all(settings, tmp_path):
+    forecaster_of(config_of().with_overrides({"freq": "1"}), 2).save(tmp_path / "tiny")
+    with LocalClient(create_app(settings.model_copy(update={"model": str(tmp_path / "tiny")}))) as client:
+        body = kserve_body(start_timestamp="7", frequency="1")
+        outputs = client.post("/v1/timeseries/forecast", json=body).json()["outputs"]
+        starts = [str(7 + len(one["series"])) for one in body["inputs"]]
+        assert [output["content"][0]["start_timestamp"] for output in outputs] == starts
+
+        refused = client.post("/v1/timeseries/forecast", json=kserve_body(start_timestamp="7" * 19, frequency="1"))
+        assert refused.status_code == 422
+        assert "expected one of 18 digits" in refused.json()["error"]["message"]
 
 
 def test_kserve_is_told_which_model_serves(client):
