@@ -157,5 +157,7 @@ def _text(entry: dict[str, Any]) -> str:
     rest = {k: v for k, v in entry.items() if k not in ("time", "level", "logger", "message", "traceback")}
     # A path may hold anything, line ends too.
     facts = "".join(f" {name}={value if str(value).isprintable() else repr(value)}" for name, value in rest.items())
-    trace = entry.get("traceback", "")
-    return f"{entry['time']} {entry['level']:8} {entry['logger']}: {entry['message']}{facts}\n{trace}"
+    message, trace = entry["message"], entry.get("traceback", "")
+    if not message.isprintable():
+        message = repr(message)[1:-1]
+    return f"{entry['time']} {entry['level']:8} {entry['logger']}: {message}{facts}\n{trace}"

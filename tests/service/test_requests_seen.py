@@ -115,9 +115,11 @@ def test_a_text_line_stays_one_line_whatever_the_path():
     writer = LogWriter(stream, "info", as_json=False)
     writer._thread.start()
     writer.request(SEEN._replace(path="/v1/streams/a\nforged status=200"))
+    said = ("GET %s failed", ("/v1/streams/a\nforged status=200",))
+    writer._handler.emit(logging.LogRecord("service", logging.ERROR, __file__, 1, *said, None))
     writer.close()
 
-    assert stream.getvalue().count("\n") == 1
+    assert stream.getvalue().count("\n") == 2
 
 
 @pytest.mark.parametrize("switched_on", [True, False])
