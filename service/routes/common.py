@@ -1,10 +1,13 @@
-"""What all routes share: the running service behind a request, bodies as models, preconditions."""
+"""What routes share: the running service behind a request, bodies as models, preconditions, pages."""
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any, TypeVar, cast
 
+import orjson
 from fastapi import Request
 from pydantic import BaseModel
 
@@ -22,14 +25,18 @@ __all__ = [
     "body_of",
     "engine_of",
     "forecast_query",
+    "foreign_cursor",
     "host_of",
     "hosted_of",
     "key_of",
+    "limit_of",
     "needs",
     "precondition_of",
+    "read_cursor",
     "refuse_query",
     "service_of",
     "unique_id_of",
+    "write_cursor",
 ]
 
 _M = TypeVar("_M", bound=BaseModel)
@@ -179,3 +186,44 @@ def refuse_query(request: Request, allowed: frozenset[str] = frozenset()) -> Non
             if name not in allowed:
                 expected = ", ".join(sorted(allowed)) or "none"
                 raise Problem(422, "invalid", f"query parameter {name!r} is unknown; expected {expected}")
+
+
+def limit_of(request: Request) -> int:
+    """How many entries a page may have.
+
+    Raises
+    ------
+    Problem
+        422 if it is not 1 to 1000.
+    """
+    text = request.query_params.get("limit", "100")
+    if not text.isdecimal() or len(text) > 4 or not 1 <= int(text) <= 1000:
+        raise invalid(f"limit is {text[:40]!r}, expected 1 to 1000")
+    return int(text)
+
+
+def write_cursor(place: Sequence[Any]) -> str:
+    """Where the next page begins, as clients get it."""
+    return base64.urlsafe_b64encode(orjson.dumps(place)).decode().rstrip("=")
+
+
+def read_cursor(text: str, size: int) -> list[Any]:
+    """What clients send back, so many values.
+
+    Raises
+    ------
+    Problem
+        422 if it cannot be one.
+    """
+    try:
+        place = orjson.loads(base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True))
+    except ValueError as error:
+        raise foreign_cursor() from error
+    if not isinstance(place, list) or len(place) != size:
+        raise foreign_cursor()
+    return place
+
+
+def foreign_cursor() -> Problem:
+    """422: this service did not give it out."""
+    return invalid("cursor is not one that this service gave out")

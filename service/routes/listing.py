@@ -6,10 +6,8 @@ every stream that is there all the while exactly once, whatever is created or de
 
 from __future__ import annotations
 
-import base64
 from typing import NamedTuple, Self
 
-import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
@@ -17,7 +15,16 @@ from service.bodies.described import StreamsReply
 from service.bodies.replies import description, json_reply
 from service.models.dates import Dates
 from service.problems import invalid
-from service.routes.common import engine_of, hosted_of, refuse_query, service_of
+from service.routes.common import (
+    engine_of,
+    foreign_cursor,
+    hosted_of,
+    limit_of,
+    read_cursor,
+    refuse_query,
+    service_of,
+    write_cursor,
+)
 from service.routes.describing import LIMIT, answer, described, query
 from service.store import Filter
 
@@ -56,7 +63,7 @@ class _Cursor(NamedTuple):
 
     def text(self) -> str:
         """As clients get it."""
-        return base64.urlsafe_b64encode(orjson.dumps([self.after, *self.chosen])).decode().rstrip("=")
+        return write_cursor([self.after, *self.chosen])
 
     @classmethod
     def read(cls, text: str) -> Self:
@@ -67,15 +74,11 @@ class _Cursor(NamedTuple):
         Problem
             422 if this service did not give it out.
         """
-        try:
-            padded = text + "=" * (-len(text) % 4)
-            after, prefix, first, before = orjson.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
-        except (ValueError, TypeError) as error:
-            raise invalid("cursor is not one that this service gave out") from error
+        after, prefix, first, before = read_cursor(text, 4)
         texts = all(type(text) is str and text.isprintable() for text in (after, prefix))
         steps = all(bound is None or (type(bound) is int and abs(bound) < 2**63) for bound in (first, before))
         if not texts or not steps:
-            raise invalid("cursor is not one that this service gave out")
+            raise foreign_cursor()
         return cls(after, Filter(prefix, first, before))
 
 
@@ -83,9 +86,7 @@ async def _list(request: Request) -> Response:
     refuse_query(request, _NAMES)
     model = engine_of(request).model
     query = request.query_params
-    limit_text = query.get("limit", "100")
-    if not limit_text.isdecimal() or not 1 <= (limit := int(limit_text[:9])) <= 1000:
-        raise invalid(f"limit is {limit_text!r}, expected 1 to 1000")
+    limit = limit_of(request)
     prefix = query.get("prefix", "")
     if not prefix.isprintable():
         raise invalid(f"prefix is {prefix!r}; a unique_id holds printable characters only")

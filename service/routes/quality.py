@@ -6,12 +6,10 @@ It translates figures to JSON. They are of the model that serves: after a swap, 
 from __future__ import annotations
 
 import asyncio
-import base64
 import math
 from dataclasses import asdict
 from typing import Any
 
-import orjson
 from fastapi import FastAPI, Request, Response
 
 from forecaster.quality import Quality, figures
@@ -20,7 +18,16 @@ from service.bodies.replies import json_reply
 from service.engine.items import Look, Single
 from service.engine.survey import ORDERS, Place, Survey
 from service.problems import invalid, unavailable
-from service.routes.common import engine_of, refuse_query, service_of, unique_id_of
+from service.routes.common import (
+    engine_of,
+    foreign_cursor,
+    limit_of,
+    read_cursor,
+    refuse_query,
+    service_of,
+    unique_id_of,
+    write_cursor,
+)
 from service.routes.describing import ETAG, LIMIT, NAME, answer, described, query
 
 __all__ = ["add_to"]
@@ -90,10 +97,8 @@ async def _all(request: Request) -> Response:
     order = query.get("order", ORDERS[0])
     if order not in ORDERS:
         raise invalid(f"order is {order!r}, expected {', '.join(ORDERS)}")
-    limit_text = query.get("limit", "100")
-    if not limit_text.isdecimal() or not 1 <= (limit := int(limit_text[:9])) <= 1000:
-        raise invalid(f"limit is {limit_text!r}, expected 1 to 1000")
-    after = _read_cursor(query["cursor"]) if "cursor" in query else None
+    limit = limit_of(request)
+    after = _place(query["cursor"]) if "cursor" in query else None
     try:
         async with asyncio.timeout(service_of(request).settings.stall_seconds):
             survey = await asyncio.wrap_future(engine_of(request).survey())
@@ -120,20 +125,12 @@ def _page(survey: Survey, order: str, after: Place | None, limit: int) -> dict[s
             }
             for i, _ in shown
         ],
-        "next_cursor": _write_cursor(shown[-1][1]) if len(found) > limit else None,
+        "next_cursor": write_cursor(shown[-1][1]) if len(found) > limit else None,
     }
 
 
-def _write_cursor(place: Place) -> str:
-    return base64.urlsafe_b64encode(orjson.dumps(place)).decode().rstrip("=")
-
-
-def _read_cursor(text: str) -> Place:
-    try:
-        worse, name = orjson.loads(base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True))
-        found = float(worse), name
-    except (ValueError, TypeError) as error:
-        raise invalid("cursor is not one that this service gave out") from error
-    if type(name) is not str or not math.isfinite(found[0]):
-        raise invalid("cursor is not one that this service gave out")
-    return found
+def _place(cursor: str) -> Place:
+    worse, name = read_cursor(cursor, 2)
+    if type(worse) not in (int, float) or not math.isfinite(worse) or type(name) is not str:
+        raise foreign_cursor()
+    return float(worse), name

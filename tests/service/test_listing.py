@@ -70,6 +70,7 @@ def test_filters_choose_streams_on_every_page(client, names, query, expected):
         ("limit=0", "limit"),
         ("limit=x", "limit"),
         ("limit=1001", "1 to 1000"),
+        ("limit=0000000001000", "1 to 1000"),
         ("cursor=!!", "cursor"),
         ("cursor=YQ", "cursor"),
         ("cursor=WzFd", "cursor"),
