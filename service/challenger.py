@@ -146,5 +146,7 @@ class Challenger:
             np.array(said[key]).reshape(len(QUANTITIES), len(place))[:, rows] for key in ("total", "recent")
         )
         steps = [said["last_steps"][row] for row in rows]
-        self._pair = Survey(model, champion.unique_ids, steps, total, recent), champion
-        self._metrics.compared([survey.pooled()[1] for survey in self._pair])
+        pair = Survey(model, champion.unique_ids, steps, total, recent), champion
+        if model is self._model:  # else it was told to end meanwhile
+            self._pair = pair
+            self._metrics.compared([survey.pooled()[1] for survey in pair])

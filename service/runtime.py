@@ -142,7 +142,8 @@ class Service:
         self._loop = asyncio.get_running_loop()
         torch.set_num_threads(self.settings.torch_threads)
         if self._first_model is not None:
-            self.switch.take(self._first_model)
+            # It asks the database, which must not make the other models of this process wait.
+            await asyncio.to_thread(self.switch.take, self._first_model)
         self._watcher = self._watch(self.settings.model, self.switch, self.settings.model_cache)
         if self._watcher is not None:
             self._watcher.start()
@@ -355,7 +356,8 @@ class _Probe:
         done, _ = await asyncio.wait([answer], timeout=patience)
         if not done:
             return f"does not answer within {patience:g} s"
-        self._answer = None
+        if self._answer is answer:  # else another that waited for it has asked anew
+            self._answer = None
         return answer.result()
 
     def _ask(self, loop: asyncio.AbstractEventLoop, answer: asyncio.Future[str | None]) -> None:
