@@ -136,10 +136,11 @@ def described(
     return found
 
 
-def _problem(status: int) -> dict[str, Any]:
+def _problem(status: int, kind: str | None = None, detail: str | None = None) -> dict[str, Any]:
     phrase = HTTPStatus(status).phrase
-    example = EXAMPLES[Problem] | {"status": status, "title": phrase, "detail": _DETAILS.get(status, phrase.lower())}
-    example["type"] = f"urn:forecaster:problem:{_KINDS.get(status, 'invalid')}"
+    detail = detail or _DETAILS.get(status, phrase.lower())
+    example = EXAMPLES[Problem] | {"status": status, "title": phrase, "detail": detail}
+    example["type"] = f"urn:forecaster:problem:{kind or _KINDS.get(status, 'invalid')}"
     return {"description": phrase, "content": {MEDIA_TYPE: {"schema": _ref(Problem), "example": example}}}
 
 
@@ -154,7 +155,7 @@ _KINDS = {
     413: "too-large",
     415: "unsupported-type",
     428: "precondition-required",
-    429: "too-many-requests",
+    429: "rate-limited",
     500: "internal",
     503: "overloaded",
 }
@@ -171,5 +172,7 @@ def _ref(model: type[BaseModel]) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{model.__name__}"}
 
 
-NO_MODEL: dict[str, Any] = problems(404)
+NO_MODEL: dict[str, Any] = {
+    "404": _problem(404, "unknown-model", "there is no model named 'bike'; there are: bikes, sales")
+}
 """What any path of a model may meet where models are named."""

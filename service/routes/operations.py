@@ -37,11 +37,17 @@ def add_to(app: FastAPI) -> None:
     ):
         add(path, endpoint, name=name, summary=summary, openapi_extra=described({200: told}, keyed=False) | needs(None))
     for path, endpoint, name, summary, told in (
-        ("/metrics", _metrics, "metrics", "Prometheus metrics of all models", text),
-        ("/models", _list, "list_models", "All models, each served below a prefix", listed),
+        ("/metrics", _metrics, "metrics", "Prometheus metrics of all models", described({200: text}) | AT_ROOT),
+        (
+            "/models",
+            _list,
+            "list_models",
+            "All models, each served below a prefix",
+            described({200: listed}, 422) | AT_ROOT,
+        ),
+        ("/v1/models", _models, "models", "The model that serves", described({200: models}, 422)),
     ):
-        add(path, endpoint, name=name, summary=summary, openapi_extra=described({200: told}) | AT_ROOT)
-    add("/v1/models", _models, name="models", summary="The model that serves", openapi_extra=described({200: models}))
+        add(path, endpoint, name=name, summary=summary, openapi_extra=told)
 
 
 async def _health(request: Request) -> Response:
@@ -86,6 +92,7 @@ async def _list(request: Request) -> Response:
 
 
 async def _models(request: Request) -> Response:
+    refuse_query(request)
     service = service_of(request)
     switch, reply = service.switch, {"reference": service.settings.model, "trouble": service.watcher_trouble()}
     if switch.engine is None:

@@ -139,6 +139,7 @@ def add_to(app: FastAPI) -> None:
 
 
 async def _observe(request: Request) -> Response:
+    refuse_query(request)
     engine = engine_of(request)
     content = await request.body()
     body = ObservationsRequest.model_validate_json(content)

@@ -422,3 +422,11 @@ def test_readiness_turns_when_the_store_cannot_be_written(client, monkeypatch):
 
     assert_problem(client.get("/readyz"), 503, "store: not writable")
     assert client.get("/healthz").status_code == 200
+
+
+def test_a_parameter_that_means_nothing_is_refused_where_something_is_stored(client):
+    client.put("/v1/streams/a", json=history([1.0]))
+
+    assert_problem(client.post("/v1/streams/a/observations?horizon=2", json=observations((1, 2.0))), 422, "'horizon'")
+    assert_problem(client.get("/v1/models?name=a"), 422, "'name'")
+    assert client.get("/v1/streams/a").json()["version"] == 1

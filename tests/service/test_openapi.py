@@ -22,7 +22,7 @@ from schemathesis.specs.openapi.checks import (
 
 from service.app import create_app
 from service.settings import Settings
-from tests.service.kit import LocalClient
+from tests.service.kit import ROOT, LocalClient
 
 DOCUMENT = create_app(Settings(model="nothing-is-opened", store="sqlite:///nothing.db")).openapi()
 OPERATIONS = {
@@ -88,6 +88,23 @@ def test_every_body_has_an_example_that_its_shape_allows():
         jsonschema_rs.validate(shape, content["example"])
 
     assert missing == []
+
+
+def test_an_example_of_a_problem_is_of_a_kind_that_there_is():
+    """By name it stands in the service, beside the description itself."""
+    written = "".join(path.read_text() for path in (ROOT / "service").rglob("*.py") if path.name != "describing.py")
+    several = create_app(Settings(models={"load": "m"}, store="sqlite:///nothing.db")).openapi()
+    told = [
+        told["content"]["application/problem+json"]["example"]["type"]
+        for document in (DOCUMENT, several)
+        for operations in document["paths"].values()
+        for operation in operations.values()
+        for told in operation["responses"].values()
+        if "application/problem+json" in told.get("content", {})
+    ]
+
+    assert {kind for kind in set(told) if f'"{kind.removeprefix("urn:forecaster:problem:")}"' not in written} == set()
+    assert "urn:forecaster:problem:unknown-model" in told
 
 
 def test_the_description_is_one_that_tools_can_read():
