@@ -29,7 +29,12 @@ Notice = Callable[[str], None]
 
 
 def read_panel(
-    data: str | Path, freq: str, covariates: CovariatesConfig | None = None, *, notice: Notice | None = None
+    data: str | Path,
+    freq: str,
+    covariates: CovariatesConfig | None = None,
+    *,
+    time_zone: str | None = None,
+    notice: Notice | None = None,
 ) -> Panel:
     """Read and validate a long frame.
 
@@ -42,6 +47,8 @@ def read_panel(
         pandas offset alias, or ``1`` for integer steps.
     covariates
         Roles of further columns.
+    time_zone
+        Where timestamps that name an instant are counted; None: as the file says, UTC where it has bare offsets.
     notice
         Told, in one line each, about columns that are ignored, and about a `freq` that looks too fine.
 
@@ -62,7 +69,7 @@ def read_panel(
     if extra and notice is not None:
         notice(f"ignored columns of {data}: {_short(extra)} (a column is used if declared as known, past or static)")
     frame = frame[wanted].copy()
-    frame["ds"] = parse_ds(frame["ds"], freq, str(data))
+    frame["ds"] = parse_ds(frame["ds"], freq, str(data), time_zone)
     frame["y"] = _numbers(frame, str(data))
     for name in covariates.columns:
         frame[name] = frame["unique_id"] if name == "unique_id" else _covariate(frame[name])
@@ -85,7 +92,9 @@ def steps_apart(panel: Panel) -> int:
     return int(np.gcd.reduce(np.concatenate(gaps))) if max(map(len, gaps)) > 1 else 1
 
 
-def read_future(data: str | Path, freq: str, covariates: CovariatesConfig) -> pd.DataFrame:
+def read_future(
+    data: str | Path, freq: str, covariates: CovariatesConfig, *, time_zone: str | None = None
+) -> pd.DataFrame:
     """Read what is known of coming steps: `unique_id`, `ds` and the known columns; others are ignored.
 
     Raises
@@ -95,7 +104,7 @@ def read_future(data: str | Path, freq: str, covariates: CovariatesConfig) -> pd
     """
     wanted = ["unique_id", "ds", *covariates.known]
     frame = read_frame(data, wanted)[wanted].copy()
-    frame["ds"] = parse_ds(frame["ds"], freq, str(data))
+    frame["ds"] = parse_ds(frame["ds"], freq, str(data), time_zone)
     for name in covariates.known:
         frame[name] = _covariate(frame[name])
     return frame
@@ -199,8 +208,8 @@ def _read_file(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return frame
 
 
-def parse_ds(ds: pd.Series[Any], freq: str, source: str) -> pd.Series[Any]:
-    """Turn a `ds` column into timestamps or integers, as `freq` asks for.
+def parse_ds(ds: pd.Series[Any], freq: str, source: str, time_zone: str | None = None) -> pd.Series[Any]:
+    """Turn a `ds` column into timestamps or integers, as `freq` asks for; those that name an instant, in `time_zone`.
 
     Raises
     ------
@@ -215,7 +224,7 @@ def parse_ds(ds: pd.Series[Any], freq: str, source: str) -> pd.Series[Any]:
         bad = next((value for value in ds if not str(value).lstrip("+-").isdecimal()), None)
         raise InputError(f"{source}: ds holds {bad!r}, but freq 1 means integer steps")
     if pd.api.types.is_datetime64_any_dtype(ds.dtype):
-        return ds
+        return _in_zone(ds, time_zone)
     if pd.api.types.is_numeric_dtype(ds.dtype):
         raise InputError(f"{source}: ds holds numbers, but freq {freq!r} needs timestamps (integer steps have freq 1)")
     text = ds.astype(str).str.strip()
@@ -233,7 +242,11 @@ def parse_ds(ds: pd.Series[Any], freq: str, source: str) -> pd.Series[Any]:
         raise InputError(
             f"{source}: ds {text.iloc[row]!r} in row {row + 1}, expected a timestamp such as 2024-01-31T18:00"
         )
-    return stamps
+    return _in_zone(stamps, time_zone)
+
+
+def _in_zone(stamps: pd.Series[Any], time_zone: str | None) -> pd.Series[Any]:
+    return stamps if time_zone is None or stamps.dt.tz is None else stamps.dt.tz_convert(time_zone)
 
 
 def _numbers(frame: pd.DataFrame, source: str) -> pd.Series[Any]:

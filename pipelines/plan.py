@@ -84,7 +84,7 @@ def prepare(request: TrainRequest, reporter: Reporter | None = None) -> Plan:
     """
     reporter = reporter or Reporter(quiet=True)
     config = configuration(request)
-    panel = read_panel(request.data, config.freq, config.covariates, notice=reporter.notice)
+    panel = read_panel(request.data, config.freq, config.covariates, time_zone=config.time_zone, notice=reporter.notice)
     config = configuration(request, panel.calendar.time_zone)
     if config.calendar != panel.calendar:
         found, expected = (zone or "no time zone" for zone in (panel.calendar.time_zone, config.time_zone))

@@ -65,8 +65,9 @@ def predict(
         check_output(out)
     loaded = load_model(model, tracking_uri)
     config = loaded.forecaster.config
-    panel = read_panel(data, config.freq, config.covariates, notice=notice)
-    ahead = None if future is None else read_future(future, config.freq, config.covariates)
+    zone = config.time_zone
+    panel = read_panel(data, config.freq, config.covariates, time_zone=zone, notice=notice)
+    ahead = None if future is None else read_future(future, config.freq, config.covariates, time_zone=zone)
     frame = forecast_panel(loaded, panel, horizon=horizon, quantile_levels=quantile_levels, future=ahead)
     if out is not None:
         write_frame(frame, out)

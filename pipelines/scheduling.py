@@ -49,5 +49,5 @@ def run_schedule(settings: Mapping[str, Any], overrides: Sequence[str], *, home:
     config = build_config(
         freq=checked.freq, horizon=checked.horizon, config_file=checked.config, overrides=checked.overrides
     )
-    read_panel(checked.data, config.freq, config.covariates)
+    read_panel(checked.data, config.freq, config.covariates, time_zone=config.time_zone)
     return launch(checked, home=home, host=host, port=port)

@@ -69,9 +69,14 @@ def score(
     predicted = read_frame(forecasts, ("unique_id", "ds", MEDIAN))
     levels = quantile_columns(predicted)
     known = read_panel(history, freq, notice=notice)
-    came = read_panel(truth, freq, notice=notice)
+    zone = known.calendar.time_zone
+    came = read_panel(truth, freq, time_zone=zone, notice=notice)
     # The library's calendar reads both files alike, so forecasts go through a panel too, one level at a time.
-    predicted_by_level = [_panel(predicted, column, freq, str(forecasts)) for column in levels]
+    predicted_by_level = [_panel(predicted, column, freq, str(forecasts), zone) for column in levels]
+    for source, panel in ((truth, came), (forecasts, predicted_by_level[0])):
+        if panel.calendar != known.calendar:
+            found, expected = (each.time_zone or "no time zone" for each in (panel.calendar, known.calendar))
+            raise InputError(f"{source} is in {found}, but {history} in {expected}")
     names = predicted_by_level[0].unique_ids
     y, quantiles = _align(predicted_by_level, came, known)
     histories = [known.series(known.index_of(name)) for name in names]
@@ -99,9 +104,9 @@ def _is_level(column: str) -> bool:
         return False
 
 
-def _panel(frame: pd.DataFrame, column: str, freq: str, source: str) -> Panel:
+def _panel(frame: pd.DataFrame, column: str, freq: str, source: str, time_zone: str | None) -> Panel:
     part = frame[["unique_id", "ds", column]].rename(columns={column: "y"})
-    part["ds"] = parse_ds(part["ds"], freq, source)
+    part["ds"] = parse_ds(part["ds"], freq, source, time_zone)
     try:
         return Panel.from_frame(part, freq)
     except InputError as error:

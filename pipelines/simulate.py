@@ -66,8 +66,9 @@ def simulate(
         check_output(out)
     loaded = load_model(model, tracking_uri)
     config = loaded.forecaster.config
-    panel = read_panel(data, config.freq, config.covariates, notice=notice)
-    ahead = None if future is None else read_future(future, config.freq, config.covariates)
+    zone = config.time_zone
+    panel = read_panel(data, config.freq, config.covariates, time_zone=zone, notice=notice)
+    ahead = None if future is None else read_future(future, config.freq, config.covariates, time_zone=zone)
     frame = loaded.forecaster.simulate_frame(panel, horizon, num_samples, seed, ahead)
     if out is not None:
         write_frame(frame, out)

@@ -178,6 +178,45 @@ def test_score_repeats_a_known_result(tmp_path: Path, run: Runner, monkeypatch: 
     assert (moved.status, len(moved.complaints)) == (2, 1)
 
 
+def test_a_model_of_a_time_zone_reads_and_scores_files_that_only_have_offsets(
+    tmp_path: Path, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    random_forecaster(time_zone="Europe/Berlin").save("model")
+    frame = long_frame(steps=120 + HORIZON)
+    frame["ds"] = frame["ds"].dt.tz_localize("Europe/Berlin")
+    known = frame.groupby("unique_id").cumcount(ascending=False) >= HORIZON
+    frame[known].to_csv("history.csv", index=False)
+    frame[~known].to_parquet("truth.parquet")
+    frame[known].to_parquet("history.parquet")
+
+    forecasts = [
+        run("predict", f"history.{kind}", "--model", "model", "--out", f"{kind}.csv") for kind in ("csv", "parquet")
+    ]
+    scored = [
+        run(
+            "score",
+            "csv.csv",
+            "truth.parquet",
+            "--history",
+            f"history.{kind}",
+            "--season",
+            "4",
+            "--freq",
+            "h",
+            "--json",
+        )
+        for kind in ("csv", "parquet")
+    ]
+    frame.assign(ds=frame["ds"].dt.tz_localize(None)).to_csv("naive.csv", index=False)
+    naive = run("score", "csv.csv", "naive.csv", "--history", "history.csv", "--season", "4", "--freq", "h")
+
+    assert [done.status for done in (*forecasts, *scored)] == [0] * 4, scored[0].err
+    assert Path("csv.csv").read_text() == Path("parquet.csv").read_text()
+    assert scored[0].json["metrics"] == scored[1].json["metrics"]
+    assert (naive.status, naive.complaints) == (2, ["forecaster: naive.csv is in no time zone, but history.csv in UTC"])
+
+
 MISTAKES = {
     "unknown command": (("trian",), "trian"),
     "unknown option": ((*TRAIN, "--colour", "red"), "--colour"),

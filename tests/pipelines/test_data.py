@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster import CovariatesConfig, InputError
+from forecaster import CovariatesConfig, InputError, Panel
 from pipelines.data import read_panel, write_frame
 
 
@@ -67,6 +67,17 @@ def test_timestamps_with_offsets_are_read_in_utc(tmp_path: Path) -> None:
 
     assert panel.calendar.time_zone == "UTC"
     np.testing.assert_array_equal(panel.series(0), [1, np.nan, 2])
+
+
+def test_an_instant_may_be_written_in_any_zone_where_the_zone_is_known(tmp_path: Path) -> None:
+    local = hourly(start="2024-03-31").assign(ds=lambda f: f["ds"].dt.tz_localize("UTC").dt.tz_convert("Europe/Berlin"))
+    write_frame(local, tmp_path / "local.parquet")
+    write_frame(local, tmp_path / "offsets.csv")
+    write_frame(local.assign(ds=local["ds"].dt.tz_convert("Asia/Tokyo")), tmp_path / "far.parquet")
+
+    read = [read_panel(path, "h", time_zone="Europe/Berlin") for path in tmp_path.iterdir()]
+
+    assert {panel.fingerprint() for panel in read} == {Panel.from_frame(local, "h").fingerprint()}
 
 
 def test_other_columns_are_ignored_and_named_in_one_notice(tmp_path: Path) -> None:
