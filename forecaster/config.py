@@ -346,7 +346,8 @@ class Config:
         """Normalise the seasonality and check ranges."""
         _check_types(self)
         calendar = Calendar(self.freq, self.time_zone)
-        object.__setattr__(self, "seasonality", tuple(sorted(set(self.seasonality))) or calendar.default_seasonality)
+        usual = tuple(s for s in calendar.default_seasonality if s <= LARGEST_RING) or (1,)  # a day of seconds is not
+        object.__setattr__(self, "seasonality", tuple(sorted(set(self.seasonality))) or usual)
         _require(1 <= self.horizon <= 2048, "horizon", self.horizon, "1 to 2048")
         _require(
             all(1 <= s <= LARGEST_RING for s in self.seasonality),

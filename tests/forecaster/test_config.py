@@ -49,6 +49,7 @@ def test_seasonality_is_sorted_without_repeats_and_defaults_to_the_usual_one() -
     assert Config("h", 1, (168, 24, 24)).seasonality == (24, 168)
     assert Config("h", 1).seasonality == (24, 168)
     assert Config("1", 1).seasonality == (1,)
+    assert Config("s", 1).seasonality == (1,)  # a day of seconds is longer than a ring can be
 
 
 @given(seasonality=st.lists(st.integers(1, 2048), min_size=1, max_size=3).map(tuple), context=st.integers(0, 2048))
