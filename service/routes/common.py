@@ -33,6 +33,7 @@ __all__ = [
     "needs",
     "precondition_of",
     "read_cursor",
+    "refuse_header",
     "refuse_query",
     "service_of",
     "unique_id_of",
@@ -105,8 +106,11 @@ def unique_id_of(request: Request) -> str:
     Problem
         422 if it cannot be a name.
     """
+    name: str = request.path_params["unique_id"]
+    if "\ufffd" in name:  # what bytes that are no text became, different ones alike
+        raise invalid("the unique_id in the path is not UTF-8")
     try:
-        return check_unique_id(request.path_params["unique_id"])
+        return check_unique_id(name)
     except ValueError as error:
         raise invalid(str(error)) from error
 
@@ -156,6 +160,18 @@ def key_of(request: Request, body: bytes) -> Key | None:
     if not 1 <= len(text) <= 255 or not text.isascii() or not text.isprintable():
         raise Problem(400, "malformed-key", "Idempotency-Key must have 1 to 255 printable ASCII characters")
     return Key(text, sha256(body).digest())
+
+
+def refuse_header(request: Request, name: str, reason: str) -> None:
+    """Refuse a header whose promise is not given here, rather than pass over it.
+
+    Raises
+    ------
+    Problem
+        422 with the reason.
+    """
+    if header_of(request.scope, name.lower().encode()) is not None:
+        raise invalid(f"this request takes no {name}: {reason}")
 
 
 def forecast_query(request: Request, allowed: frozenset[str]) -> ForecastQuery:

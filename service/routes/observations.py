@@ -14,9 +14,8 @@ from service.bodies.described import VerdictsReply
 from service.bodies.replies import json_reply
 from service.engine.items import Bundle, Item, Observe, Outcome
 from service.models.served import ServedModel
-from service.negotiation import header_of
 from service.problems import Problem, invalid
-from service.routes.common import engine_of, refuse_query, service_of
+from service.routes.common import engine_of, refuse_header, refuse_query, service_of
 from service.routes.describing import answer, described, query
 
 __all__ = ["add_to"]
@@ -69,9 +68,10 @@ async def _observe(request: Request) -> Response:
     reader = _READERS.get(kind)
     if reader is None:
         raise Problem(415, "unsupported-type", f"the body has type {kind or 'none'}; expected {JSON_LINES} or {ARROW}")
-    if header_of(request.scope, b"idempotency-key") is not None:
-        # Its rows need no key, and its streams are committed one micro-batch after the other.
-        raise invalid("bulk bodies take no Idempotency-Key: a row that comes again is acknowledged and changes nothing")
+    # Its rows need no key, and its streams are committed one micro-batch after the other.
+    refuse_header(request, "Idempotency-Key", "a row that comes again is acknowledged and changes nothing")
+    for name in ("If-Match", "If-None-Match"):
+        refuse_header(request, name, "it is about one stream, and bulk bodies are of many")
     engine = engine_of(request)
     limit = service_of(request).settings.max_body_bytes
     body = await request.body()

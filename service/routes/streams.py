@@ -25,6 +25,7 @@ from service.routes.common import (
     key_of,
     needs,
     precondition_of,
+    refuse_header,
     refuse_query,
     service_of,
     unique_id_of,
@@ -64,6 +65,7 @@ _FOUND = {200: answer("the forecast", ForecastReply, content=ARROW_CONTENT, head
 _WRITES = (IF_MATCH, IF_NONE_MATCH)
 _TAKEN = ("/forecast", "/quality", "/events")
 """Endings of paths that are read about another stream, so that a stream so named could not be."""
+_NO_KEY = "If-Match or If-None-Match keep it from happening twice"
 _FORECAST_QUERY = frozenset(("horizon", "quantile_levels", "future", "num_samples", "seed"))
 
 
@@ -209,6 +211,7 @@ def _with_samples(outcome: Outcome, want: Want, draw: Draw, known: Coming | None
 
 async def _put(request: Request) -> Response:
     refuse_query(request)
+    refuse_header(request, "Idempotency-Key", _NO_KEY)
     engine = engine_of(request)
     service = service_of(request)
     unique_id = unique_id_of(request)
@@ -238,6 +241,7 @@ async def _get(request: Request) -> Response:
 
 async def _delete(request: Request) -> Response:
     refuse_query(request)
+    refuse_header(request, "Idempotency-Key", _NO_KEY)
     engine = engine_of(request)
     ticket = Single()
     engine.submit([Delete(ticket, unique_id_of(request), precondition_of(request))])

@@ -274,6 +274,7 @@ def test_a_name_twice_in_one_stateless_request_is_refused(client):
         ("GET", "/v1/streams/a/forecast?level=80", 422, "level"),
         ("GET", f"/v1/streams/{'x' * 300}", 422, "255"),
         ("GET", "/v1/streams/a%00b", 422, "printable"),
+        ("GET", "/v1/streams/%ff", 422, "not UTF-8"),
     ],
 )
 def test_bad_paths_methods_and_queries_are_problems(client, stream, method, path, status, word):

@@ -161,11 +161,25 @@ def test_a_key_that_is_none_is_refused(stream, key):
     assert (reply.status_code, reply.json()["type"]) == (400, "urn:forecaster:problem:malformed-key")
 
 
-def test_a_bulk_body_takes_no_key(stream):
+@pytest.mark.parametrize("header", ["idempotency-key", "if-match", "if-none-match"])
+def test_a_bulk_body_takes_no_key_and_no_precondition(stream, header):
     line = json.dumps({"unique_id": "a", "ds": ds(10), "y": 1.0})
-    headers = {"idempotency-key": "one", "content-type": "application/x-ndjson"}
+    before = stream.get("/v1/streams/a").json()
 
-    assert stream.post("/v1/observations", content=line, headers=headers).status_code == 422
+    reply = stream.post("/v1/observations", content=line, headers={header: "*", "content-type": "application/x-ndjson"})
+
+    assert reply.status_code == 422
+    assert f"takes no {header.title()}" in reply.json()["detail"]
+    assert stream.get("/v1/streams/a").json() == before
+
+
+def test_a_replacement_takes_no_key_and_neither_does_a_deletion(stream):
+    """It would be done again, and what others observed in between be lost."""
+    before, headers = stream.get("/v1/streams/a").json(), {"idempotency-key": "one"}
+
+    assert stream.put("/v1/streams/a", json={"ds": [ds(0)], "y": [1.0]}, headers=headers).status_code == 422
+    assert stream.delete("/v1/streams/a", headers=headers).status_code == 422
+    assert stream.get("/v1/streams/a").json() == before
 
 
 # -- real processes ----------------------------------------------------------------------------------------------------
