@@ -28,6 +28,7 @@ _UNKNOWN = (
 )
 _GRACE_SHARE = 0.8
 _LONGEST_GRACE = 0.004  # seconds
+_FEW = 32  # lists handed over that are not worth a look for answered ones
 
 
 class Intake:
@@ -69,6 +70,7 @@ class Intake:
         self._stall_seconds = stall_seconds
         self._stalled = False
         self._handed_over: list[list[Item]] = []
+        self._tidy_at = _FEW
         self._watch: asyncio.TimerHandle | None = None
         self._gathered: list[Item] = []
         self._at_work = 0
@@ -145,6 +147,8 @@ class Intake:
             if not self._at_work:
                 self._handed_over.clear()
                 self._working_since = perf_counter()
+            elif len(self._handed_over) >= self._tidy_at:
+                self._tidy()
             self._handed_over.append(self._gathered)
             self._at_work += len(self._gathered)
             if self._watch is None:
@@ -157,7 +161,7 @@ class Intake:
         self._watch = None
         if not self._at_work:
             return
-        self._handed_over = [items for items in self._handed_over if not all(i.ticket.future.done() for i in items)]
+        self._tidy()
         left = self._stall_seconds - self.busy_seconds()
         if left <= 0:
             self._stalled = True
@@ -168,6 +172,11 @@ class Intake:
             self._fail(self._gathered, unavailable(_STUCK))
             self._gathered = []
         self._watch = self._loop.call_later(max(left, self._stall_seconds / 4), self._check)
+
+    def _tidy(self) -> None:
+        """Let go of what has been answered: an engine that never runs out of work would keep replies for long."""
+        self._handed_over = [items for items in self._handed_over if not all(i.ticket.future.done() for i in items)]
+        self._tidy_at = 2 * len(self._handed_over) + _FEW
 
     @staticmethod
     def _fail(items: list[Item], problem: Problem) -> None:

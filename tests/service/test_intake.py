@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine.intake import Intake
-from service.engine.items import Item
+from service.engine.items import Item, Outcome, Single
 from service.problems import Problem
 from tests.service.kit import run
 
@@ -102,6 +102,29 @@ def test_once_handed_over_nobody_is_waited_for_any_more():
             queue.get_nowait()
             queue.get_nowait()
             intake.settled(1, 1, 1)
+
+    run(story())
+
+
+def test_of_an_engine_that_never_runs_out_of_work_nothing_is_kept_that_was_answered():
+    """What was answered holds its reply."""
+
+    async def story() -> None:
+        queue: Queue = SimpleQueue()
+        intake = _intake(queue, full=1)
+        waiting: list[Item] = []
+        for number in range(2000):
+            item = Item(Single(), str(number))
+            waiting.append(item)
+            intake.submit([item])
+            if intake._at_work:
+                intake._gather()
+            await _until(lambda: not queue.empty())
+            queue.get_nowait()
+            if len(waiting) > 20:
+                intake.settled(1, 1, int(waiting.pop(0).ticket.settle(item, Outcome(None, None))))
+            assert intake._at_work
+        assert len(intake._handed_over) <= 100
 
     run(story())
 
