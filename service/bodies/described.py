@@ -71,6 +71,8 @@ class ObservedReply(ForecastReply):
     duplicate: int
     revised: int
     filled: int = Field(description="missing steps filled before new ones")
+    places: list[float | None] = Field(description="where each value lay in what was forecast for it, if that is known")
+    surprises: list[float | None] = Field(description="how far out each lay: 2 is one in a hundred")
 
 
 class Refused(Problem):
@@ -83,6 +85,7 @@ class ForecastsReply(_Reply):
     """Forecasts in the order of the request; of streams, also which of them have none."""
 
     forecasts: list[ForecastReply]
+    refused: list[Refused] | None = Field(None, description="streams that have none, and why")
 
 
 class Counts(_Reply):
@@ -128,6 +131,9 @@ class VerdictsReply(_Reply):
     filled: int
     verdicts: list[str]
     refused: list[RefusedRow] = Field(description="the first hundred")
+    surprising: list[dict[str, Any]] | None = Field(
+        None, description="with min_surprise, the rows that reach it, the most surprising first"
+    )
 
 
 class QualityReply(_Reply):
@@ -335,7 +341,6 @@ EXAMPLES: dict[type[BaseModel], Any] = {
         "filled": 0,
         "verdicts": ["accepted", "unknown_stream"],
         "refused": [{"row": 1, "verdict": "unknown_stream", "detail": "stream 'plant-9' is not known"}],
-        "surprises": [0.12, None],
     },
 }
 """One of each that is sent or answered by itself."""
