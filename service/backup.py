@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sqlalchemy.exc import SQLAlchemyError
 
-from forecaster import Calendar, ForecasterError
+from forecaster import Calendar, ForecasterError, InputError
 from service.errors import ServiceError, StoreError
 from service.naming import check_model_name, file_of, store_of
 from service.store import Store
@@ -80,7 +80,7 @@ def export_streams(store: Store, folder: Path, until: str | None = None) -> dict
     if claimed is None:
         raise StoreError("the store has never been served from, so there is nothing to export")
     calendar = Calendar(*claimed)
-    step = None if until is None else int(calendar.parse([int(until) if calendar.is_integer else until])[0])
+    step = None if until is None else _step(calendar, until)
     ds = calendar.to_index(np.array([0], dtype=np.int64))
     log_schema = pa.schema([("unique_id", pa.string()), ("ds", pa.Array.from_pandas(ds).type), *_LOG])
 
@@ -142,6 +142,15 @@ def import_streams(store: Store, folder: Path, *, replace: bool = False) -> dict
     streams = [row for part in _read(folder / _FILES[0], StreamRow) for row in part]
     store.load(streams, _read(folder / _FILES[1], LogRow), _read(folder / _FILES[2], SnapshotRow), replace=replace)
     return manifest
+
+
+def _step(calendar: Calendar, ds: str) -> int:
+    if not calendar.is_integer:
+        return int(calendar.parse([ds])[0])
+    try:
+        return int(ds)
+    except ValueError as error:
+        raise InputError(f"until is {ds!r}, expected the number of a step") from error
 
 
 def _table(rows: Sequence[StreamRow] | Sequence[SnapshotRow], schema: pa.Schema) -> pa.Table:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import torch
 
@@ -34,8 +36,8 @@ def forecast_histories(model: ServedModel, body: ForecastsRequest, max_history_s
     check_reply_size(len(body.series), want)
     names = [series.unique_id for series in body.series]
     if len(set(names)) < len(names):
-        repeated = next(name for i, name in enumerate(names) if name in names[:i])
-        raise InputError(f"series {repeated!r} appears twice; names must be unique within a request")
+        (name, _), *_ = Counter(names).most_common(1)
+        raise InputError(f"series {name!r} appears twice; names must be unique within a request")
     histories = [read_history(model, s.unique_id, s, max_history_steps) for s in body.series]
     total = sum(history.length for history in histories)
     if total > _TOTAL * max_history_steps:

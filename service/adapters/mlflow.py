@@ -217,8 +217,9 @@ def _series(columns: Mapping[str, Sequence[Any]], covariates: CovariatesConfig) 
     if missing or not columns["unique_id"]:
         raise InputError(f"columns {', '.join(missing)} are missing" if missing else "there are no rows")
     table = {name: missing_as_none(columns[name]) for name in needed}
-    if len({len(values) for values in table.values()}) != 1:
-        raise InputError("the columns have different lengths")
+    lengths = {name: len(values) for name, values in table.items()}
+    if len(set(lengths.values())) != 1:
+        raise InputError(f"the columns have different lengths: {lengths}")
     groups: dict[str, list[int]] = {}
     for row, name in enumerate(table["unique_id"]):
         if type(name) not in (str, int):

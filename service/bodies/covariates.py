@@ -111,8 +111,10 @@ def read_future(
     if "ds" not in future:
         return Coming(table)
     steps = dates.steps(future["ds"])
-    if steps != list(range(steps[0], steps[0] + length)):
-        raise InputError("the ds of future must be consecutive steps")
+    for i in range(1, length):
+        if steps[i] != steps[i - 1] + 1:
+            before, found = future["ds"][i - 1 : i + 1]
+            raise InputError(f"future has ds {found} after {before} (row {i}), expected consecutive steps")
     return Coming(table, steps[0])
 
 

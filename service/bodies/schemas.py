@@ -6,6 +6,7 @@ finite and at most 1e30 in magnitude, or None for a missing value.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -135,7 +136,8 @@ class ForecastsRequest(_Strict):
             if self.num_samples is not None or self.seed is not None:
                 raise ValueError("samples are drawn of one stream at a time: GET /v1/streams/{unique_id}/forecast")
             if len(set(self.streams)) < len(self.streams):
-                raise ValueError("a stream appears twice; names must be unique within a request")
+                (name, _), *_ = Counter(self.streams).most_common(1)
+                raise ValueError(f"stream {name!r} appears twice; names must be unique within a request")
             if isinstance(self.future, dict) and (others := sorted(self.future.keys() - set(self.streams))):
                 raise ValueError(f"future names {others[0]!r}, which is none of the streams")
         return self

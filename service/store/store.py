@@ -116,8 +116,8 @@ class Store:
 
     Parameters
     ----------
-    engine
-        An opened database whose schema is ready; see `Store.open`.
+    engine, tables
+        An opened database whose schema is ready, and its description; see `Store.open`.
     """
 
     def __init__(self, engine: Engine, tables: Tables) -> None:
