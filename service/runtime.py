@@ -155,7 +155,7 @@ class Service:
         if self._watcher is not None:
             await asyncio.to_thread(self._watcher.stop)
         if self._trimmer is not None:
-            await asyncio.to_thread(self._trimmer.stop)
+            await asyncio.to_thread(self._trimmer.stop, self.settings.drain_seconds)
         if self._challenger_watcher is not None:
             await asyncio.to_thread(self._challenger_watcher.stop)
         if self.challenger is not None:

@@ -59,10 +59,10 @@ class Trimmer:
         self._task = (model, keep)
         self._metrics.retention_steps.set(keep)
 
-    def stop(self) -> None:
-        """Finish the transaction at hand, and end."""
+    def stop(self, seconds: float) -> None:
+        """Finish the transaction at hand, and end; a database that does not answer is waited for so long."""
         self._stopping.set()
-        self._thread.join()
+        self._thread.join(seconds)
 
     def _work(self) -> None:
         while not self._stopping.is_set():

@@ -8,6 +8,10 @@ import pytest
 
 from service import runtime
 from service.app import create_app
+from service.engine.trimmer import Trimmer
+from service.metrics import Metrics
+from service.models.served import ServedModel
+from service.store import Store
 from tests.service.kit import LocalClient, history, observations, until
 from tests.service.test_http import assert_problem
 
@@ -81,6 +85,22 @@ def test_a_stuck_engine_leaves_nobody_waiting_and_loses_nothing(client, monkeypa
     assert (again["duplicate"], again["accepted"]) == (1, 0)
     assert client.post("/v1/streams/b/observations", json=observations((1, 2.0))).json()["accepted"] == 1
     assert (client.service.engine._intake.pending, client.service.engine._intake.waiting) == (0, 0)
+
+
+def test_a_trimmer_whose_database_hangs_does_not_keep_the_process_from_ending(settings, tiny_forecaster, monkeypatch):
+    store, released = Store.open(settings.store), threading.Event()
+    monkeypatch.setattr(store, "page_by_id", lambda *_: released.wait(30) and [])
+    trimmer = Trimmer(store, Metrics(), lambda _begins: None, 60.0)
+    trimmer.follow(ServedModel("tiny", "1", tiny_forecaster), 100)
+    trimmer.start()
+
+    trimmer.stop(0.05)
+
+    assert trimmer._thread.is_alive()
+    released.set()
+    trimmer.stop(30)
+    assert not trimmer._thread.is_alive()
+    store.close()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
