@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -41,6 +42,7 @@ __all__ = ["Engine", "Limits"]
 
 _STALE_RETRIES = 3
 _STALE_RETRIES_ALONE = 20  # each loss is another's success, so this many in a row are rare
+_LAST_SNAPSHOTS = 0.8  # of the time to end in
 _FORGET_EVERY = 60.0  # seconds between two looks for replies that have been kept long enough
 _T = TypeVar("_T")
 
@@ -116,6 +118,7 @@ class Engine:
         metrics.pending.set_function(lambda: self._intake.pending)
         metrics.busy_seconds.set_function(self._intake.busy_seconds)
         self._stopping = False
+        self._snapshots_until = math.inf
         self._forget_at = time.monotonic() + _FORGET_EVERY
         self._started = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -191,7 +194,7 @@ class Engine:
         return self._intake.busy_seconds()
 
     def stop(self, seconds: float | None = None) -> bool:
-        """Do what has arrived, write snapshots, and end. Blocks; not for the event loop.
+        """Do what has arrived, write snapshots as far as there is time, and end. Blocks; not for the event loop.
 
         Parameters
         ----------
@@ -202,6 +205,8 @@ class Engine:
         -------
         Whether it has ended.
         """
+        if seconds is not None:
+            self._snapshots_until = time.monotonic() + _LAST_SNAPSHOTS * seconds
 
         def last() -> None:
             self._stopping = True
@@ -225,7 +230,9 @@ class Engine:
                 elif self._stopping:
                     break
             try:
-                self._residents.save(self._residents.unsaved())
+                left = self._residents.save(self._residents.unsaved(), self._snapshots_until)
+                if left:
+                    logging.getLogger("service").warning("no time for the last snapshots of %d streams", left)
             except Exception:
                 # Snapshots only make the next start faster.
                 logging.getLogger("service").exception("no snapshots at shutdown")

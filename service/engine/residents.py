@@ -8,6 +8,8 @@ than the capacity, so who comes in makes room first, and one touch may name no m
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -156,12 +158,15 @@ class Residents:
         """Streams whose latest steps are in no snapshot."""
         return [resident for resident in self._by_name.values() if resident.unsaved]
 
-    def save(self, residents: Sequence[Resident]) -> None:
-        """Write snapshots of some residents."""
+    def save(self, residents: Sequence[Resident], until: float = math.inf) -> int:
+        """Write snapshots of some residents, until a time (`time.monotonic`); how many were left then."""
         for start in range(0, len(residents), _RESTORE):
+            if time.monotonic() >= until:
+                return len(residents) - start
             part = residents[start : start + _RESTORE]
             states = self.slab.gather([resident.row for resident in part]).to_bytes()
             records = {r.record: state for r, state in zip(part, states, strict=True)}
             self._metrics.snapshots.inc(self._store.save_snapshots(self.model.key, records, bases=self._bases))
             for resident in part:
                 resident.unsaved = 0
+        return 0

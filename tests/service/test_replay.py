@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -215,6 +216,20 @@ def test_a_failed_commit_changes_nothing_in_memory(tiny_forecaster, tmp_path, mo
             machine.observe({"a": [(3, 4.0)]}, revise=False, whole=True)
         except OSError:
             pass
+    machine.check()
+    machine.close()
+
+
+def test_snapshots_that_there_is_no_time_for_are_left_and_counted(tiny_forecaster, tmp_path):
+    machine = Machine(tiny_forecaster, tmp_path)
+    for name in "abc":
+        machine.create(name, [0, 1, 2], [1.0, 2.0, 3.0])
+    unsaved = machine.residents.unsaved()
+
+    assert len(unsaved) == machine.residents.save(unsaved, until=time.monotonic()) == 3
+    assert machine.residents.unsaved() == unsaved
+    assert machine.residents.save(unsaved) == 0
+    assert machine.residents.unsaved() == []
     machine.check()
     machine.close()
 
