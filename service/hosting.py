@@ -188,9 +188,7 @@ class Host:
         if self.keys is not None:
             self._tasks.append(loop.create_task(self._watch_keys(self.keys)))
         for hosted in self.hosted.values():
-            if hosted.service is not None:
-                await hosted.service.start()
-            else:
+            if hosted.service is None or not await self._started(hosted, hosted.service):
                 self._tasks.append(loop.create_task(self._try_again(hosted)))
 
     async def stop(self) -> None:
@@ -212,6 +210,20 @@ class Host:
             if hosted.service is not None:
                 hosted.service.leave()
 
+    async def _started(self, hosted: Hosted, service: Service) -> bool:
+        """Start a service. One of several that cannot start is as one that cannot be opened; whether it did."""
+        try:
+            await service.start()
+        except Exception as error:
+            if len(self.hosted) == 1:
+                raise
+            hosted.service = None
+            self._failed(hosted, error)
+            await service.stop()
+            return False
+        hosted.service, hosted.trouble = service, None
+        return True
+
     async def _try_again(self, hosted: Hosted) -> None:
         """A model that could not be opened serves as soon as it can."""
         while not await self._paused(hosted.settings.poll_seconds):
@@ -220,9 +232,8 @@ class Host:
             except Exception as error:
                 self._failed(hosted, error)
             else:
-                await service.start()
-                hosted.service, hosted.trouble = service, None
-                return
+                if await self._started(hosted, service):
+                    return
 
     async def _watch_keys(self, keys: KeyRing) -> None:
         """Keys come and go without a restart."""

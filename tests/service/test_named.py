@@ -23,6 +23,7 @@ from service.hosting import Host
 from service.keys import main as make_key
 from service.models.served import load_model
 from service.naming import prefix_of, store_of
+from service.runtime import Service
 from service.settings import Settings
 from service.store import Store
 from tests.forecaster.kit import config_of, forecaster_of
@@ -337,6 +338,23 @@ def test_whatever_breaks_one_model_the_others_start(folders, store_url, monkeypa
         assert client.put("/models/other/v1/streams/a", json=history([1.0])).status_code == 201
         monkeypatch.undo()
         until(lambda: client.get("/readyz").json()["status"] == "ready")
+
+
+def test_a_model_that_opens_and_cannot_start_is_tried_again_and_the_others_serve(folders, store_url, monkeypatch):
+    starting, failures = Service.start, iter(range(3))
+
+    async def fail(service):
+        if service.settings.model == folders["steps"] and next(failures, None) is not None:
+            raise OSError("the database went away")
+        await starting(service)
+
+    monkeypatch.setattr(Service, "start", fail)
+    with LocalClient(create_app(several(folders, store_url))) as client:
+        assert "the database went away" in client.get("/readyz").json()["models"]["steps"]["checks"]["model"]
+        assert client.put("/models/other/v1/streams/a", json=history([1.0])).status_code == 201
+        until(lambda: client.get("/readyz").json()["status"] == "ready")
+        assert next(failures, None) is None
+        assert client.put("/models/steps/v1/streams/a", json={"ds": [0], "y": [1.0]}).status_code == 201
 
 
 def test_a_process_none_of_whose_models_can_be_opened_does_not_start(tmp_path, store_url):
