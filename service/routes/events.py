@@ -99,12 +99,13 @@ class _Asked(NamedTuple):
         Raises
         ------
         Problem
-            404 if the stream is gone, 503 if the engine takes no more questions.
+            404 if the stream is gone, 422 if the model has changed to one that cannot answer, 503 if the engine takes
+            no more questions.
         """
         try:
             outcome = await self.look(self.want)
         except Problem as problem:
-            if problem.status in (404, 503):
+            if problem.status != 409:
                 raise
             return b"", last  # there is nothing to forecast from yet
         name = f"{outcome.record.version}-{outcome.model.version}"
@@ -115,7 +116,7 @@ class _Asked(NamedTuple):
 
 
 class _EventStream(Response):
-    """Sends events until the client goes, the stream is forgotten, or the service leaves."""
+    """Sends events until the client goes, the stream cannot be forecast any more, or the service leaves."""
 
     def __init__(self, asked: _Asked, subscriptions: Subscriptions, last: str | None, *, shared: bool) -> None:
         self.status_code = 200
@@ -152,7 +153,8 @@ class _EventStream(Response):
             except Problem as problem:
                 if problem.status == 404:
                     await _write(send, b"event: deleted\ndata: {}\n\n")
-                    return
+                if problem.status != 503:
+                    return  # who comes back is told why as anywhere else
                 event = b""
                 await asyncio.sleep(_ELSEWHERE)  # too much is waiting; a forecast is still due
                 changed.set()

@@ -13,6 +13,7 @@ import pytest
 
 from service.app import create_app
 from service.models.served import ServedModel
+from tests.forecaster.kit import config_of, forecaster_of
 from tests.service.kit import LocalClient, Server, history, observations
 
 PATH = "/v1/streams/a"
@@ -140,6 +141,18 @@ def test_a_new_model_makes_an_event(stream, challenger):
         event = reader.next()
 
     assert (event["id"], event["data"]["model"]) == ("1-2", {"name": "other", "version": "2"})
+
+
+def test_a_new_model_that_cannot_answer_ends_the_events_and_says_why_to_who_comes_back(stream):
+    shorter = ServedModel("shorter", "2", forecaster_of(config_of().with_overrides({"horizon": 2}), 1))
+    with Reader(stream, query="horizon=24") as reader:
+        assert len(reader.next()["data"]["ds"]) == 24
+        stream.service.engine.swap(shorter).result(20)
+        observe(stream, 20)
+        assert reader.next() is None
+    with Reader(stream, query="horizon=24") as reader:
+        stream.call(asyncio.wait_for(reader._task, 10))
+        assert reader.status == 422
 
 
 def test_a_stream_that_is_forgotten_ends_its_events(stream):
