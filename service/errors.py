@@ -5,14 +5,15 @@
     ServiceError
     ├── StoreError          the store cannot be used: newer schema, other frequency, unreachable
     ├── ModelError          no usable model behind the reference
-    └── StaleStreams        another process changed these streams first; read again and retry
+    ├── StaleStreams        another process changed these streams first; read again and retry
+    └── UnknownOutcome      the store failed while a transaction ended; it may be kept or undone
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["ModelError", "ServiceError", "StaleStreams", "StoreError"]
+__all__ = ["ModelError", "ServiceError", "StaleStreams", "StoreError", "UnknownOutcome"]
 
 
 class ServiceError(Exception):
@@ -33,3 +34,7 @@ class StaleStreams(ServiceError):
     def __init__(self, unique_ids: Iterable[str]) -> None:
         self.unique_ids = list(unique_ids)
         super().__init__(f"{len(self.unique_ids)} streams were changed by another process")
+
+
+class UnknownOutcome(ServiceError):
+    """The store failed while a transaction ended, so nobody knows whether it is kept."""

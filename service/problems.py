@@ -27,6 +27,7 @@ __all__ = [
     "install",
     "invalid",
     "nothing_there",
+    "outcome_unknown",
     "overloaded",
     "problem_of",
     "problem_response",
@@ -112,6 +113,15 @@ def nothing_there(method: str, path: str, methods: Sequence[str] = ()) -> Proble
 def unavailable(detail: str) -> Problem:
     """503: not now; nothing was changed, and the same request may be sent again."""
     return Problem(503, "unavailable", detail, headers={"retry-after": "1"})
+
+
+def outcome_unknown() -> Problem:
+    """503: it may have been taken or not, and the same request may be sent again."""
+    detail = (
+        "the store has not said in time that it has this, so it is not known whether this was taken; "
+        "send it again: what was taken is not taken twice"
+    )
+    return Problem(503, "outcome-unknown", detail, headers={"retry-after": "1"})
 
 
 def overloaded() -> Problem:

@@ -29,10 +29,10 @@ from service.engine.residents import Residents
 from service.engine.subscriptions import Subscriptions
 from service.engine.survey import Survey
 from service.engine.verdicts import Verdict
-from service.errors import StaleStreams
+from service.errors import StaleStreams, UnknownOutcome
 from service.metrics import Metrics
 from service.models.served import ServedModel
-from service.problems import failed, unavailable
+from service.problems import failed, outcome_unknown, unavailable
 from service.store import Store
 
 if TYPE_CHECKING:
@@ -314,7 +314,7 @@ class Engine:
             except StaleStreams as stale:
                 if not self._limits.check_versions:  # which they are, the next attempt finds out by itself
                     self._residents.drop(stale.unique_ids)
-            except SQLAlchemyError as error:
+            except (SQLAlchemyError, UnknownOutcome) as error:
                 return self._without_store(items, error), []
             except Exception:
                 return self._apart(items), []
@@ -327,11 +327,17 @@ class Engine:
             item: unavailable("this stream is being changed by others; send the request again") for item in items
         }, []
 
-    def _without_store(self, items: list[Item], error: SQLAlchemyError) -> dict[Item, Result]:
+    def _without_store(self, items: list[Item], error: SQLAlchemyError | UnknownOutcome) -> dict[Item, Result]:
         self._metrics.failed_commits.inc()
         logging.getLogger("service").error("the store failed: %s", str(error).splitlines()[0])
+        unknown = isinstance(error, UnknownOutcome)
+        if unknown:
+            # What is in memory may be behind what is stored.
+            self._residents.drop([item.unique_id for item in items])
         refused: dict[Item, Result] = {
-            item: unavailable("the store does not accept data at present; nothing was changed")
+            item: outcome_unknown()
+            if unknown
+            else unavailable("the store does not accept data at present; nothing was changed")
             for item in items
             if item.writes
         }

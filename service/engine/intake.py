@@ -17,15 +17,11 @@ from queue import SimpleQueue
 from time import perf_counter
 
 from service.engine.items import Item
-from service.problems import Problem, overloaded, unavailable
+from service.problems import Problem, outcome_unknown, overloaded, unavailable
 
 __all__ = ["Intake"]
 
 _STUCK = "the store does not answer at present; nothing was changed"
-_UNKNOWN = (
-    "the store has not answered in time, so it is not known whether this was taken; "
-    "send it again: what was taken is not taken twice"
-)
 _GRACE_SHARE = 0.8
 _LONGEST_GRACE = 0.004  # seconds
 _FEW = 32  # lists handed over that are not worth a look for answered ones
@@ -166,7 +162,7 @@ class Intake:
         if left <= 0:
             self._stalled = True
             for items in self._handed_over:
-                self._fail(items, Problem(503, "outcome-unknown", _UNKNOWN, headers={"retry-after": "1"}))
+                self._fail(items, outcome_unknown())
             self.pending -= sum(item.weight for item in self._gathered)
             self.waiting -= len({id(item.ticket) for item in self._gathered})
             self._fail(self._gathered, unavailable(_STUCK))

@@ -117,6 +117,8 @@ class MicroBatch:
         ------
         StaleStreams
             Another process was faster; drop these residents and run again.
+        UnknownOutcome
+            The store failed, and may have kept it all the same.
         SQLAlchemyError
             The store failed.
         """

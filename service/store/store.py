@@ -17,9 +17,9 @@ from secrets import token_hex
 from typing import Any, NamedTuple, Self, TypeVar
 
 from sqlalchemy import Connection, Engine, and_, bindparam, delete, func, insert, select, update
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from service.errors import StaleStreams, StoreError
+from service.errors import StaleStreams, StoreError, UnknownOutcome
 from service.store.copying import Dump, LogRow, SnapshotRow, StreamRow, dump, load
 from service.store.database import open_database, reading
 from service.store.replies import StoredReply, forget_replies, read_replies, write_replies
@@ -417,10 +417,13 @@ class Store:
         ------
         StaleStreams
             Another process changed or created one of the streams; nothing was written.
+        UnknownOutcome
+            The database failed while the transaction ended, or the connection to it did.
         SQLAlchemyError
-            The database failed; nothing was written.
+            The database failed before that; nothing was written.
         """
         created: list[StreamRecord] = []
+        ending = False
         try:
             with self._engine.begin() as connection:
                 if changes.streams:
@@ -437,15 +440,18 @@ class Store:
                     connection.execute(self._void, [{"b_id": i, "b_step": s} for i, s in changes.rewound])
                 if proceed is not None and (replies := proceed.result()):
                     write_replies(connection, replies, replies_since)
+                ending = True
         except IntegrityError as error:
             # Only another writer can have put a row where this process saw none.
             names = [record.unique_id for record, _ in changes.streams] + [n.record.unique_id for n in changes.created]
             raise StaleStreams(names) from error
-        except OperationalError as error:
-            if getattr(error.orig, "sqlstate", None) not in _LOST_RACES:
-                raise
-            # The server has undone this one of two transactions that waited for each other.
-            raise StaleStreams(record.unique_id for record, _ in changes.streams) from error
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) in _LOST_RACES:
+                # The server has undone this one of two transactions that waited for each other.
+                raise StaleStreams(record.unique_id for record, _ in changes.streams) from error
+            if ending:
+                raise UnknownOutcome(f"a transaction could not be ended: {error.orig}") from error
+            raise
         return created
 
     def _advance_streams(self, connection: Connection, streams: list[tuple[StreamRecord, int]]) -> None:

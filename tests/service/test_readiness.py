@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 
 import pytest
@@ -85,6 +86,29 @@ def test_a_stuck_engine_leaves_nobody_waiting_and_loses_nothing(client, monkeypa
     assert (again["duplicate"], again["accepted"]) == (1, 0)
     assert client.post("/v1/streams/b/observations", json=observations((1, 2.0))).json()["accepted"] == 1
     assert (client.service.engine._intake.pending, client.service.engine._intake.waiting) == (0, 0)
+
+
+def test_a_commit_that_fails_at_its_very_end_may_have_been_kept_and_nobody_is_told_otherwise(client, monkeypatch):
+    """As when the connection breaks before the database's answer arrives; nothing in memory is behind afterwards."""
+    client.put("/v1/streams/a", json=history([1.0]))
+    dialect = client.service.store._engine.dialect
+    commit = dialect.do_commit
+
+    def lost(connection):
+        commit(connection)
+        raise sqlite3.OperationalError("the connection was lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dialect, "do_commit", lost)
+        kept = client.post("/v1/streams/a/observations", json=observations((1, 2.0)))
+        created = client.put("/v1/streams/b", json=history([3.0]))
+    for reply in (kept, created):
+        assert_problem(reply, 503, "not known", "not taken twice")
+        assert reply.json()["type"].endswith(":outcome-unknown")
+
+    assert client.get("/v1/streams/a").json()["version"] == 2
+    assert client.get("/v1/streams/b").json()["version"] == 1
+    assert client.post("/v1/streams/a/observations", json=observations((1, 2.0))).json()["duplicate"] == 1
 
 
 def test_a_trimmer_whose_database_hangs_does_not_keep_the_process_from_ending(settings, tiny_forecaster, monkeypatch):
