@@ -1,7 +1,8 @@
 """Features: what the network sees at each step, and the seasonal anchors its forecast starts from.
 
 Pure functions of a `History`; sizes follow from the configuration alone. Anchors are values of the recent past that
-could simply be repeated: the last value, the value one season before the target, the mean over the seasons in the ring.
+could simply be repeated: the last value, the value one season before the target, the mean over the seasons in the ring;
+and the same moved along the ring's trend.
 
 Axes: B row, T step, W ring value (oldest first), F feature, A anchor, H horizon step.
 """
@@ -40,7 +41,7 @@ def features(history: History) -> Tensor:
 
 def num_anchors(seasonality: tuple[int, ...], ring_length: int) -> int:
     """Number of anchors A."""
-    return len(_last_season(seasonality)) + len(_mean_season(seasonality, ring_length))
+    return 2 * (len(_last_season(seasonality)) + len(_mean_season(seasonality, ring_length)))
 
 
 def naive_anchor(seasonality: tuple[int, ...]) -> int:
@@ -52,7 +53,7 @@ def anchors(scaled: Tensor, seasonality: tuple[int, ...], horizon: int) -> Tenso
     """Candidate forecasts in scaled coordinates, shape [..., A, H], from the scaled ring [..., W]."""
     width = scaled.shape[-1]
     periods, mean_periods = _last_season(seasonality), _mean_season(seasonality, width)
-    found = scaled.new_empty(*scaled.shape[:-1], len(periods) + len(mean_periods), horizon)
+    found = scaled.new_empty(*scaled.shape[:-1], num_anchors(seasonality, width), horizon)
     kernels.cycles(
         scaled.reshape(-1, width).numpy(),
         np.array(periods, dtype=np.int64),

@@ -478,9 +478,21 @@ def _sum_of_every(numbers: Float32, period: int, count: int) -> np.float32:
     return total
 
 
+@_sum
+def _slope(numbers: Float32) -> np.float32:
+    """Change per step of the line of least squares through numbers; 0 of a single one."""
+    count = np.float32(numbers.shape[0])
+    middle = (count - np.float32(1)) / np.float32(2)
+    total = np.float32(0)
+    for i in range(numbers.shape[0]):
+        total += (np.float32(i) - middle) * numbers[i]
+    slope: np.float32 = np.float32(12) * total / max(count * (count * count - np.float32(1)), np.float32(1))
+    return slope
+
+
 @_loop
 def cycles(scaled: Float32, periods: Int64, mean_periods: Int64, found: Float32) -> None:
-    """Repeat recent cycles, and mean cycles, over the horizon.
+    """Repeat recent cycles, and mean cycles, over the horizon; then all of them once more, moved along the trend.
 
     Parameters
     ----------
@@ -491,19 +503,24 @@ def cycles(scaled: Float32, periods: Int64, mean_periods: Int64, found: Float32)
     mean_periods
         Of the cycles that are means over as many as fit into the ring.
     found
-        Written: one anchor per period, shape [N, A, S].
+        Written, shape [N, A, S]: half of the anchors, one per period, repeat; the other half moves as the ring's line
+        of least squares does from the middle of what is repeated to the step.
     """
     width, steps = scaled.shape[1], found.shape[2]
+    half = found.shape[1] // 2
     for n in range(scaled.shape[0]):
-        for a in range(found.shape[1]):
+        slope = _slope(scaled[n])
+        for a in range(half):
             late = a < periods.shape[0]
             period = periods[a] if late else mean_periods[a - periods.shape[0]]
             count = 1 if late else width // period
-            anchor = found[n, a]
+            anchor, moved = found[n, a], found[n, half + a]
             for s in range(min(period, steps)):
                 anchor[s] = _sum_of_every(scaled[n, width - count * period + s :], period, count) / count
             for s in range(period, steps):
                 anchor[s] = anchor[s - period]
+            for s in range(steps):
+                moved[s] = anchor[s] + slope * np.float32(s - s % period + period * (count + 1) / 2)
 
 
 @_loop

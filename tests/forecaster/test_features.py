@@ -20,7 +20,7 @@ from forecaster.state import StateLayout
     cycles=st.integers(1, 4),
     horizon=st.integers(1, 30),
 )
-def test_anchors_repeat_the_last_cycle_and_the_mean_cycle(
+def test_anchors_repeat_the_last_cycle_and_the_mean_cycle_and_follow_the_trend(
     seasonality: tuple[int, ...], cycles: int, horizon: int
 ) -> None:
     width = seasonality[-1] * cycles
@@ -29,17 +29,18 @@ def test_anchors_repeat_the_last_cycle_and_the_mean_cycle(
     found = anchors(torch.from_numpy(ring).unsqueeze(0), seasonality, horizon)[0].numpy()
 
     periods = sorted({1, *seasonality})
-    columns = [[ring[width - p + h % p] for h in range(horizon)] for p in periods]
+    repeated = [[[width - p + h % p] for h in range(horizon)] for p in periods]
     for p in periods:
         if width // p >= 2:
-            columns.append(
-                [
-                    np.mean([ring[i] for i in range(width % p, width) if (width - i + h) % p == 0])
-                    for h in range(horizon)
-                ]
+            repeated.append(
+                [[i for i in range(width % p, width) if (width - i + h) % p == 0] for h in range(horizon)]
             )
+    means = np.array([[ring[places].mean() for places in row] for row in repeated])
+    ahead = np.array([[width + h - np.mean(places) for h, places in enumerate(row)] for row in repeated])
+    slope = np.polyfit(np.arange(width), ring, 1)[0] if width > 1 else 0.0
     assert found.shape == (num_anchors(seasonality, width), horizon)
-    np.testing.assert_allclose(found, np.array(columns), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found[: len(means)], means, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found[len(means) :], means + slope * ahead, rtol=1e-5, atol=1e-5)  # a slope is float32
 
 
 @pytest.mark.parametrize("width", [1, 24, 192, 193, 336, 672, 1024, 2016])
