@@ -29,6 +29,12 @@ Float = npt.NDArray[np.float64]
 SHORTEST_SEGMENT = 8
 """Chunks in a segment that is cut from a longer series: its first chunk only warms up, so shorter ones waste."""
 
+COMPANY = 48
+"""Series of those beside the panel's own that are played in each pass."""
+
+OWN_SHARE = 1 / 5
+"""Plays of the panel's own segments per play of company, at least: with many more they are learnt by heart."""
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -125,6 +131,8 @@ class Lanes:
         Whether lanes reset only where a segment begins; if not, they reset at every chunk, and every step counts.
     targets
         What may be learnt from, where that is not all of the panel's values: one array per series.
+    beside
+        How many series at the end of the panel only keep the others company: each pass plays `COMPANY` of them.
     """
 
     def __init__(
@@ -138,13 +146,20 @@ class Lanes:
         generator: np.random.Generator,
         carry: bool = True,
         targets: Sequence[Float] | None = None,
+        beside: int = 0,
     ) -> None:
         self.panel, self.chunk_length, self.horizon = panel, chunk_length, horizon
         self.targets = panel.values if targets is None else targets
         self.prefix_length, self.generator, self.carry = prefix_length, generator, carry
-        self.segments = cut_segments(panel.lengths.tolist(), lanes=lanes, chunk_length=chunk_length)
-        self.lanes = min(lanes, len(self.segments))
-        chunks = sum(math.ceil((segment.end - segment.start) / chunk_length) for segment in self.segments)
+        lengths = panel.lengths.tolist()
+        own = len(lengths) - beside
+        self.segments = cut_segments(lengths[:own], lanes=lanes, chunk_length=chunk_length)
+        self.beside = [Segment(series, 0, lengths[series]) for series in range(own, len(lengths))]
+        company = self.beside[:COMPANY]
+        self.segments *= max(1, round(OWN_SHARE * len(company) / len(self.segments)))
+        played = self.segments + company
+        self.lanes = min(lanes, len(played))
+        chunks = sum(math.ceil((segment.end - segment.start) / chunk_length) for segment in played)
         self.chunks_per_pass = math.ceil(chunks / self.lanes)
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -156,7 +171,7 @@ class Lanes:
             for lane, place in enumerate(playing):
                 if place is None or place[1] >= place[0].end:
                     if not queue:
-                        queue = [self.segments[i] for i in self.generator.permutation(len(self.segments))]
+                        queue = self._pass()
                     segment = queue.pop()
                     room = min(self.chunk_length, (segment.end - segment.start) // 4 + 1)
                     playing[lane] = (segment, segment.start + int(self.generator.integers(room)))
@@ -165,6 +180,12 @@ class Lanes:
                 resets = list(range(self.lanes))
             yield self._chunk([place for place in playing if place is not None], resets)
             playing = [(place[0], place[1] + self.chunk_length) for place in playing if place is not None]
+
+    def _pass(self) -> list[Segment]:
+        """Segments of one pass, in random order."""
+        company = [self.beside[i] for i in self.generator.permutation(len(self.beside))[:COMPANY]]
+        played = self.segments + company
+        return [played[i] for i in self.generator.permutation(len(played))]
 
     def _chunk(self, places: list[tuple[Segment, int]], resets: list[int]) -> Chunk:
         ends = np.array([segment.end - at for segment, at in places])

@@ -141,6 +141,9 @@ class TrainingConfig:
     finish
         Share of the run, at its end, that goes on from the judged weights on all of the data, held-out steps included;
         0: the judged weights are served.
+    imagined
+        Whether series drawn from a broad prior are learnt from beside the panel's own: ``on``, ``off``, or ``auto``:
+        where the panel is too small to tell what series are like. See `forecaster.training.imagining`.
     precision
         Of the recurrent layers in training: ``32``, ``bf16`` (mixed), or ``auto``: bf16 where the processor is faster
         with it, at a small cost in accuracy per update. Validation, backtest and service always compute in float32.
@@ -162,6 +165,7 @@ class TrainingConfig:
     validation_horizons: int = 1
     patience: int = 16
     finish: float = 0.25
+    imagined: Literal["auto", "on", "off"] = "auto"
     precision: Literal["auto", "32", "bf16"] = "32"
     seed: int = 0
 
@@ -183,6 +187,7 @@ class TrainingConfig:
             0 <= self.validation_horizons <= 16, "training.validation_horizons", self.validation_horizons, "0 to 16"
         )
         _require(0 <= self.finish <= 0.5, "training.finish", self.finish, "0 to 0.5")
+        _require(self.imagined in ("auto", "on", "off"), "training.imagined", self.imagined, "auto, on or off")
         _require(self.precision in ("auto", "32", "bf16"), "training.precision", self.precision, "auto, 32 or bf16")
         _require(0 <= self.seed < 2**32, "training.seed", self.seed, "0 to 2**32 - 1")
 

@@ -255,6 +255,18 @@ class Panel:
             self.static[rows],
         )
 
+    def beside(self, other: Panel) -> Panel:
+        """These series, then those of another panel with the same calendar and covariates."""
+        return Panel(
+            self.calendar,
+            self.unique_ids + other.unique_ids,
+            np.concatenate([self.first_steps, other.first_steps]),
+            self.values + other.values,
+            self.covariates,
+            self.tables + other.tables,
+            np.concatenate([self.static, other.static]),
+        )
+
     def future(self, horizon: int) -> Float:
         """Known columns at the `horizon` steps after each series' end, shape [N, horizon, K].
 

@@ -33,6 +33,9 @@ LONGEST_RACE = 200
 RUNNERS = 256
 """Series that decide a race at most."""
 
+FEWEST_JUDGED = 64
+"""Observed values that decide it at least: among fewer, chance does."""
+
 RING_LENGTHS = 4
 """Rings of history that the judged forecasts start from: as much as a state remembers well."""
 
@@ -41,6 +44,9 @@ SMALL_PANEL = 2**19
 
 ENSEMBLE = 4
 """Members of it."""
+
+TINY_PANEL = 2**13
+"""Observed values up to which series are imagined beside the panel's own."""
 
 JUDGED_BY = ("smape", "mase", "wql")
 
@@ -62,7 +68,7 @@ def race_length(config: Config) -> int:
 
 
 def choose(config: Config, panel: Panel, held_out: int, train: Train) -> Choice:
-    """Choose support, transform and the size of the ensemble.
+    """Choose support, company for a tiny panel, transform and the size of the ensemble.
 
     Parameters
     ----------
@@ -82,6 +88,9 @@ def choose(config: Config, panel: Panel, held_out: int, train: Train) -> Choice:
         config = replace(config, support="real" if lowest < 0 else "nonnegative")
         because = below if lowest < 0 else "no value is below 0, so none will be forecast"
         said = (f"support {config.support}: {because}",)
+    if config.training.imagined == "auto":
+        config, because = _choose_imagined(config, panel)
+        said = (*said, f"imagined series {config.training.imagined}: {because}")
     if config.transform == "auto":
         config, because = _choose_transform(config, panel, held_out, train, below if lowest < 0 else "")
         said = (*said, f"transform {config.transform}: {because}")
@@ -91,9 +100,27 @@ def choose(config: Config, panel: Panel, held_out: int, train: Train) -> Choice:
     return Choice(config, said)
 
 
+def _choose_imagined(config: Config, panel: Panel) -> tuple[Config, str]:
+    """Whether to learn from a prior too."""
+    count = _observed(panel)
+    tiny = count <= TINY_PANEL and not config.counts
+    because = (
+        f"{count:,} values do not tell what series are like"
+        if tiny
+        else f"head {config.head} is for counts, which are not imagined"
+        if config.counts
+        else f"{count:,} values tell what series are like"
+    )
+    return replace(config, training=replace(config.training, imagined="on" if tiny else "off")), because
+
+
+def _observed(panel: Panel) -> int:
+    return sum(int(np.isfinite(y).sum()) for y in panel.values)
+
+
 def _choose_members(config: Config, panel: Panel) -> tuple[Config, str]:
     """One network, or several whose chance errors cancel."""
-    count = sum(int(np.isfinite(y).sum()) for y in panel.values)
+    count = _observed(panel)
     small = count <= SMALL_PANEL
     because = (
         f"{count:,} values leave much to chance, which {ENSEMBLE} networks average out"
@@ -107,7 +134,8 @@ def _choose_transform(config: Config, panel: Panel, held_out: int, train: Train,
     """Logarithm or not; `below` says which series forbids it, if one does."""
     if below:
         return replace(config, transform="linear"), below
-    if held_out < config.horizon or not race_length(config):
+    judged = sum(int(np.isfinite(y[-held_out:]).sum()) for y in panel.values) if held_out else 0
+    if held_out < config.horizon or judged < FEWEST_JUDGED or not race_length(config):
         return replace(config, transform="log"), "no value is below 0, and there is too little data or time to try both"
     candidates = [replace(config, transform=kind) for kind in ("log", "linear")]
     known = RING_LENGTHS * config.ring_length + held_out

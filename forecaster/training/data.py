@@ -17,6 +17,7 @@ from forecaster.chunks import Chunk, Lanes, validation_chunks
 from forecaster.config import Config
 from forecaster.holdout import Block, scatter_blocks, without_blocks
 from forecaster.panel import Panel
+from forecaster.training.imagining import imagine
 
 __all__ = ["ChunkDataModule", "held_out_steps", "sample"]
 
@@ -35,6 +36,9 @@ MOST_PASSES = 100
 EPOCH_PASSES = 5
 SHORTEST_EPOCH = 10
 """Small panels are validated after so many passes, but not before so many updates: they are learnt by heart soon."""
+
+IMAGINED = 512
+"""Series drawn to be played beside a small panel: a pass plays a few of them, so that none is seen often."""
 
 LARGEST_RUN = 20
 """A panel whose one pass takes more updates than that gets up to this many times as many."""
@@ -83,15 +87,17 @@ class ChunkDataModule(LightningDataModule):
         learnt = panel.drop_last(self.held_out) if self.held_out else panel
         generator = np.random.default_rng(settings.seed)
         self.blocks = _blocks(learnt, config, generator) if blocks is None else list(blocks)
+        beside = imagine(learnt, config, IMAGINED if settings.imagined == "on" else 0, generator)
         self.lanes = Lanes(
-            learnt,
+            learnt.beside(beside),
             lanes=settings.lanes,
             chunk_length=min(settings.chunk_length, int(learnt.lengths.max())),  # no longer than what fills it
             horizon=config.horizon,
             prefix_length=2 * config.ring_length,
             generator=generator,
             carry=settings.carry,
-            targets=without_blocks(learnt, self.blocks),
+            targets=without_blocks(learnt, self.blocks) + beside.values,
+            beside=len(beside),
         )
         a_pass = self.lanes.chunks_per_pass
         updates = settings.updates or max(min(UPDATES, MOST_PASSES * a_pass), min(a_pass, LARGEST_RUN * UPDATES))

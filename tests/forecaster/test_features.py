@@ -32,9 +32,7 @@ def test_anchors_repeat_the_last_cycle_and_the_mean_cycle_and_follow_the_trend(
     repeated = [[[width - p + h % p] for h in range(horizon)] for p in periods]
     for p in periods:
         if width // p >= 2:
-            repeated.append(
-                [[i for i in range(width % p, width) if (width - i + h) % p == 0] for h in range(horizon)]
-            )
+            repeated.append([[i for i in range(width % p, width) if (width - i + h) % p == 0] for h in range(horizon)])
     means = np.array([[ring[places].mean() for places in row] for row in repeated])
     ahead = np.array([[width + h - np.mean(places) for h, places in enumerate(row)] for row in repeated])
     slope = np.polyfit(np.arange(width), ring, 1)[0] if width > 1 else 0.0

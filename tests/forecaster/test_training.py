@@ -46,7 +46,14 @@ CONFIG = Config(
     calibration="off",  # of what training leads to, not of what is made of it afterwards
     network=NetworkConfig(hidden_size=8, members=1, num_layers=2, dropout=0.1),
     training=TrainingConfig(
-        lanes=6, chunk_length=12, updates=12, epoch_updates=4, averaging=0.5, learning_rate=5e-3, finish=0.0
+        lanes=6,
+        chunk_length=12,
+        updates=12,
+        epoch_updates=4,
+        averaging=0.5,
+        learning_rate=5e-3,
+        finish=0.0,
+        imagined="off",
     ),
     covariates=CovariatesConfig(calendar=()),
 )
