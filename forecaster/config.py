@@ -134,8 +134,8 @@ class TrainingConfig:
         Decay per update of the exponential moving average of the weights that validation and the final model use;
         0 for none.
     validation_horizons
-        Horizons at the end of each series on which early stopping judges and which training does not learn from; 0: no
-        validation, the last weights are kept.
+        Horizons at the end of each series on which early stopping judges and which training does not learn from; more
+        where a panel of few long series would be judged by chance. 0: no validation, the last weights are kept.
     patience
         Epochs without improvement after which training stops.
     finish

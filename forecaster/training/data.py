@@ -6,6 +6,7 @@ network. One process owns all lanes: workers would repeat them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
@@ -26,6 +27,12 @@ WARM_UP_CHUNKS = 4
 
 LARGEST_VALIDATION = 512
 """Series validated at most: a sample of a larger panel tells as much, sooner."""
+
+ENOUGH_JUDGED = 512
+"""Values of the validation part, about, that tell weights apart; it may grow to that, ..."""
+
+LARGEST_JUDGED = 1 / 16
+"""... but to no more than this share of a series."""
 
 UPDATES = 1200
 """Updates of a run where the configuration names none."""
@@ -139,9 +146,16 @@ def _blocks(learnt: Panel, config: Config, generator: np.random.Generator) -> li
 
 
 def held_out_steps(panel: Panel, config: Config) -> int:
-    """Steps held out of every series for validation; 0 where most series are too short to spare them."""
-    steps = config.horizon * config.training.validation_horizons
-    return steps if np.median(panel.lengths) >= 2 * steps + config.seasonality[0] else 0
+    """Steps held out of every series for validation; 0 where most series are too short to spare them.
+
+    As many horizons as the configuration says; more where few series make that a sample of chance.
+    """
+    least, horizon, usual = config.training.validation_horizons, config.horizon, float(np.median(panel.lengths))
+    if not least:
+        return 0
+    wanted = math.ceil(ENOUGH_JUDGED / (len(panel) * horizon))
+    steps = horizon * max(least, min(wanted, int(LARGEST_JUDGED * usual / horizon)))
+    return steps if usual >= 2 * steps + config.seasonality[0] else 0
 
 
 def sample(panel: Panel, most: int, seed: int) -> Panel:

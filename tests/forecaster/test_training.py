@@ -34,7 +34,7 @@ from forecaster.scaling import transform
 from forecaster.training import Fitted, choosing, fit
 from forecaster.training.calibrating import drift_of
 from forecaster.training.choosing import ENSEMBLE, choose
-from forecaster.training.data import MOST_PASSES, SHORTEST_EPOCH, ChunkDataModule
+from forecaster.training.data import MOST_PASSES, SHORTEST_EPOCH, ChunkDataModule, held_out_steps
 from forecaster.training.module import TrainingModule, mixed_precision
 from tests.forecaster.kit import Float, assert_identical_state, assert_same_state, network_of
 
@@ -569,6 +569,19 @@ def test_a_box_too_short_for_all_stages_still_makes_a_model() -> None:
     assert np.isfinite(found.forecaster.forecast(found.forecaster.warm_up(histories()[:1], [0]))).all()
 
 
+@pytest.mark.parametrize(
+    ("count", "length", "horizons"),
+    [(200, 9000, 1), (4, 9000, 32), (1, 9000, 128), (1, 640, 10), (1, 60, 1), (3, 11, 0)],
+)
+def test_few_series_are_judged_by_more_horizons_as_far_as_they_can_spare_them(
+    count: int, length: int, horizons: int
+) -> None:
+    panel = Panel.from_series(Calendar("1"), [(f"s{i}", 0, np.ones(length)) for i in range(count)])
+
+    assert held_out_steps(panel, CONFIG) == horizons * CONFIG.horizon
+    assert held_out_steps(panel, with_training(validation_horizons=0)) == 0
+
+
 def test_held_out_steps_that_leave_nothing_are_refused() -> None:
     with pytest.raises(PanelError, match="before the 500 steps held out"):
         fitted(held_out=500)
@@ -652,7 +665,7 @@ def test_a_race_decides_the_transform_where_no_value_is_negative(better: str) ->
 
 
 def test_a_race_is_run_inside_a_fit_and_repeats_itself() -> None:
-    auto = dataclasses.replace(with_training(updates=340, epoch_updates=170), transform="auto")
+    auto = dataclasses.replace(with_training(updates=340, epoch_updates=170, validation_horizons=2), transform="auto")
     values = [np.abs(y) + 1 for y in histories()]
 
     one, two = (fit(panel_of(values), auto) for _ in range(2))
