@@ -223,7 +223,7 @@ class Service:
             max_resident=settings.max_resident,
             snapshot_every=settings.snapshot_every,
             bases=2 if settings.retention else 0,
-            check_versions=not self.exclusive,
+            check_versions=not settings.exclusive_store,
             replies_seconds=round(settings.idempotency_hours * 3600),
             stall_seconds=settings.stall_seconds,
         )
@@ -244,12 +244,6 @@ class Service:
             self._trimmer.start()
         else:
             self._trimmer.follow(model, keep)
-
-    @property
-    def exclusive(self) -> bool:
-        """Whether this is the only process on the store."""
-        chosen = self.settings.exclusive_store
-        return self.store.is_embedded if chosen is None else chosen
 
     def max_gap_steps(self, model: ServedModel) -> int:
         """Longest gap that is filled."""

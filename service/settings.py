@@ -125,8 +125,8 @@ class Settings(BaseSettings):
         "ring and one longest gap; the same for all replicas of a store; default: everything",
     )
     trim_seconds: float = Field(60.0, gt=0, description="pause between two passes of trimming")
-    exclusive_store: bool | None = Field(
-        None, description="this is the only process on the store, so reads need no version check; default: SQLite yes"
+    exclusive_store: bool = Field(
+        False, description="this is the only process on the store, so nothing is looked for that others have written"
     )
     drain_seconds: int = Field(30, ge=1, description="time for requests in flight at shutdown")
     farewell_seconds: float = Field(

@@ -312,8 +312,7 @@ class Engine:
                 every = self._limits.snapshot_every
                 return results, [r.record.unique_id for r in batch.due if r.unsaved >= every]
             except StaleStreams as stale:
-                if not self._limits.check_versions:  # which they are, the next attempt finds out by itself
-                    self._residents.drop(stale.unique_ids)
+                self._residents.doubt(stale.unique_ids)
             except (SQLAlchemyError, UnknownOutcome) as error:
                 return self._without_store(items, error), []
             except Exception:

@@ -41,11 +41,14 @@ class Resident:
         Its row of the slab.
     unsaved
         Steps folded since the latest snapshot.
+    seen
+        The store's moment when the record was known to be the newest; None: it is doubtful.
     """
 
     record: StreamRecord
     row: int
     unsaved: int
+    seen: int | None
 
 
 class Residents:
@@ -60,6 +63,7 @@ class Residents:
         self._bases = bases
         self._by_name: dict[str, Resident] = {}  # the longest idle first
         self._touched: Sequence[str] = ()  # these stay until the next touch
+        self._moment = 0  # of the store, at the latest touch
 
     def __len__(self) -> int:
         """How many there are."""
@@ -75,7 +79,9 @@ class Residents:
         With `check_versions`, residents that another process has changed are restored anew.
         """
         if check_versions:
-            self._drop_outdated(unique_ids)
+            # Asked before anything is read, so what is read is at least as new.
+            self._moment = self._store.moment()
+        self._drop_outdated(unique_ids)
         self._touched = unique_ids
         absent = []
         for unique_id in unique_ids:
@@ -107,11 +113,23 @@ class Residents:
             self._metrics.begun_states.inc(streams)
 
     def _drop_outdated(self, unique_ids: Sequence[str]) -> None:
-        here = [resident for u in unique_ids if (resident := self._by_name.get(u)) is not None]
-        versions = self._store.versions([resident.record.id for resident in here])
-        self.drop(
-            r.record.unique_id for r in here if versions.get(r.record.id) != (r.record.version, r.record.retained_step)
-        )
+        found = [resident for u in unique_ids if (resident := self._by_name.get(u)) is not None]
+        doubtful = [resident for resident in found if resident.seen != self._moment]
+        if not doubtful:
+            return
+        versions = self._store.versions([resident.record.id for resident in doubtful])
+        for resident in doubtful:
+            record = resident.record
+            if versions.get(record.id) == (record.version, record.retained_step):
+                resident.seen = self._moment
+            else:
+                self.drop([record.unique_id])
+
+    def doubt(self, unique_ids: Iterable[str]) -> None:
+        """Look streams up at their next touch, whatever the store says of others."""
+        for unique_id in unique_ids:
+            if (resident := self._by_name.get(unique_id)) is not None:
+                resident.seen = None
 
     def add(
         self, records: Sequence[StreamRecord], states: StreamState, unsaved: Sequence[int], ahead: Block | None = None
@@ -121,7 +139,7 @@ class Residents:
         self._make_room(len(records))
         rows = self.slab.take(len(records))
         self.slab.scatter(rows, states, ahead)
-        added = [Resident(r, row, n) for r, row, n in zip(records, rows, unsaved, strict=True)]
+        added = [Resident(r, row, n, self._moment) for r, row, n in zip(records, rows, unsaved, strict=True)]
         self._by_name.update((resident.record.unique_id, resident) for resident in added)
         return added
 

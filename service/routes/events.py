@@ -75,7 +75,7 @@ async def _events(request: Request) -> Response:
     await asked.look(None)  # a stream that is not there is refused as anywhere else
     if len(service.subscriptions) >= service.settings.max_event_readers:
         raise unavailable(f"there are {service.settings.max_event_readers} readers of events already")
-    shared = not service.exclusive
+    shared = not service.settings.exclusive_store
     return _EventStream(asked, service.subscriptions, header_of(request.scope, b"last-event-id"), shared=shared)
 
 
@@ -93,8 +93,10 @@ class _Asked(NamedTuple):
         self.engine.submit([Look(ticket, self.unique_id, want, stream_forecast, self.known)])
         return await ticket.future
 
-    async def event(self, last: str | None) -> tuple[bytes, str | None]:
+    async def event(self, last: str | None, *, told: bool) -> tuple[bytes, str | None]:
         """What to send to a reader whose last event was `last`, nothing if nothing is new; and the id afterwards.
+
+        Where nobody `told` of anything new, it is looked for without a forecast first, which is much the cheaper.
 
         Raises
         ------
@@ -103,12 +105,14 @@ class _Asked(NamedTuple):
             no more questions.
         """
         try:
+            if not told and _name(await self.look(None)) == last:
+                return b"", last
             outcome = await self.look(self.want)
         except Problem as problem:
             if problem.status != 409:
                 raise
             return b"", last  # there is nothing to forecast from yet
-        name = f"{outcome.record.version}-{outcome.model.version}"
+        name = _name(outcome)
         if name == last:
             return b"", last
         assert outcome.reply is not None
@@ -147,9 +151,10 @@ class _EventStream(Response):
         clock = asyncio.get_running_loop().time
         beat = clock() + _HEARTBEAT
         while not gone.done() and not self._subscriptions.closed:
+            told = changed.is_set() or self._last is None
             changed.clear()
             try:
-                event, self._last = await self._asked.event(self._last)
+                event, self._last = await self._asked.event(self._last, told=told)
             except Problem as problem:
                 if problem.status == 404:
                     await _write(send, b"event: deleted\ndata: {}\n\n")
@@ -166,6 +171,10 @@ class _EventStream(Response):
             waiting = asyncio.ensure_future(changed.wait())
             await asyncio.wait((waiting, gone), timeout=self._pause, return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
+
+
+def _name(outcome: Outcome) -> str:
+    return f"{outcome.record.version}-{outcome.model.version}"
 
 
 async def _write(send: Send, event: bytes) -> None:

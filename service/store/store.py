@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
 from secrets import token_hex
+from threading import Lock
 from typing import Any, NamedTuple, Self, TypeVar
 
 from sqlalchemy import Connection, Engine, and_, bindparam, delete, func, insert, select, update
@@ -123,6 +124,10 @@ class Store:
     def __init__(self, engine: Engine, tables: Tables) -> None:
         self._engine = engine
         self._tables = tables
+        # SQLite tells a connection whether anybody else has written, so what serving writes goes over one and the same.
+        self._own = engine.connect() if self.is_embedded else None
+        self._turn = Lock()
+        self._moments = count(1)
         observations, snapshots = tables.observations.c, tables.snapshots.c
         self._update = (
             update(tables.observations)
@@ -152,6 +157,8 @@ class Store:
 
     def close(self) -> None:
         """Close all connections."""
+        if self._own is not None:
+            self._own.close()
         self._engine.dispose()
 
     @property
@@ -209,6 +216,31 @@ class Store:
         with self._engine.begin() as connection:
             if not connection.execute(update(facts).where(facts.c.name == "probe").values(value=value)).rowcount:
                 connection.execute(insert(facts).values(name="probe", value=value))
+
+    # -- who else writes -------------------------------------------------------------------------------------------
+
+    def moment(self) -> int:
+        """A number that is another one than before if somebody else may have written since.
+
+        What `commit`, `save_snapshots` and `forget_replies` of this store write does not count where that can be told,
+        on SQLite; with a server, every moment is another one.
+        """
+        if self._own is None:
+            return next(self._moments)
+        with self._turn:
+            driver: Any = self._own.connection.driver_connection
+            ((moment,),) = driver.execute("PRAGMA data_version").fetchall()
+        return int(moment)
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        """A transaction that makes no new moment for this store."""
+        if self._own is None:
+            with self._engine.begin() as connection:
+                yield connection
+        else:
+            with self._turn, self._own.begin():
+                yield self._own
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -425,7 +457,7 @@ class Store:
         created: list[StreamRecord] = []
         ending = False
         try:
-            with self._engine.begin() as connection:
+            with self._writing() as connection:
                 if changes.streams:
                     self._advance_streams(connection, changes.streams)
                 if changes.deleted:
@@ -514,7 +546,7 @@ class Store:
 
     def forget_replies(self, before: int) -> int:
         """Forget replies that were kept before a time; returns how many."""
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             return forget_replies(connection, self._tables.replies, before=before)
 
     def save_snapshots(self, model_key: str, states: Mapping[StreamRecord, bytes], *, bases: int = 0) -> int:
@@ -536,7 +568,7 @@ class Store:
         How many were stored.
         """
         streams, snapshots = self._tables.streams.c, self._tables.snapshots.c
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             if self.is_embedded:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             current: dict[int, int] = {}

@@ -170,8 +170,7 @@ def test_a_stream_without_a_forecast_has_events_once_it_has_one(client):
 
 
 def test_what_another_process_commits_makes_events_too(settings):
-    shared = settings.model_copy(update={"exclusive_store": False})
-    with LocalClient(create_app(shared)) as one, LocalClient(create_app(shared)) as other:
+    with LocalClient(create_app(settings)) as one, LocalClient(create_app(settings)) as other:
         one.put(PATH, json=history([1.0] * 5))
         with Reader(other) as reader:
             assert reader.next()["data"]["version"] == 1

@@ -43,18 +43,16 @@ def test_a_repeat_gets_the_reply_of_the_first_time(settings, any_store_url):
 
 
 def test_a_kept_reply_survives_a_restart_and_other_processes_know_it(settings):
-    shared = settings.model_copy(update={"exclusive_store": False})
-    with LocalClient(create_app(shared)) as one, LocalClient(create_app(shared)) as other:
+    with LocalClient(create_app(settings)) as one, LocalClient(create_app(settings)) as other:
         one.put("/v1/streams/a", json=history([1.0] * 10))
         first = post(one, [(10, 2.0)], "one")
         assert post(other, [(10, 2.0)], "one").content == first.content
-    with LocalClient(create_app(shared)) as later:
+    with LocalClient(create_app(settings)) as later:
         assert post(later, [(10, 2.0)], "one").content == first.content
 
 
 def test_two_processes_that_get_the_same_request_at_once_answer_with_one_reply(settings):
-    shared = settings.model_copy(update={"exclusive_store": False})
-    with LocalClient(create_app(shared)) as one, LocalClient(create_app(shared)) as other:
+    with LocalClient(create_app(settings)) as one, LocalClient(create_app(settings)) as other:
         one.put("/v1/streams/a", json=history([1.0]))
         for hour in range(1, 9):
             replies = {}

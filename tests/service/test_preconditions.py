@@ -95,7 +95,6 @@ def test_a_service_can_require_preconditions(settings):
 
 def test_of_sixty_four_writers_one_wins_each_version_and_no_update_is_lost(settings):
     """Half of them talk to another service over the same store, which has states of its own in memory."""
-    shared = settings.model_copy(update={"exclusive_store": False})
     wins: dict[int, tuple[int, float]] = {}
     losses: list[int] = []
 
@@ -118,7 +117,7 @@ def test_of_sixty_four_writers_one_wins_each_version_and_no_update_is_lost(setti
     async def write_all(client, numbers):
         await asyncio.gather(*(write_once(client, number) for number in numbers))
 
-    with LocalClient(create_app(shared)) as one, LocalClient(create_app(shared)) as other:
+    with LocalClient(create_app(settings)) as one, LocalClient(create_app(settings)) as other:
         assert one.put(PATH, json=history([1.0])).status_code == 201
         half = asyncio.run_coroutine_threadsafe(write_all(other, range(WRITERS // 2, WRITERS)), other._loop)
         one.call(write_all(one, range(WRITERS // 2)))
