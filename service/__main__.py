@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from service.connections import Bounds
 from service.errors import ServiceError
 from service.hosting import Host
 from service.logs import LogWriter
-from service.settings import Settings
+from service.settings import Settings, misnamed
 
 __all__ = ["main"]
 
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = Settings(**given)
         log = LogWriter(sys.stderr, settings.log_level, as_json=settings.log_format == "json")
         log.open()
+        for line in misnamed(os.environ):
+            logging.getLogger("service").warning(line)
         host = Host.open(settings)
     except ValidationError as error:
         first = error.errors()[0]

@@ -5,6 +5,8 @@ Nothing here opens, connects or checks anything outside the values themselves. U
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -14,7 +16,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from service.naming import check_model_name, store_of
 from service.retention import check_span
 
-__all__ = ["NamedModel", "Settings"]
+__all__ = ["NamedModel", "Settings", "misnamed"]
+
+_PREFIX = "FORECASTER_"
+_OTHERS = ("FORECASTER_DATA", "FORECASTER_DATA_FOLDER", "FORECASTER_DEBUG")
+_OTHERS_BEGIN = "FORECASTER_SCHEDULE_"
+"""Variables of the same prefix that other programs of this project read."""
 
 Span = Annotated[str, AfterValidator(check_span)]
 
@@ -43,7 +50,7 @@ class Settings(BaseSettings):
     Every field can be given as ``FORECASTER_<NAME>``, for example ``FORECASTER_STORE=postgresql+psycopg://…``.
     """
 
-    model_config = SettingsConfigDict(env_prefix="FORECASTER_", extra="forbid", frozen=True, protected_namespaces=())
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="forbid", frozen=True, protected_namespaces=())
 
     model: str = Field(
         "models:/forecaster@champion",
@@ -169,3 +176,23 @@ class Settings(BaseSettings):
             "store": store_of(self.store, name),
         }
         return self.model_copy(update=own | self.models[name].model_dump(exclude_unset=True))
+
+
+def misnamed(variables: Iterable[str]) -> list[str]:
+    """A line about each variable that looks like a setting and is none.
+
+    Examples
+    --------
+    >>> misnamed(["FORECASTER_RETENTON", "FORECASTER_STORE", "FORECASTER_SCHEDULE_CRON", "PATH"])
+    ['FORECASTER_RETENTON is no setting and changes nothing; is FORECASTER_RETENTION meant?']
+    """
+    known = [_PREFIX + name.upper() for name in Settings.model_fields]
+    lines = []
+    for variable in sorted(variables):
+        name = variable.upper()
+        if not name.startswith(_PREFIX) or name in (*known, *_OTHERS) or name.startswith(_OTHERS_BEGIN):
+            continue
+        nearest = get_close_matches(name, known, 1, 0.8)
+        meant = f"; is {nearest[0]} meant?" if nearest else ""
+        lines.append(f"{variable} is no setting and changes nothing{meant}")
+    return lines
