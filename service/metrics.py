@@ -129,7 +129,9 @@ class Metrics(Requests):
         )
         self.refused_models = Counter("forecaster_refused_models", "Models that were not taken", registry=registry)
         self.registry_errors = Counter("forecaster_registry_errors", "Failed registry look-ups", registry=registry)
-        self.registry_up = Gauge("forecaster_registry_up", "1 if the last registry look-up worked", registry=registry)
+        self.registry_up = Gauge(
+            "forecaster_registry_up", "1 if the registry answered the last look-up", registry=registry
+        )
         self.registry_seen = Gauge(
             "forecaster_registry_seen_timestamp_seconds", "When the registry last answered", registry=registry
         )

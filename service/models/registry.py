@@ -22,6 +22,7 @@ from service.models.served import ServedModel, load_model
 
 __all__ = ["MlflowRegistry", "Reference", "Registry", "Taker", "Watcher", "parse_reference"]
 
+_MISSING = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})  # the latter of an alias
 _REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
 
@@ -55,7 +56,13 @@ class Registry(Protocol):
     """Where versions are looked up and fetched."""
 
     def version_of(self, reference: Reference) -> str:
-        """The version behind a reference."""
+        """The version behind a reference.
+
+        Raises
+        ------
+        ModelError
+            The registry answers, and has no such model.
+        """
 
     def fetch(self, name: str, version: str, target: Path) -> Path:
         """Download a version below `target`; returns its artifact folder."""
@@ -93,7 +100,17 @@ class MlflowRegistry:
         """The version behind a reference."""
         if reference.version is not None:
             return reference.version
-        return str(self._connect().get_model_version_by_alias(reference.name, reference.alias).version)
+        client = self._connect()
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(client.get_model_version_by_alias(reference.name, reference.alias).version)
+        except MlflowException as error:
+            if error.error_code not in _MISSING:
+                raise
+            raise ModelError(
+                f"model {reference.name!r} has no version with alias {reference.alias!r} in this registry"
+            ) from error
 
     def fetch(self, name: str, version: str, target: Path) -> Path:
         """Download a version below `target`; returns its artifact folder."""
@@ -187,24 +204,32 @@ class Watcher:
 
     def look(self) -> None:
         """Look once, and take what is new."""
+        version = None
         try:
             version = self._registry.version_of(self._reference)
+        except ModelError as error:
+            trouble = str(error)
         except Exception as error:
             # Whatever a registry's client raises, it must not take the service down.
             self._metrics.registry_errors.inc()
             self._metrics.registry_up.set(0)
-            self.trouble = f"the registry cannot be asked: {_line(error)}"
-            if self._serving is None:
-                self._take_cached()
+            self._without_version(f"the registry cannot be asked: {_line(error)}")
             return
         self._metrics.registry_up.set(1)
         self._metrics.registry_seen.set_to_current_time()
-        if version == self._serving:
+        if version is None:
+            self._without_version(trouble)
+        elif version == self._serving:
             self.trouble = None
         elif version == self._refused:
             self.trouble = self._refusal
         else:
             self._take_version(version)
+
+    def _without_version(self, trouble: str) -> None:
+        self.trouble = trouble
+        if self._serving is None:
+            self._take_cached()
 
     def _take_version(self, version: str) -> None:
         name = self._reference.name

@@ -86,7 +86,11 @@ def test_a_champion_is_swapped_and_rolled_back_under_load(
     done = threading.Event()
     with server:
         # Before there is a champion the process lives, says that it is not ready, and refuses politely.
+        missing = "model 'demo' has no version with alias 'champion' in this registry"
+        until(lambda: missing in httpx.get(f"{server.url}/readyz").text)
         assert httpx.get(f"{server.url}/readyz").status_code == 503
+        assert "cannot be asked" not in httpx.get(f"{server.url}/readyz").text
+        assert "forecaster_registry_up 1.0" in httpx.get(f"{server.url}/metrics").text
         early = httpx.put(f"{server.url}/v1/streams/a", json=history([1.0]))
         assert (early.status_code, early.json()["status"]) == (503, 503)
 
@@ -173,6 +177,22 @@ def test_a_start_without_registry_serves_the_last_good_version(artifact, tmp_pat
     assert [model.version for model in taken] == ["1", "1"]
     assert "registry is down" in later.trouble
     assert "from the cache" in later.trouble
+
+
+def test_a_registry_that_has_no_such_model_any_more_is_not_away(artifact, tmp_path):
+    """What was taken last serves, also after a start."""
+    registry, taken = FakeRegistry(v1=artifact), []
+    watching = watcher(registry, taken, tmp_path)
+    watching.look()
+    registry.current = ModelError("there is no such model")
+    later = watcher(registry, taken, tmp_path)
+    for each in (watching, later):
+        each.look()
+        assert each.trouble.startswith("there is no such model")
+        assert each._metrics.registry_up._value.get() == 1
+        assert each._metrics.registry_errors._value.get() == 0
+
+    assert [model.version for model in taken] == ["1", "1"]
 
 
 def test_a_registry_that_comes_back_is_followed_again(artifact, challenger_artifact, tmp_path):
