@@ -22,6 +22,7 @@ from service.models.served import ServedModel, load_model
 
 __all__ = ["MlflowRegistry", "Reference", "Registry", "Taker", "Watcher", "parse_reference"]
 
+_SQLITE = "sqlite:///"
 _MISSING = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})  # the latter of an alias
 _REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
@@ -78,10 +79,19 @@ class MlflowRegistry:
     """
 
     def __init__(self, tracking_uri: str) -> None:
+        self._database = None
+        if tracking_uri.startswith(_SQLITE):
+            self._database = Path(tracking_uri.removeprefix(_SQLITE)).absolute()
+            tracking_uri = f"{_SQLITE}{self._database}"
         self._uri = tracking_uri
         self._client: Any = None
 
     def _connect(self) -> Any:
+        if self._database is not None and not self._database.exists():
+            # MLflow would create it.
+            raise FileNotFoundError(
+                f"there is no MLflow store at {self._uri}; train a model first, or set --tracking-uri"
+            )
         if self._client is None:
             # Imported here: it takes seconds, and a model from a folder does not need it.
             # By itself the client would retry a dead server for minutes before saying so.
@@ -227,6 +237,8 @@ class Watcher:
             self._take_version(version)
 
     def _without_version(self, trouble: str) -> None:
+        if not (self.trouble or "").startswith(trouble):
+            logging.getLogger("service").warning("model %s: %s", self._reference.name, trouble)
         self.trouble = trouble
         if self._serving is None:
             self._take_cached()

@@ -17,7 +17,7 @@ import torch
 from service.app import create_app
 from service.errors import ModelError
 from service.metrics import Metrics
-from service.models.registry import Reference, Watcher, parse_reference
+from service.models.registry import MlflowRegistry, Reference, Watcher, parse_reference
 from service.models.served import ServedModel, load_model
 from tests.forecaster.kit import TINY, config_of, forecaster_of
 from tests.service.kit import LocalClient, Server, assert_same_state, ds, history, observations, recompute, run, until
@@ -50,6 +50,8 @@ def test_a_champion_is_swapped_and_rolled_back_under_load(
 ):
     """No request fails, each reply names one version, and states are those of a run that never knew the other model."""
     first, second = register(mlflow_client, artifact), register(mlflow_client, challenger_artifact)
+    database, aside = mlflow_client.folder / "mlflow.db", mlflow_client.folder / "aside"
+    database.rename(aside)
     server = Server(
         "models:/demo@champion", f"sqlite:///{tmp_path / 'log.db'}", tmp_path / "log",
         MLFLOW_TRACKING_URI=mlflow_client.uri, FORECASTER_POLL_SECONDS="0.2",
@@ -85,6 +87,13 @@ def test_a_champion_is_swapped_and_rolled_back_under_load(
 
     done = threading.Event()
     with server:
+        # A registry that is not there is waited for, and not made.
+        until(lambda: f"there is no MLflow store at {mlflow_client.uri}" in httpx.get(f"{server.url}/readyz").text)
+        assert "forecaster_registry_up 0.0" in httpx.get(f"{server.url}/metrics").text
+        assert not database.exists()
+        assert server.log_text().count("there is no MLflow store") == 1
+        aside.rename(database)
+
         # Before there is a champion the process lives, says that it is not ready, and refuses politely.
         missing = "model 'demo' has no version with alias 'champion' in this registry"
         until(lambda: missing in httpx.get(f"{server.url}/readyz").text)
@@ -125,7 +134,7 @@ def test_a_champion_is_swapped_and_rolled_back_under_load(
         assert "forecaster_refused_models_total 1.0" in httpx.get(f"{server.url}/metrics").text
         check(tiny_forecaster, first)
 
-        (mlflow_client.folder / "mlflow.db").write_bytes(b"no database any more " * 1000)
+        database.write_bytes(b"no database any more " * 1000)
         until(lambda: "cannot be asked" in str(httpx.get(f"{server.url}/readyz").json()))
         check(tiny_forecaster, first)
 
@@ -193,6 +202,18 @@ def test_a_registry_that_has_no_such_model_any_more_is_not_away(artifact, tmp_pa
         assert each._metrics.registry_errors._value.get() == 0
 
     assert [model.version for model in taken] == ["1", "1"]
+
+
+def test_a_version_is_waited_for_whose_registry_is_not_there(tmp_path):
+    registry, taken = MlflowRegistry(f"sqlite:///{tmp_path / 'none.db'}"), []
+    watching = Watcher(
+        Reference("demo", None, "3"), registry, Taker(taken), cache=None, poll_seconds=1, metrics=Metrics()
+    )
+    for _ in range(2):
+        watching.look()
+        assert watching.trouble.startswith("version 3 cannot be fetched: there is no MLflow store at")
+
+    assert (list(tmp_path.iterdir()), taken) == ([], [])
 
 
 def test_a_registry_that_comes_back_is_followed_again(artifact, challenger_artifact, tmp_path):
