@@ -35,6 +35,7 @@ __all__ = ["Changes", "Filter", "NewStream", "Recovery", "Store", "StreamRecord"
 _CHUNK = 500  # parameters of one IN list
 _BEFORE_ALL = -(2**62)
 _LOST_RACES = ("40P01", "40001")  # PostgreSQL: deadlock, serialisation failure
+_SLEPT = "25P03"  # PostgreSQL has undone a transaction in which nothing happened for too long
 _T = TypeVar("_T")
 
 
@@ -478,10 +479,11 @@ class Store:
             names = [record.unique_id for record, _ in changes.streams] + [n.record.unique_id for n in changes.created]
             raise StaleStreams(names) from error
         except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) in _LOST_RACES:
+            state = getattr(error.orig, "sqlstate", None)
+            if state in _LOST_RACES:
                 # The server has undone this one of two transactions that waited for each other.
                 raise StaleStreams(record.unique_id for record, _ in changes.streams) from error
-            if ending:
+            if ending and state != _SLEPT:
                 raise UnknownOutcome(f"a transaction could not be ended: {error.orig}") from error
             raise
         return created
