@@ -12,6 +12,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from forecaster.chunks import SHORTEST_SEGMENT
 from forecaster.config import Config
@@ -97,11 +98,10 @@ def _course(length: int, generator: np.random.Generator) -> Float:
 
 
 def _autoregression(shocks: Float, coefficient: float) -> Float:
-    """Each value is so much of the last one, and a shock."""
-    path = shocks.copy()
-    for t in range(1, len(path)):
-        path[t] += coefficient * path[t - 1]
-    return path
+    """Each value is so much of the last one, and a shock: an exponentially weighted mean, in other units."""
+    rest = 1 - coefficient
+    first = np.concatenate([shocks[:1] * rest, shocks[1:]])
+    return pd.Series(first).ewm(alpha=rest, adjust=False).mean().to_numpy() / rest
 
 
 def _season(period: int, steps: npt.NDArray[np.int64], generator: np.random.Generator) -> Float:

@@ -14,7 +14,7 @@ from forecaster import Calendar, Config, CovariatesConfig, NetworkConfig, Panel,
 from forecaster.chunks import COMPANY, OWN_SHARE, Lanes
 from forecaster.training import fit
 from forecaster.training.choosing import TINY_PANEL, choose
-from forecaster.training.imagining import imagine
+from forecaster.training.imagining import _autoregression, imagine
 from tests.forecaster.kit import Float, config_of
 
 
@@ -58,6 +58,15 @@ def test_imagined_series_have_seasons_of_the_configuration_trends_and_noise() ->
     seasonal = inner.mean(1).std(1) / inner.std((1, 2))
     for share in (np.mean(risen > 1), np.mean(risen < -1), np.mean(seasonal > 0.9), np.mean(seasonal < 0.4)):
         assert 0.1 < share < 0.7
+
+
+def test_autoregression_is_its_recursion() -> None:
+    shocks = np.random.default_rng(0).normal(size=50)
+
+    found = _autoregression(shocks, 0.9)
+
+    assert found[0] == pytest.approx(shocks[0], rel=1e-12)
+    np.testing.assert_allclose(found[1:], 0.9 * found[:-1] + shocks[1:], rtol=1e-9, atol=1e-12)
 
 
 def test_nothing_is_known_of_the_covariates_of_what_is_imagined() -> None:
