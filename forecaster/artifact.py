@@ -24,7 +24,7 @@ from forecaster.errors import ArtifactError, ConfigError
 
 __all__ = ["FORMAT_VERSION", "fill", "fingerprint", "read", "write"]
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 CONFIG, WEIGHTS, MANIFEST = "config.json", "weights.safetensors", "manifest.json"
 

@@ -1,8 +1,8 @@
 """Features: what the network sees at each step, and the seasonal anchors its forecast starts from.
 
 Pure functions of a `History`; sizes follow from the configuration alone. Anchors are values of the recent past that
-could simply be repeated: the last value, the value one season before the target, the mean over the seasons in the ring;
-and the same moved along the ring's trend.
+could simply be repeated: the last value, the value one season before the target, the mean over the seasons in the ring.
+They are moved along the ring's trend, as far as that is steady.
 
 Axes: B row, T step, W ring value (oldest first), F feature, A anchor, H horizon step.
 """
@@ -10,13 +10,14 @@ Axes: B row, T step, W ring value (oldest first), F feature, A anchor, H horizon
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from forecaster import kernels
 from forecaster.kernels import FINE, SCALARS
 from forecaster.scaling import History, num_blocks
 
-__all__ = ["anchors", "feature_size", "features", "naive_anchor", "num_anchors", "pooled_size"]
+__all__ = ["anchors", "feature_size", "features", "naive", "num_anchors", "pooled_size"]
 
 
 def pooled_size(ring_length: int) -> int:
@@ -41,12 +42,12 @@ def features(history: History) -> Tensor:
 
 def num_anchors(seasonality: tuple[int, ...], ring_length: int) -> int:
     """Number of anchors A."""
-    return 2 * (len(_last_season(seasonality)) + len(_mean_season(seasonality, ring_length)))
+    return len(_last_season(seasonality)) + len(_mean_season(seasonality, ring_length))
 
 
-def naive_anchor(seasonality: tuple[int, ...]) -> int:
-    """Which anchor is the seasonal naive forecast: the latest cycle of the first season."""
-    return _last_season(seasonality).index(seasonality[0])
+def naive(scaled: Tensor, seasonality: tuple[int, ...], horizon: int) -> Tensor:
+    """The seasonal naive forecast: the latest cycle of the first season, shape [..., H], from the ring [..., W]."""
+    return scaled[..., scaled.shape[-1] - seasonality[0] + torch.arange(horizon) % seasonality[0]]
 
 
 def anchors(scaled: Tensor, seasonality: tuple[int, ...], horizon: int) -> Tensor:
@@ -58,6 +59,7 @@ def anchors(scaled: Tensor, seasonality: tuple[int, ...], horizon: int) -> Tenso
         scaled.reshape(-1, width).numpy(),
         np.array(periods, dtype=np.int64),
         np.array(mean_periods, dtype=np.int64),
+        _trend_lag(seasonality, width),
         found.view(-1, *found.shape[-2:]).numpy(),
     )
     return found
@@ -71,3 +73,12 @@ def _last_season(seasonality: tuple[int, ...]) -> list[int]:
 def _mean_season(seasonality: tuple[int, ...], ring_length: int) -> list[int]:
     """Periods that fit at least twice into the ring; period 1 gives its mean."""
     return [period for period in _last_season(seasonality) if ring_length // period >= 2]
+
+
+def _trend_lag(seasonality: tuple[int, ...], ring_length: int) -> int:
+    """Steps between the values whose changes tell the trend: whole seasons, about a quarter of the ring.
+
+    0 where the ring does not hold the longest season twice: what is season and what is trend, it cannot tell.
+    """
+    longest = seasonality[-1]
+    return longest * max(ring_length // 4 // longest, 1) if ring_length >= 2 * longest else 0

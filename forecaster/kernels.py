@@ -80,6 +80,7 @@ LARGEST_SCALED = 16.0
 
 SMALLEST_SIZE = 1e-290
 SMALLEST_UNIT = 1e-5
+SMALLEST_SQUARES = np.float32(1e-30)
 """Floor of the unit relative to the scale: a constant series has a tiny unit, not none."""
 
 SCALARS = 7
@@ -479,20 +480,25 @@ def _sum_of_every(numbers: Float32, period: int, count: int) -> np.float32:
 
 
 @_sum
-def _slope(numbers: Float32) -> np.float32:
-    """Change per step of the line of least squares through numbers; 0 of a single one."""
-    count = np.float32(numbers.shape[0])
-    middle = (count - np.float32(1)) / np.float32(2)
-    total = np.float32(0)
-    for i in range(numbers.shape[0]):
-        total += (np.float32(i) - middle) * numbers[i]
-    slope: np.float32 = np.float32(12) * total / max(count * (count * count - np.float32(1)), np.float32(1))
+def _slope(numbers: Float32, lag: int) -> np.float32:
+    """Change per step: the mean change over a lag, as far as the changes agree.
+
+    That is times the share of their squares that their mean explains: all of a steady trend, next to nothing of noise.
+    """
+    count = numbers.shape[0] - lag
+    total = squares = np.float32(0)
+    for i in range(count):
+        change = numbers[i + lag] - numbers[i]
+        total += change
+        squares += change * change
+    mean = total / np.float32(count)
+    slope: np.float32 = mean / np.float32(lag) * (mean * total / max(squares, SMALLEST_SQUARES))
     return slope
 
 
 @_loop
-def cycles(scaled: Float32, periods: Int64, mean_periods: Int64, found: Float32) -> None:
-    """Repeat recent cycles, and mean cycles, over the horizon; then all of them once more, moved along the trend.
+def cycles(scaled: Float32, periods: Int64, mean_periods: Int64, lag: int, found: Float32) -> None:
+    """Repeat recent cycles, and mean cycles, over the horizon, moved along the trend.
 
     Parameters
     ----------
@@ -502,25 +508,26 @@ def cycles(scaled: Float32, periods: Int64, mean_periods: Int64, found: Float32)
         Of the latest cycles.
     mean_periods
         Of the cycles that are means over as many as fit into the ring.
+    lag
+        Of the changes that tell the trend; 0 for none.
     found
-        Written, shape [N, A, S]: half of the anchors, one per period, repeat; the other half moves as the ring's line
-        of least squares does from the middle of what is repeated to the step.
+        Written, shape [N, A, S]: one anchor per period, from the middle of what is repeated to the step.
     """
     width, steps = scaled.shape[1], found.shape[2]
-    half = found.shape[1] // 2
     for n in range(scaled.shape[0]):
-        slope = _slope(scaled[n])
-        for a in range(half):
+        slope = _slope(scaled[n], lag) if lag else np.float32(0)
+        for a in range(found.shape[1]):
             late = a < periods.shape[0]
             period = periods[a] if late else mean_periods[a - periods.shape[0]]
             count = 1 if late else width // period
-            anchor, moved = found[n, a], found[n, half + a]
+            anchor = found[n, a]
             for s in range(min(period, steps)):
-                anchor[s] = _sum_of_every(scaled[n, width - count * period + s :], period, count) / count
+                ahead = np.float32(period * (count + 1) / 2)
+                anchor[s] = (
+                    _sum_of_every(scaled[n, width - count * period + s :], period, count) / count + slope * ahead
+                )
             for s in range(period, steps):
-                anchor[s] = anchor[s - period]
-            for s in range(steps):
-                moved[s] = anchor[s] + slope * np.float32(s - s % period + period * (count + 1) / 2)
+                anchor[s] = anchor[s - period] + slope * np.float32(period)
 
 
 @_loop

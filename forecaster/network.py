@@ -19,7 +19,7 @@ from forecaster.calibration import Calibration, Issue
 from forecaster.config import Config
 from forecaster.covariates import CovariateInputs, static_size
 from forecaster.deferred import Aboard, DeferredCalibration
-from forecaster.features import anchors, feature_size, features, naive_anchor, num_anchors
+from forecaster.features import anchors, feature_size, features, naive, num_anchors
 from forecaster.heads import HEADS, Head, HeadSizes
 from forecaster.kernels import NUM_STATISTICS
 from forecaster.recurrent import RecurrentEnsemble, RecurrentState
@@ -203,9 +203,8 @@ class ForecastNetwork(nn.Module):
 
         def decode(row: Tensor, step: Tensor) -> Issue:
             chosen = encoded.at((row, step))
-            choices = anchors(chosen.scaled, self.config.seasonality, self.config.horizon)
-            naive = restore(choices[:, naive_anchor(self.config.seasonality)], chosen.frame, self.transform)
-            return Issue(self.decode(chosen), chosen.frame, naive)
+            repeated = naive(chosen.scaled, self.config.seasonality, self.config.horizon)
+            return Issue(self.decode(chosen), chosen.frame, restore(repeated, chosen.frame, self.transform))
 
         return encoded, self.calibration.follow(state, rows, after, y, lengths, self.head, decode, trail)
 
@@ -213,10 +212,10 @@ class ForecastNetwork(nn.Module):
         """What a forecast with known covariates is decoded from once they have come, at its scored steps."""
         chosen = encoded.at((row, step))
         choices = anchors(chosen.scaled, self.config.seasonality, self.config.horizon)[..., self.calibration.scored]
-        naive = choices[:, naive_anchor(self.config.seasonality)]
+        dull = naive(chosen.scaled, self.config.seasonality, self.config.horizon)[..., self.calibration.scored]
         if not self.config.network.anchored:
             choices = torch.zeros_like(choices)
-        return Aboard(torch.cat([chosen.hidden, chosen.features, choices.flatten(1), naive], 1), chosen.frame)
+        return Aboard(torch.cat([chosen.hidden, chosen.features, choices.flatten(1), dull], 1), chosen.frame)
 
     def _decode_aboard(self, aboard: Aboard, moments: Tensor, static: Tensor, future: Tensor) -> Issue:
         """Forecasts from what `_board` kept; steps that are not scored mean nothing."""
@@ -224,10 +223,10 @@ class ForecastNetwork(nn.Module):
         scored, horizon = self.calibration.scored, self.config.horizon
         choices = flat.new_zeros(len(flat), flat.shape[1] // len(scored), horizon)
         choices[..., scored] = flat.reshape(len(flat), -1, len(scored))
-        naive = aboard.frame.location.new_zeros(len(flat), horizon)
-        naive[:, scored] = restore(dull, aboard.frame, self.transform)
+        repeated = aboard.frame.location.new_zeros(len(flat), horizon)
+        repeated[:, scored] = restore(dull, aboard.frame, self.transform)
         known = None if self.covariates is None else self.covariates.decode(moments, static, future, horizon)
-        return Issue(self.head(hidden, inputs, choices, known), aboard.frame, naive)
+        return Issue(self.head(hidden, inputs, choices, known), aboard.frame, repeated)
 
     def encoded(self, state: StreamState) -> Encoded:
         """What the head needs of a state's latest step, leading axes [B]: the last entry of the `encode` behind it."""

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecaster.features import anchors, feature_size, features, num_anchors, pooled_size
+from forecaster.features import anchors, feature_size, features, naive, num_anchors, pooled_size
 from forecaster.scaling import advance
 from forecaster.state import StateLayout
 
@@ -20,7 +20,7 @@ from forecaster.state import StateLayout
     cycles=st.integers(1, 4),
     horizon=st.integers(1, 30),
 )
-def test_anchors_repeat_the_last_cycle_and_the_mean_cycle_and_follow_the_trend(
+def test_anchors_are_the_last_cycle_and_the_mean_cycle_moved_along_the_trend(
     seasonality: tuple[int, ...], cycles: int, horizon: int
 ) -> None:
     width = seasonality[-1] * cycles
@@ -35,10 +35,45 @@ def test_anchors_repeat_the_last_cycle_and_the_mean_cycle_and_follow_the_trend(
             repeated.append([[i for i in range(width % p, width) if (width - i + h) % p == 0] for h in range(horizon)])
     means = np.array([[ring[places].mean() for places in row] for row in repeated])
     ahead = np.array([[width + h - np.mean(places) for h, places in enumerate(row)] for row in repeated])
-    slope = np.polyfit(np.arange(width), ring, 1)[0] if width > 1 else 0.0
+    slope = 0.0
+    if cycles > 1:
+        lag = seasonality[-1] * max(1, cycles // 4)
+        changes = ring[lag:] - ring[:-lag]
+        slope = changes.mean() / lag * changes.mean() ** 2 / (changes**2).mean()
     assert found.shape == (num_anchors(seasonality, width), horizon)
-    np.testing.assert_allclose(found[: len(means)], means, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(found[len(means) :], means + slope * ahead, rtol=1e-5, atol=1e-5)  # a slope is float32
+    np.testing.assert_allclose(found, means + slope * ahead, rtol=1e-5, atol=1e-5)
+
+
+def test_a_steady_trend_is_followed_and_what_stays_the_same_is_repeated() -> None:
+    steps = torch.arange(32.0)
+    season = torch.tensor([3.0, 0.0, -1.0, -2.0]).repeat(10)
+
+    rising, staying, flat = anchors(torch.stack([0.5 * steps + season[:32], season[:32], 0 * steps]), (4,), 8)
+
+    truth = 0.5 * torch.arange(32.0, 40.0) + season[:8]
+    for seasonal in (1, 3):  # the latest cycle and the mean one
+        torch.testing.assert_close(rising[seasonal], truth)
+        torch.testing.assert_close(staying[seasonal], season[:8])
+    torch.testing.assert_close(flat, torch.zeros(4, 8))
+
+
+@given(seed=st.integers(0, 99), factor=st.floats(0.01, 100), seasonality=st.sampled_from([(1,), (4,), (3, 6)]))
+def test_anchors_of_a_multiple_are_that_multiple(seed: int, factor: float, seasonality: tuple[int, ...]) -> None:
+    ring = torch.from_numpy(np.random.default_rng(seed).normal(size=(1, 24))).float()
+
+    torch.testing.assert_close(
+        anchors(factor * ring, seasonality, 9), factor * anchors(ring, seasonality, 9), rtol=1e-4, atol=1e-5 * factor
+    )
+
+
+def test_a_ring_of_one_season_tells_no_trend() -> None:
+    ring = torch.arange(6.0).unsqueeze(0)
+
+    assert anchors(ring, (6,), 3)[0, 1].tolist() == [0, 1, 2]
+
+
+def test_the_seasonal_naive_forecast_repeats_the_first_season() -> None:
+    assert naive(torch.arange(8.0), (2, 4), 5).tolist() == [6, 7, 6, 7, 6]
 
 
 @pytest.mark.parametrize("width", [1, 24, 192, 193, 336, 672, 1024, 2016])
