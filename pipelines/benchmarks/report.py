@@ -32,7 +32,8 @@ __all__ = [
 Row = Mapping[str, Any]
 Table = tuple[list[str], list[list[str]]]
 
-WORDS = {"owa": "OWA", "mase": "MASE", "mape": "MAPE %", "mse": "MSE", "wql": "WQL", "smape": "sMAPE", "mae": "MAE"}
+WORDS = {"owa": "OWA", "mase": "MASE", "mape": "MAPE %", "mse": "MSE", "mse_mean": "MSE of the mean", "wql": "WQL"}
+WORDS |= {"smape": "sMAPE", "mae": "MAE"}
 
 
 def group(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
@@ -108,7 +109,7 @@ def accuracy_table(rows: Iterable[Row]) -> Table:
         targets = PROTOCOLS[name].targets
         metrics = [target.metric for target in targets] or ["mase"]
         if "mse" in metrics:
-            metrics.append("mae")
+            metrics += ["mse_mean", "mae"]
         lines.append(
             [
                 name if label == "default" else f"{name}, {label}",

@@ -36,7 +36,7 @@ class Scores:
         count = len(task.panel)
         self.windows: dict[str, Float] = {name: np.zeros(count) for name in ("smape", "mase", "ape")}
         self.counts: dict[str, Float] = {name: np.zeros(count) for name in self.windows}
-        self.squares = {"mse": 0.0, "mse_median": 0.0, "mae": 0.0}
+        self.squares = {"mse": 0.0, "mse_mean": 0.0, "mae": 0.0}
         self.known = self.size = self.loss = self.inside = 0.0
         self.spread = True
 
@@ -60,7 +60,7 @@ class Scores:
         self._average("ape", ape.transpose(0, 2, 1).reshape(-1, y.shape[1]))
         known = int((~np.isnan(y)).sum())
         self.known += known
-        for name, error in (("mse", y - mean), ("mse_median", y - middle)):
+        for name, error in (("mse", y - middle), ("mse_mean", y - mean)):
             self.squares[name] += float(np.nansum(error**2))
         self.squares["mae"] += float(np.nansum(np.abs(y - middle)))
         size = float(np.nansum(np.abs(y)))
@@ -82,8 +82,9 @@ class Scores:
         -------
         dict
             `smape`, `mase` (averaged over windows, then over series), `mape` (in percent, over all known steps of a
-            series, then over series), `mse` (of the mean of the quantiles), `mse_median`, `mae` (of the median), and
-            `wql` and `coverage_80` if there were quantiles; `owa` if the protocol has one origin.
+            series, then over series), `mse` and `mae` (of the median, which is served as the point), `mse_mean` (of the
+            mean of the quantiles), and `wql` and `coverage_80` if there were quantiles; `owa` if the protocol has one
+            origin.
         """
         averages = {}
         for name, total in self.windows.items():

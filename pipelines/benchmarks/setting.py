@@ -36,5 +36,5 @@ def notes(request: AccuracyRequest) -> list[str]:
         f"At most {request.minutes:g} minutes of training each"
         + (f", with {changes}." if changes else ", default configuration.")
         + " Several seeds: mean and range.",
-        "MSE is that of the mean of the nine quantiles, MAE that of the median, both on z-scored values.",
+        "MSE and MAE are those of the median, which is served as the point, on z-scored values.",
     ]
