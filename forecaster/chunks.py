@@ -197,10 +197,10 @@ class Lanes:
         values, tables = self.panel.values, self.panel.tables
         # A segment's values end where it does, but its targets reach as far as the series may be learnt from.
         return Chunk(
-            y=_stack([_window(values[s.series][: s.end], at + length, length) for s, at in places]),
-            future=_stack([_window(self.targets[s.series], at + length + self.horizon, ahead) for s, at in places]),
+            y=_windows([(values[s.series][: s.end], at + length) for s, at in places], length),
+            future=_windows([(self.targets[s.series], at + length + self.horizon) for s, at in places], ahead),
             scored=torch.from_numpy(scored),
-            covariates=_stack([_window(tables[s.series], at + ahead + 1, ahead + 1) for s, at in places]),
+            covariates=_windows([(tables[s.series], at + ahead + 1) for s, at in places], ahead + 1),
             **_beginnings(self.panel, [(places[i][0].series, places[i][1]) for i in resets], self.prefix_length),
             reset=torch.tensor(resets, dtype=torch.int64),
         )
@@ -238,19 +238,21 @@ def validation_chunks(
             y=torch.from_numpy(before),
             future=torch.full((len(group), longest - 1 + horizon), torch.nan, dtype=torch.float64),
             scored=torch.zeros(len(group), longest, dtype=torch.bool),
-            covariates=_stack(
-                [_window(t, b + longest + horizon, longest + horizon) for t, b in zip(tables, begins, strict=True)]
+            covariates=_windows(
+                [(table, begin + longest + horizon) for table, begin in zip(tables, begins, strict=True)],
+                longest + horizon,
             ),
             **_beginnings(panel, list(zip(group, begins, strict=True)), prefix_length),
             reset=torch.arange(len(group)),
             lengths=torch.tensor(lengths, dtype=torch.int64),
         )
         yield Chunk(
-            y=_stack([_window(y, len(y) - 1, held_out) for y in series]),
-            future=_stack([_window(y, len(y) - 1 + horizon, held_out - 1 + horizon) for y in series]),
+            y=_windows([(y, len(y) - 1) for y in series], held_out),
+            future=_windows([(y, len(y) - 1 + horizon) for y in series], held_out - 1 + horizon),
             scored=torch.ones(len(group), held_out, dtype=torch.bool),
-            covariates=_stack(
-                [_window(t, c + held_out + horizon, held_out + horizon) for t, c in zip(tables, cutoffs, strict=True)]
+            covariates=_windows(
+                [(table, cutoff + held_out + horizon) for table, cutoff in zip(tables, cutoffs, strict=True)],
+                held_out + horizon,
             ),
             **_beginnings(panel, [], prefix_length),
             reset=torch.empty(0, dtype=torch.int64),
@@ -261,7 +263,7 @@ def _beginnings(panel: Panel, places: list[tuple[int, int]], prefix_length: int)
     """What a chunk tells of segments that begin: at these positions of these series."""
     series, starts = [row for row, _ in places], np.array([at for _, at in places], dtype=np.int64)
     return {
-        "prefix": _stack([_window(panel.values[row], at, prefix_length) for row, at in places])
+        "prefix": _windows([(panel.values[row], at) for row, at in places], prefix_length)
         if places
         else torch.empty(0, prefix_length, dtype=torch.float64),
         "start": torch.from_numpy(starts),
@@ -270,14 +272,12 @@ def _beginnings(panel: Panel, places: list[tuple[int, int]], prefix_length: int)
     }
 
 
-def _window(y: Float, end: int, length: int) -> Float:
-    """Return ``y[end - length : end]`` with NaN wherever that lies outside of y; further axes are kept."""
-    out = np.full((length, *y.shape[1:]), np.nan)
-    low, high = max(end - length, 0), min(end, len(y))
-    if high > low:
-        out[low - (end - length) : high - (end - length)] = y[low:high]
-    return out
-
-
-def _stack(rows: list[Float]) -> Tensor:
-    return torch.from_numpy(np.stack(rows))
+def _windows(ends: Sequence[tuple[Float, int]], length: int) -> Tensor:
+    """Stack ``y[end - length : end]`` of arrays and ends, NaN wherever that lies outside; further axes are kept."""
+    found = np.full((len(ends), length, *ends[0][0].shape[1:]), np.nan)
+    if found.size:
+        for window, (y, end) in zip(found, ends, strict=True):
+            low, high = max(end - length, 0), min(end, len(y))
+            if high > low:
+                window[low - (end - length) : high - (end - length)] = y[low:high]
+    return torch.from_numpy(found)

@@ -147,6 +147,9 @@ class TrainingConfig:
     precision
         Of the recurrent layers in training: ``32``, ``bf16`` (mixed), or ``auto``: bf16 where the processor is faster
         with it, at a small cost in accuracy per update. Validation, backtest and service always compute in float32.
+    accelerator
+        Where the weights are found: ``gpu`` (CUDA), ``cpu``, or ``auto``: on a GPU if PyTorch finds one. Only on the
+        processor does the same seed give the same weights bit for bit. Backtest and service always run there.
     seed
         Of weights, order of series, and dropout.
     """
@@ -167,6 +170,7 @@ class TrainingConfig:
     finish: float = 0.25
     imagined: Literal["auto", "on", "off"] = "auto"
     precision: Literal["auto", "32", "bf16"] = "32"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -189,6 +193,9 @@ class TrainingConfig:
         _require(0 <= self.finish <= 0.5, "training.finish", self.finish, "0 to 0.5")
         _require(self.imagined in ("auto", "on", "off"), "training.imagined", self.imagined, "auto, on or off")
         _require(self.precision in ("auto", "32", "bf16"), "training.precision", self.precision, "auto, 32 or bf16")
+        _require(
+            self.accelerator in ("auto", "cpu", "gpu"), "training.accelerator", self.accelerator, "auto, cpu or gpu"
+        )
         _require(0 <= self.seed < 2**32, "training.seed", self.seed, "0 to 2**32 - 1")
 
 

@@ -167,8 +167,8 @@ class CovariateInputs(nn.Module):
         self.past.standardise(table[:, self.num_known :])
         self.static.standardise(torch.from_numpy(panel.static))
 
-    def encode(self, steps: Tensor, static: Tensor, table: Tensor | None) -> Tensor:
-        """Inputs of the recurrent layers, shape [B, T, E].
+    def moments(self, steps: Tensor, static: Tensor) -> Tensor:
+        """What the almanac tells of steps, float32, shape [B, T, C]: places in the cycles, then holidays.
 
         Parameters
         ----------
@@ -176,40 +176,73 @@ class CovariateInputs(nn.Module):
             Step numbers, int64, shape [B, T].
         static
             Static numbers of the state, shape [B, S].
-        table
-            Raw values, float64, shape [B, T, D]; None: all missing.
         """
-        if table is None:
-            table = torch.full((*steps.shape, self.num_dynamic), torch.nan, dtype=torch.float64)
-        constant = self.static(static[:, : self.num_static])
-        parts = [
-            self.known(table[..., : self.num_known]),
-            self.past(table[..., self.num_known :]),
-            constant.unsqueeze(1).expand(-1, steps.shape[1], -1),
-            self.almanac.places(steps),
-        ]
-        if self.has_holidays:
-            parts.append(self.almanac.holidays(steps, static[:, -1]).unsqueeze(-1))
-        return torch.cat(parts, -1)
+        places = self.almanac.places(steps)
+        if not self.has_holidays:
+            return places
+        return torch.cat([places, self.almanac.holidays(steps, static[:, -1]).unsqueeze(-1)], -1)
 
-    def decode(self, cutoffs: Tensor, static: Tensor, future: Tensor | None, steps: int) -> Tensor:
-        """Inputs of the head for the first `steps` of the horizon, shape [..., steps, E].
+    def coming(self, cutoffs: Tensor, static: Tensor, steps: int) -> Tensor:
+        """What the almanac tells of the first `steps` of the horizon after each cutoff, float32, shape [..., steps, C].
+
+        With holidays, also of those that a season before each step fell on.
 
         Parameters
         ----------
         cutoffs
-            Step number of each origin, int64, shape [...].
+            Step numbers, int64, shape [...].
         static
             Shape [..., S].
-        future
-            Raw known values of these steps, float64, shape [..., steps, K]; None: all missing.
         steps
             At most the horizon.
         """
         offsets = self.offsets[:steps]
+        places = self.almanac.places(cutoffs.unsqueeze(-1) + offsets[:, 0])
+        if not self.has_holidays:
+            return places
+        wanted = cutoffs.unsqueeze(-1).unsqueeze(-1) + offsets
+        return torch.cat([places, self.almanac.holidays(wanted, static[..., -1])], -1)
+
+    def encode(self, moments: Tensor, static: Tensor, table: Tensor | None) -> Tensor:
+        """Inputs of the recurrent layers, shape [B, T, E].
+
+        Parameters
+        ----------
+        moments
+            What `moments` tells, shape [B, T, C].
+        static
+            Static numbers of the state, shape [B, S].
+        table
+            Raw values, float64, shape [B, T, D]; None: all missing.
+        """
+        if table is None:
+            table = _missing(moments, self.num_dynamic)
+        constant = self.static(static[:, : self.num_static])
+        return torch.cat(
+            [
+                self.known(table[..., : self.num_known]),
+                self.past(table[..., self.num_known :]),
+                constant.unsqueeze(1).expand(-1, moments.shape[1], -1),
+                moments,
+            ],
+            -1,
+        )
+
+    def decode(self, coming: Tensor, future: Tensor | None) -> Tensor:
+        """Inputs of the head for the steps to come, shape [..., H, E].
+
+        Parameters
+        ----------
+        coming
+            What `coming` tells, shape [..., H, C].
+        future
+            Raw known values of these steps, float64, shape [..., H, K]; None: all missing.
+        """
         if future is None:
-            future = torch.full((*cutoffs.shape, steps, self.num_known), torch.nan, dtype=torch.float64)
-        parts = [self.known(future), self.almanac.places(cutoffs.unsqueeze(-1) + offsets[:, 0])]
-        if self.has_holidays:
-            parts.append(self.almanac.holidays(cutoffs.unsqueeze(-1).unsqueeze(-1) + offsets, static[..., -1]))
-        return torch.cat(parts, -1)
+            future = _missing(coming, self.num_known)
+        return torch.cat([self.known(future), coming], -1)
+
+
+def _missing(like: Tensor, columns: int) -> Tensor:
+    """Raw values that nobody knows, of so many columns for each entry of `like`."""
+    return torch.full((*like.shape[:-1], columns), torch.nan, dtype=torch.float64, device=like.device)

@@ -61,7 +61,7 @@ class Forecaster:
     Parameters
     ----------
     network
-        Trained or fresh; it is copied to evaluation mode and frozen.
+        Trained or fresh; it is copied to the processor and to evaluation mode, and frozen.
 
     Examples
     --------
@@ -73,7 +73,7 @@ class Forecaster:
     """
 
     def __init__(self, network: ForecastNetwork) -> None:
-        self._network = copy.deepcopy(network).eval().requires_grad_(False)
+        self._network = copy.deepcopy(network).cpu().eval().requires_grad_(False)
         self._network.recurrent.pack()
         self.config: Config = network.config
         self.calendar: Calendar = network.config.calendar

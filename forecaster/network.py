@@ -161,7 +161,8 @@ class ForecastNetwork(nn.Module):
             before_chunk = state.last_step if rows is None else state.last_step[rows]
             steps = before_chunk.unsqueeze(1) + torch.arange(1, y.shape[1] + 1)
             static = after.static.unsqueeze(1).expand(-1, y.shape[1], -1)
-            given = torch.cat([inputs, self.covariates.encode(steps, after.static, covariates)], -1)
+            moments = self.covariates.moments(steps, after.static)
+            given = torch.cat([inputs, self.covariates.encode(moments, after.static, covariates)], -1)
         before = RecurrentState(
             *(part if rows is None else part.index_select(0, rows) for part in (state.hidden, state.cell))
         )
@@ -225,7 +226,9 @@ class ForecastNetwork(nn.Module):
         choices[..., scored] = flat.reshape(len(flat), -1, len(scored))
         repeated = aboard.frame.location.new_zeros(len(flat), horizon)
         repeated[:, scored] = restore(dull, aboard.frame, self.transform)
-        known = None if self.covariates is None else self.covariates.decode(moments, static, future, horizon)
+        known = None
+        if self.covariates is not None:
+            known = self.covariates.decode(self.covariates.coming(moments, static, horizon), future)
         return Issue(self.head(hidden, inputs, choices, known), aboard.frame, repeated)
 
     def encoded(self, state: StreamState) -> Encoded:
@@ -250,14 +253,17 @@ class ForecastNetwork(nn.Module):
         None: all are.
         """
         steps = steps or self.config.horizon
-        choices = anchors(encoded.scaled, self.config.seasonality, steps)
-        if not self.config.network.anchored:
-            choices = torch.zeros_like(choices)
         known = None
         if self.covariates is not None and encoded.step is not None and encoded.static is not None:
-            known = self.covariates.decode(encoded.step, encoded.static, future, steps)
+            known = self.covariates.decode(self.covariates.coming(encoded.step, encoded.static, steps), future)
+        choices = self.choices(encoded.scaled, steps)
         parameters: Tensor = self.head(encoded.hidden, encoded.features, choices, known)
         return parameters
+
+    def choices(self, scaled: Tensor, steps: int) -> Tensor:
+        """Anchors that the head chooses among, shape [..., A, H], of scaled rings [..., W]; zeros if it has none."""
+        found = anchors(scaled, self.config.seasonality, steps)
+        return found if self.config.network.anchored else torch.zeros_like(found)
 
     def calibrated(
         self, encoded: Encoded, correction: Tensor, future: Tensor | None = None, steps: int | None = None

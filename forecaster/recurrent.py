@@ -140,10 +140,12 @@ class RecurrentStack(nn.Module):
             The last layer's hidden states (with its residual), shape [T, B, P], and the state after each row's last
             step.
         """
-        state = self.initial_state(inputs.shape[1]) if state is None else state
-        if len(inputs) == 1 and lengths is None and self.config.cell == "lstm" and not torch.is_grad_enabled():
+        if state is None:
+            state = RecurrentState(*(part.to(inputs.device) for part in self.initial_state(inputs.shape[1])))
+        single = len(inputs) == 1 and lengths is None and self.config.cell == "lstm"
+        if single and inputs.is_cpu and not torch.is_grad_enabled():
             return self._step(inputs[0], state)
-        packed = None if lengths is None else pack_padded_sequence(inputs, lengths, enforce_sorted=False)
+        packed = None if lengths is None else pack_padded_sequence(inputs, lengths.cpu(), enforce_sorted=False)
         output = inputs if packed is None else packed.data
         hidden, cell = [], []
         for index, layer in enumerate(self.layers):

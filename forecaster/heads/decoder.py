@@ -139,7 +139,7 @@ class Decoder(nn.Module):
 
     def _read(self, decoded: Tensor, autoregression: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weights, correction, shape = torch.split(decoded, self.rows, -2)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or not decoded.is_cpu:
             baseline = (weights.softmax(-2) * anchors).sum(-2)
         else:
             baseline = torch.empty_like(autoregression)

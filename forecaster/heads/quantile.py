@@ -69,7 +69,7 @@ class QuantileHead(Head):
 
     def assemble(self, baseline: Tensor, correction: Tensor, shape: Tensor, steps: int) -> Tensor:
         """Quantiles in scaled coordinates: K = Q, rising."""
-        if not torch.is_grad_enabled():
+        if shape.is_cpu and not torch.is_grad_enabled():
             return self._spread(baseline + correction, shape, steps)
         spread = functional.softplus(shape)
         if not self.training:

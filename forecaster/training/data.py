@@ -1,14 +1,16 @@
 """The data module: a panel as chunks for the Trainer.
 
-Splits off the validation end of every series, and hands whole chunks (already batches) to the Trainer; knows no
-network. One process owns all lanes: workers would repeat them.
+Splits off the validation end of every series, and hands whole chunks (already batches), prepared for a network, to the
+Trainer. One process owns all lanes: workers would repeat them.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import Self
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -17,8 +19,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from forecaster.chunks import Chunk, Lanes, validation_chunks
 from forecaster.config import Config
 from forecaster.holdout import Block, scatter_blocks, without_blocks
+from forecaster.network import ForecastNetwork
 from forecaster.panel import Panel
 from forecaster.training.imagining import imagine
+from forecaster.training.preparing import Preparation, Prepared, ahead
 
 __all__ = ["ChunkDataModule", "held_out_steps", "sample"]
 
@@ -47,25 +51,42 @@ SHORTEST_EPOCH = 10
 IMAGINED = 512
 """Series drawn to be played beside a small panel: a pass plays a few of them, so that none is seen often."""
 
+LARGEST_WORKERS = 8
+"""Threads that prepare chunks for a GPU at most: it learns from one much sooner than a thread prepares one."""
+
 LARGEST_RUN = 20
 """A panel whose one pass takes more updates than that gets up to this many times as many."""
 
 
-class _Stream(IterableDataset[Chunk]):
-    """Goes on where the last epoch stopped, so that the carry stays true."""
+class _Stream(IterableDataset[Prepared]):
+    """So many chunks: it goes on where the last epoch stopped, so that the carry stays true."""
 
-    def __init__(self, lanes: Lanes, length: int) -> None:
-        self.chunks, self.length = iter(lanes), length
+    def __init__(self, chunks: Iterator[Prepared], length: int) -> None:
+        self.chunks, self.length = chunks, length
 
-    def __iter__(self) -> Iterator[Chunk]:
+    def __iter__(self) -> Iterator[Prepared]:
         return islice(self.chunks, self.length)
 
     def __len__(self) -> int:
         return self.length
 
 
+class _Validation(IterableDataset[Prepared]):
+    """Pairs of chunks, from the first, every time: warm up, score."""
+
+    def __init__(self, network: ForecastNetwork, chunks: Sequence[Chunk]) -> None:
+        self.network, self.chunks = network, chunks
+
+    def __iter__(self) -> Iterator[Prepared]:
+        preparation = Preparation(self.network)
+        return ahead(preparation.drafts(self.chunks), preparation.finish)
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+
 class ChunkDataModule(LightningDataModule):
-    """Training and validation chunks of one panel.
+    """Training and validation chunks of one panel; `prepared_for` a network before they are asked for.
 
     Parameters
     ----------
@@ -129,13 +150,26 @@ class ChunkDataModule(LightningDataModule):
             else []
         )
 
-    def train_dataloader(self) -> DataLoader[Chunk]:
-        """One epoch of chunks, continuing the last."""
-        return DataLoader(_Stream(self.lanes, self.epoch_updates), batch_size=None)
+    def prepared_for(self, network: ForecastNetwork, on_gpu: bool = False) -> Self:
+        """The same, ready to be learnt from by this network, wherever its weights will be."""
+        preparation = Preparation(network, self.lanes.generator, fixed=on_gpu)
+        drafts = preparation.drafts(self.lanes)
+        made = (
+            ahead(drafts, lambda draft: preparation.finish(draft).pinned(), min(LARGEST_WORKERS, os.cpu_count() or 1))
+            if on_gpu
+            else ahead(drafts, preparation.finish)
+        )
+        self._training = _Stream(made, self.epoch_updates)
+        self._validation = _Validation(network, self.validation)
+        return self
 
-    def val_dataloader(self) -> DataLoader[Chunk] | list[DataLoader[Chunk]]:
+    def train_dataloader(self) -> DataLoader[Prepared]:
+        """One epoch of chunks, continuing the last."""
+        return DataLoader(self._training, batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[Prepared] | list[DataLoader[Prepared]]:
         """Pairs of chunks: warm up, score."""
-        return DataLoader(self.validation, batch_size=None) if self.validation else []  # type: ignore[arg-type]
+        return DataLoader(self._validation, batch_size=None) if self.validation else []
 
 
 def _blocks(learnt: Panel, config: Config, generator: np.random.Generator) -> list[Block]:

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
 
-from forecaster.config import Config
-from forecaster.errors import PanelError
+from forecaster.config import Config, TrainingConfig
+from forecaster.errors import InputError, PanelError
 from forecaster.forecaster import Forecaster
 from forecaster.network import ForecastNetwork
 from forecaster.panel import Panel
@@ -124,14 +124,17 @@ def fit(
             f"validation is {validation}, expected 0 to {learnt.lengths.max() - 3}: 3 steps have to remain"
         )
     settings = config.training
+    on_gpu = uses_gpu(settings)
     clock = _Clock(None if max_minutes is None else max_minutes * 60, on_epoch, on_weights)
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with _quiet(), torch.random.fork_rng(devices=[torch.cuda.current_device()] if on_gpu else []):
         unseen = held_out_steps(learnt, config) if validation is None else validation
         config, told = choose_covariates(config, learnt, unseen)
         panel, learnt = panel.with_covariates(config.covariates), learnt.with_covariates(config.covariates)
         runner = _Runner(learnt.drop_last(unseen), clock)
         config, reasons = choose(config, learnt, unseen, runner.train)
         reasons = told + reasons
+        if on_gpu:
+            reasons += (f"trained on {torch.cuda.get_device_name()}: PyTorch finds it",)
         torch.manual_seed(settings.seed)
         data = ChunkDataModule(learnt, config, validation)
         share = settings.finish if held_out or data.validation else 0.0
@@ -196,8 +199,9 @@ def _train(
     settings = network.config.training
     network.calibration.learnt.fill_(int(data.lanes.panel.last_steps.max()))
     with tempfile.TemporaryDirectory() as folder:
+        on_gpu = uses_gpu(settings)
         module = TrainingModule(network, updates=updates, max_seconds=clock.seconds_left, peak=peak)
-        averaging = _Averaging(settings.averaging) if settings.averaging else None
+        averaging = _Averaging(settings.averaging, "cuda" if on_gpu else "cpu") if settings.averaging else None
         callbacks: list[Callback] = [_Rows(module, clock, averaging), *([averaging] if averaging else [])]
         best: ModelCheckpoint | None = None
         if data.validation:
@@ -206,7 +210,8 @@ def _train(
             best = ModelCheckpoint(folder, monitor="val_loss")
             callbacks.append(best)
         trainer = pl.Trainer(
-            accelerator="cpu",
+            accelerator="gpu" if on_gpu else "cpu",
+            devices=1,
             max_steps=updates,
             max_epochs=-1,
             max_time=None if module.max_seconds is None else {"seconds": max(1, int(module.max_seconds))},
@@ -220,7 +225,7 @@ def _train(
             num_sanity_val_steps=0,
             default_root_dir=folder,
         )
-        trainer.fit(module, datamodule=data)
+        trainer.fit(module, datamodule=data.prepared_for(network, on_gpu))
         if best is None or not best.best_model_path or _last_is_best(trainer, module, data, best):
             return int(trainer.global_step)
         weights, behind = _checkpoint(Path(best.best_model_path))
@@ -239,12 +244,17 @@ def _last_is_best(trainer: pl.Trainer, module: TrainingModule, data: ChunkDataMo
 class _Averaging(WeightAveraging):
     """Exponential moving average of the weights after every update; short at first, so that it forgets the start."""
 
-    def __init__(self, decay: float) -> None:
+    def __init__(self, decay: float, device: str) -> None:
         def average(averaged: Any, current: Any, num_averaged: Any) -> None:
             count = int(num_averaged)
             torch._foreach_lerp_(averaged, current, 1 - min(decay, (count + 1) / (count + 10)))
 
-        super().__init__(use_buffers=False, multi_avg_fn=average)  # buffers are no weights
+        super().__init__(device, use_buffers=False, multi_avg_fn=average)  # buffers are no weights
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if self._average_model is not None:  # read at every update, which must not wait for a GPU
+            self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
     @property
     def network(self) -> ForecastNetwork:
@@ -306,7 +316,7 @@ class _Rows(Callback):
         self.epoch_started, self.updates = time.monotonic(), trainer.global_step
 
     def on_train_epoch_end(self, trainer: pl.Trainer, *_: object) -> None:
-        row = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        row = self.module.means() | {name: float(value) for name, value in trainer.callback_metrics.items()}
         row["learning_rate"] = float(trainer.optimizers[0].param_groups[0]["lr"])
         seconds = max(time.monotonic() - self.epoch_started, 1e-9)
         row["updates_per_second"] = (trainer.global_step - self.updates) / seconds
@@ -318,6 +328,20 @@ def _checkpoint(path: Path) -> tuple[dict[str, Any], int]:
     """Weights of a checkpoint, and the updates behind them."""
     checkpoint: dict[str, Any] = torch.load(path, weights_only=True)
     return dict(checkpoint["state_dict"]), int(checkpoint["global_step"])
+
+
+def uses_gpu(settings: TrainingConfig) -> bool:
+    """Whether to train on a GPU.
+
+    Raises
+    ------
+    InputError
+        The configuration asks for one, and there is none.
+    """
+    found = settings.accelerator != "cpu" and torch.cuda.is_available()
+    if settings.accelerator == "gpu" and not found:
+        raise InputError("training.accelerator is gpu, but PyTorch finds no CUDA device here; auto trains without one")
+    return found
 
 
 @contextmanager

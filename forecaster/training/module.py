@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -19,21 +18,13 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from forecaster.chunks import Chunk
 from forecaster.config import Config
-from forecaster.kernels import SMALLEST_SIZE
-from forecaster.network import Encoded, ForecastNetwork
-from forecaster.recurrent import RecurrentStack
-from forecaster.scaling import settle
-from forecaster.state import StreamState
+from forecaster.network import ForecastNetwork
+from forecaster.recurrent import RecurrentStack, RecurrentState
+from forecaster.training.graph import ChunkGraph
+from forecaster.training.preparing import Prepared
 
 __all__ = ["TrainingModule", "mixed_precision"]
-
-LARGEST_DECODE = 2**19
-"""Upper bound on origins x horizon x levels decoded in one update; beyond it, origins are thinned evenly."""
-
-SMALLEST_DIFFERENCE = 1e-3
-LARGEST_WEIGHT = 5.0
 
 
 class TrainingModule(LightningModule):
@@ -55,103 +46,125 @@ class TrainingModule(LightningModule):
         super().__init__()
         self.network = network
         self.settings = network.config.training
-        mixed = mixed_precision(network.config)
-        for stack in network.recurrent.stacks:
-            cast(RecurrentStack, stack).mixed = mixed
         self.updates, self.max_seconds, self.peak = updates, max_seconds, peak
-        self.carry: StreamState | None = None
-        self.validation_carry: StreamState | None = None
+        self.carry: RecurrentState | None = None
+        self.validation_carry: RecurrentState | None = None
         self.started: float | None = None
+        self.graph: ChunkGraph | None = None
+        self.tally, self.count, self.latest = torch.zeros(3), 0, torch.zeros(())
 
     # -- one chunk -------------------------------------------------------------------------------------------------
 
-    def begin(self, carry: StreamState | None, chunk: Chunk) -> StreamState:
-        """Carry into this chunk: reset lanes start afresh, with a scaling state filled from their prefix."""
-        layout = self.network.layout
-        if carry is None or len(carry) != len(chunk.y):
-            carry = layout.initial(torch.zeros(len(chunk.y), dtype=torch.int64))
-        if not len(chunk.reset):
-            return carry
-        fresh = layout.initial(chunk.step - chunk.prefix.shape[1], chunk.static)
-        if chunk.prefix.shape[1]:
-            fresh = settle(fresh, chunk.prefix, lag=self.network.config.seasonality[0], kind=self.network.transform)
-        known = chunk.prefix.shape[1] - torch.isnan(chunk.prefix).long().cumprod(1).sum(1)
-        fresh = replace(fresh, age=chunk.start, silence=torch.minimum(fresh.silence, known))
-        return carry.replace_rows(chunk.reset, fresh)
+    def begin(self, carry: RecurrentState | None, batch: Prepared) -> RecurrentState:
+        """Carry into this chunk: zeros in lanes that start afresh."""
+        layout, lanes = self.network.layout, len(batch.features)
+        if carry is None or carry.hidden.shape[1] != lanes:
+            shapes = (layout.layers, lanes, layout.hidden), (layout.layers, lanes, layout.cell)
+            return RecurrentState(*(batch.features.new_zeros(shape) for shape in shapes))
+        return RecurrentState(*(part.masked_fill(batch.fresh.unsqueeze(1), 0.0) for part in carry))
 
-    def score(self, carry: StreamState | None, chunk: Chunk) -> tuple[Tensor, StreamState]:
-        """Loss of a chunk, and the detached state after it."""
-        now = chunk.covariates[:, : chunk.y.shape[1]]
-        encoded, after = self.network.encode(self.begin(carry, chunk), chunk.y, chunk.lengths, now)
+    def score(self, carry: RecurrentState | None, batch: Prepared) -> tuple[Tensor, RecurrentState]:
+        """Loss of a chunk over its origins and their known targets, and the detached state after it."""
+        network, given = self.network, batch.features
+        if network.covariates is not None and batch.moments is not None:
+            told = network.covariates.encode(batch.moments, batch.static, batch.table)
+            given = torch.cat([given, told], -1)
+        output, after = network.recurrent(given.transpose(0, 1), self.begin(carry, batch), batch.lengths)
         # Detached here: this is where the gradient is cut between chunks.
-        return self.loss(encoded, chunk), after.detach()
+        return self._loss(output, batch), RecurrentState(*(part.detach() for part in after))
 
-    def loss(self, encoded: Encoded, chunk: Chunk) -> Tensor:
-        """Loss of the head over all scored origins of a chunk and their known targets.
-
-        Errors in scaled coordinates are weighted by unit / sqrt(mean absolute seasonal difference relative to scale):
-        half way between errors relative to the level of a series and errors relative to its seasonal naive error.
-        """
-        rows, steps = chunk.y.shape
-        origins = self._origins(rows, steps)
-        targets = chunk.future.unfold(1, self.network.config.horizon, 1)[:, origins]  # [B, origins, H]
-        at = (slice(None), origins)
-        chosen = encoded.at(at)
-        scored = chunk.scored[:, origins]
-        keep = scored & ~torch.isnan(targets).all(-1)
-        if not bool(keep.any()):
-            return (encoded.hidden * 0).sum()
-        chosen, targets = chosen.at(keep), targets[keep]  # leading axis: kept origins
-        ahead = chunk.covariates[:, 1:, : len(self.network.config.covariates.known)]
-        ahead = ahead.unfold(1, self.network.config.horizon, 1)[:, origins][keep].transpose(-1, -2)  # [kept, H, K]
-        parameters = self.network.decode(chosen, ahead)
+    def _loss(self, output: Tensor, batch: Prepared) -> Tensor:
+        network = self.network
+        if not len(batch.kept):
+            return (output * 0).sum()
+        hidden = output.flatten(0, 1).index_select(0, batch.kept)
+        own = batch.features.transpose(0, 1).flatten(0, 1).index_select(0, batch.kept)
+        known = None
+        if network.covariates is not None and batch.coming is not None:
+            known = network.covariates.decode(batch.coming, batch.future)
+        parameters = network.head(hidden, own, batch.anchors, known)
         members = parameters.unbind() if parameters.dim() > 3 else [parameters]  # an ensemble learns one by one
-        weight = _weight(chosen)
-        return torch.stack([self.network.head.loss(own, targets, chosen.frame, weight) for own in members]).mean()
-
-    def _origins(self, rows: int, steps: int) -> slice:
-        config = self.network.config
-        if self.training and self.settings.origins == "last":
-            return slice(steps - 1, None)
-        size = rows * steps * config.horizon * len(config.quantile_levels)
-        stride = min(math.ceil(size / LARGEST_DECODE), steps)
-        first = int(torch.randint(stride, ())) if self.training and stride > 1 else stride - 1
-        return slice(first, None, stride)
+        losses = [network.head.loss(each, batch.target, batch.frame, batch.weight) for each in members]
+        return torch.stack(losses).mean()
 
     # -- Lightning's hooks -----------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Start the clock of a boxed run."""
+        """Start the clock of a boxed run; whatever depends on the device is known now."""
         self.started = time.monotonic()
+        self.tally = self.tally.to(self.device)
+        mixed = mixed_precision(self.network.config, self.on_gpu)
+        for stack in self.network.recurrent.stacks:
+            cast(RecurrentStack, stack).mixed = mixed
 
-    def training_step(self, batch: Chunk, batch_idx: int) -> Tensor:
+    def means(self) -> dict[str, float]:
+        """Mean loss, gradient norm and share of clipped gradients of the updates since the last time.
+
+        Kept here instead of being logged at every update, which would take a tenth of an update on a GPU.
+        """
+        names = "train_loss", "gradient_norm", "clipped_share"
+        found = dict(zip(names, (self.tally / max(self.count, 1)).tolist(), strict=True)) if self.count else {}
+        self.tally.zero_()
+        self.count = 0
+        return found
+
+    def transfer_batch_to_device(self, batch: Prepared, device: torch.device, dataloader_idx: int) -> Prepared:
+        """Training chunks for a graph are copied to where it reads them, and nowhere before."""
+        if self.on_gpu and self.training:
+            return batch
+        moved: Prepared = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return moved
+
+    def training_step(self, batch: Prepared, batch_idx: int) -> Tensor:
         """One chunk, one update."""
         del batch_idx
-        loss, self.carry = self.score(self.carry, batch)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=1)
+        if self.on_gpu:
+            if self.graph is None:
+                moved = super().transfer_batch_to_device(batch, self.device, 0)
+                self.graph = ChunkGraph(self.network, self.score, moved)
+            loss = self.graph.run(batch)
+        else:
+            loss, self.carry = self.score(self.carry, batch)
+        self.latest = loss.detach()
         return loss
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        """A graph writes gradients where they are, anew every time."""
+        if self.graph is None:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
+    def on_validation_model_zero_grad(self) -> None:
+        """Likewise."""
+        if self.graph is None:
+            super().on_validation_model_zero_grad()
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """A graph has gone all the way back already."""
+        if self.graph is None:
+            super().backward(loss, *args, **kwargs)
 
     def on_validation_epoch_start(self) -> None:
         """Start from nothing, every time."""
         self.validation_carry = None
 
-    def validation_step(self, batch: Chunk, batch_idx: int) -> None:
+    def validation_step(self, batch: Prepared, batch_idx: int) -> None:
         """Warm a group of lanes up, or score it."""
         del batch_idx
         loss, self.validation_carry = self.score(self.validation_carry, batch)
-        if bool(batch.scored.any()):
-            self.log("val_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.y))
+        if len(batch.kept):
+            self.log("val_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.features))
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip as the Trainer says, and log the norm before and whether it was clipped."""
-        gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-        self.log("gradient_norm", norm, on_step=False, on_epoch=True, batch_size=1)
-        clipped = float(gradient_clip_val is not None and norm > gradient_clip_val)
-        self.log("clipped_share", clipped, on_step=False, on_epoch=True, batch_size=1)
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        """Clip as the Trainer says, and note the norm before and whether it was clipped."""
+        del gradient_clip_algorithm
+        parameters = [own for group in optimizer.param_groups for own in group["params"] if own.grad is not None]
+        norm = torch.nn.utils.get_total_norm([cast(Tensor, own.grad) for own in parameters], foreach=True)
+        largest = math.inf if gradient_clip_val is None else float(gradient_clip_val)
+        self.tally += torch.stack([self.latest, norm, norm > largest])
+        self.count += 1
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm, foreach=True)
 
     def configure_optimizers(self) -> Any:
         """AdamW; linear rise, then cosine decay to 2 % over the run."""
@@ -159,7 +172,8 @@ class TrainingModule(LightningModule):
             self.network.parameters(),
             lr=self.settings.learning_rate * self.peak,
             weight_decay=self.settings.weight_decay,
-            foreach=True,
+            foreach=not self.on_gpu,
+            fused=self.on_gpu,
         )
         return {
             "optimizer": optimizer,
@@ -181,22 +195,16 @@ class TrainingModule(LightningModule):
         return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (progress - rise) / (1 - rise)))
 
 
-def mixed_precision(config: Config) -> bool:
+def mixed_precision(config: Config, on_gpu: bool = False) -> bool:
     """Whether the recurrent layers train in bfloat16: as the configuration says, or where it pays.
 
-    It pays where PyTorch hands a whole layer to oneDNN and the processor has instructions for it: 1.7 times faster.
+    It pays where PyTorch hands a whole layer to oneDNN and the processor has instructions for it: 1.7 times faster. On
+    a GPU it does not: there the kernels for single precision are the fastest at these sizes.
     """
     if config.training.precision != "auto":
         return config.training.precision == "bf16"
+    if on_gpu:
+        return False
     able = torch.cpu.get_capabilities()
     fused = config.network.cell == "lstm" and not config.network.proj_size
     return fused and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-
-
-def _weight(encoded: Encoded) -> Tensor:
-    """Weight of each origin in the loss, float32, shape [...]."""
-    unit = encoded.frame.unit.float()
-    difference = encoded.difference
-    difference = torch.where(difference > 0, difference, unit).clamp(min=SMALLEST_DIFFERENCE)
-    weight = (unit / difference.sqrt()).clamp(max=LARGEST_WEIGHT)
-    return torch.where(encoded.frame.scale > SMALLEST_SIZE, weight, 0.0)  # in units of nothing, nothing can be forecast

@@ -179,14 +179,16 @@ def bare(shape: Shape, *, decoder: bool) -> Callable[[float], float]:
     from forecaster.features import feature_size
 
     config = Config(freq="1", horizon=shape.horizon, seasonality=(shape.season, 7 * shape.season))
-    levels = torch.tensor(config.quantile_levels)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    levels = torch.tensor(config.quantile_levels, device=device)
     torch.manual_seed(0)
     lstm = nn.LSTM(feature_size(config.ring_length), shape.hidden_size, shape.num_layers, dropout=0.1, batch_first=True)
-    head = nn.Linear(shape.hidden_size, shape.horizon * len(levels)) if decoder else None
+    lstm = lstm.to(device)
+    head = nn.Linear(shape.hidden_size, shape.horizon * len(levels)).to(device) if decoder else None
     parameters = [*lstm.parameters(), *(head.parameters() if head is not None else ())]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3)
-    inputs = torch.randn(shape.lanes, shape.chunk_length, lstm.input_size)
-    targets = torch.randn(shape.lanes, shape.chunk_length, shape.horizon, 1)
+    inputs = torch.randn(shape.lanes, shape.chunk_length, lstm.input_size, device=device)
+    targets = torch.randn(shape.lanes, shape.chunk_length, shape.horizon, 1, device=device)
 
     def update(carry: tuple[torch.Tensor, torch.Tensor] | None) -> tuple[torch.Tensor, torch.Tensor]:
         output, (hidden, cell) = lstm(inputs, carry)
@@ -207,6 +209,7 @@ def bare(shape: Shape, *, decoder: bool) -> Callable[[float], float]:
         while time.perf_counter() - started < seconds:
             carry = update(carry)
             done += 1
+        float(carry[0].sum())  # a GPU is done when this is known
         return done / (time.perf_counter() - started)
 
     return turn

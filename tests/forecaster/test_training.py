@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import warnings
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from forecaster import (
     Config,
     CovariatesConfig,
     Forecaster,
+    InputError,
     NetworkConfig,
     Panel,
     PanelError,
@@ -30,12 +33,14 @@ from forecaster.chunks import Chunk
 from forecaster.heads.widening import DRIFT
 from forecaster.losses import pinball_loss
 from forecaster.network import ForecastNetwork
+from forecaster.recurrent import RecurrentState
 from forecaster.scaling import transform
 from forecaster.training import Fitted, choosing, fit
 from forecaster.training.calibrating import drift_of
 from forecaster.training.choosing import ENSEMBLE, choose
 from forecaster.training.data import MOST_PASSES, SHORTEST_EPOCH, ChunkDataModule, held_out_steps
 from forecaster.training.module import TrainingModule, mixed_precision
+from forecaster.training.preparing import Preparation, Prepared, ahead
 from tests.forecaster.kit import Float, assert_identical_state, assert_same_state, network_of
 
 CONFIG = Config(
@@ -116,86 +121,148 @@ def first_chunk(rows: int = 3) -> Chunk:
 # -- carry, detach, reset ------------------------------------------------------------------------------------------
 
 
+def ready(module: TrainingModule, *chunks: Chunk, generator: np.random.Generator | None = None) -> list[Prepared]:
+    """Chunks that follow each other."""
+    preparation = Preparation(module.network, generator)
+    return [preparation.finish(draft) for draft in preparation.drafts(chunks)]
+
+
 def test_a_loss_reaches_the_carry_it_starts_from_and_the_carry_it_hands_on_is_cut() -> None:
     module = module_of()
-    _, carry = module.score(None, first_chunk())
-    given = dataclasses.replace(
-        carry, hidden=carry.hidden.clone().requires_grad_(), cell=carry.cell.clone().requires_grad_()
-    )
+    first, second = ready(module, first_chunk(), noisy_chunk(seed=1))
+    _, carry = module.score(None, first)
+    given = RecurrentState(*(part.clone().requires_grad_() for part in carry))
 
-    loss, after = module.score(given, noisy_chunk(seed=1))
+    loss, after = module.score(given, second)
     loss.backward()
 
     assert given.hidden.grad is not None
     assert given.hidden.grad.abs().max() > 0
-    for state in (carry, after):
-        assert not any(getattr(state, spec.name).requires_grad for spec in dataclasses.fields(StreamState) if spec.init)
+    assert not any(part.requires_grad for part in (*carry, *after))
 
 
 def test_the_gradient_of_a_chunk_does_not_reach_the_chunk_before() -> None:
     module = module_of()
-    _, carry = module.score(None, first_chunk())
-    from_bytes = module.network.layout.from_bytes(carry.to_bytes())
+    first, second = ready(module, first_chunk(), noisy_chunk(seed=1))
+    _, carry = module.score(None, first)
+    from_numbers = RecurrentState(*(torch.tensor(part.tolist()) for part in carry))
 
     gradients = []
-    for state in (carry, from_bytes):
+    for state in (carry, from_numbers):
         module.zero_grad()
-        module.score(state, noisy_chunk(seed=1))[0].backward()
+        module.score(state, second)[0].backward()
         gradients.append([p.grad.clone() for p in module.network.parameters() if p.grad is not None])
 
     for one, two in zip(*gradients, strict=True):
         assert torch.equal(one, two)
 
 
+def scaling_of(state: StreamState) -> dict[str, torch.Tensor]:
+    return {name: getattr(state, name) for name in ("ring", "statistics", "age", "silence", "last_step", "static")}
+
+
 def test_without_a_reset_the_carry_is_the_state_of_an_unbroken_run() -> None:
     module, network = module_of(), network_of(CONFIG)
     chunks = [first_chunk(), noisy_chunk(seed=1), noisy_chunk(seed=2)]
+    preparation = Preparation(module.network)
 
     carry = None
-    for chunk in chunks:
-        _, carry = module.score(carry, chunk)
+    for batch in ready(module, *chunks):
+        _, carry = module.score(carry, batch)
+    *_, latest = preparation.drafts([*chunks, noisy_chunk(seed=3)])
 
     assert carry is not None
     start = Forecaster(network).initial_state([0, 0, 0])
-    assert_same_state(carry, network.encode(start, torch.cat([chunk.y for chunk in chunks], 1))[1])
+    unbroken = network.encode(start, torch.cat([chunk.y for chunk in chunks], 1))[1]
+    hidden, cell = (part.transpose(0, 1) for part in carry)
+    assert_same_state(unbroken.amended(hidden=hidden, cell=cell, **scaling_of(latest.begun)), unbroken)
 
 
 def test_a_reset_lane_starts_afresh_and_no_other_lane_moves() -> None:
-    module = module_of()
-    _, carry = module.score(None, first_chunk())
+    module, preparation = module_of(), Preparation(network_of(CONFIG))
     prefix = np.full((1, 16), np.nan)
     prefix[0, -5:] = [9.0, 11.0, 10.0, 12.0, 9.5]
+    chunks = [first_chunk(), noisy_chunk(seed=1, reset=(1,), start=(5,), prefix=prefix)]
+    _, second = ready(module, *chunks)
+    carry = RecurrentState(torch.randn(2, 3, 8), torch.randn(2, 3, 8))
 
-    begun = module.begin(carry, noisy_chunk(seed=1, reset=(1,), start=(5,), prefix=prefix))
+    begun = module.begin(carry, second)
 
-    assert_identical_state(begun.select([0, 2]), carry.select([0, 2]))
-    assert not begun.hidden[1].any()
-    assert not begun.cell[1].any()
+    for part, before in zip(begun, carry, strict=True):
+        assert torch.equal(part[:, [0, 2]], before[:, [0, 2]])
+        assert not part[:, 1].any()
+    *_, latest = preparation.drafts(chunks)
+    *_, alone = preparation.drafts([first_chunk(), noisy_chunk(seed=1)])
+    assert_identical_state(latest.begun.select([0, 2]), alone.begun.select([0, 2]))
+    assert latest.begun.age.tolist() == [12, 5, 12]
 
 
 def test_a_lane_that_begins_late_has_the_scaling_state_of_the_values_before_it() -> None:
-    module, network = module_of(), network_of(CONFIG)
+    network = network_of(CONFIG)
     y = histories(1)[0][:40]
     prefix = np.full((1, 48), np.nan)
     prefix[0, -40:] = y
 
-    begun = module.begin(None, noisy_chunk(1, reset=(0,), start=(40,), prefix=prefix))
+    begun = Preparation(network).begin(None, noisy_chunk(1, reset=(0,), start=(40,), prefix=prefix))
 
     streamed = network.encode(Forecaster(network).initial_state([0]), torch.from_numpy(y[None]))[1]
-    fresh = dataclasses.replace(
-        streamed, hidden=torch.zeros_like(streamed.hidden), cell=torch.zeros_like(streamed.cell)
-    )
-    assert_same_state(begun, fresh)
+    assert_same_state(streamed.amended(**scaling_of(begun)), streamed)
 
 
 def test_a_chunk_that_resets_every_lane_does_not_depend_on_the_carry() -> None:
     module = module_of()
-    _, carry = module.score(None, noisy_chunk(seed=5, reset=(0, 1, 2), start=(0, 0, 0)))
+    before = noisy_chunk(seed=5, reset=(0, 1, 2), start=(0, 0, 0))
+    first, later = ready(module, before, first_chunk())
+    _, carry = module.score(None, first)
 
-    with_carry, without = module.score(carry, first_chunk()), module.score(None, first_chunk())
+    with_carry, without = module.score(carry, later), module.score(None, *ready(module, first_chunk()))
 
     assert torch.equal(with_carry[0], without[0])
-    assert_identical_state(with_carry[1], without[1])
+    for one, two in zip(with_carry[1], without[1], strict=True):
+        assert torch.equal(one, two)
+
+
+def test_prepared_by_many_threads_chunks_come_in_order_and_are_the_same() -> None:
+    panel, network = panel_of(histories()), network_of(CONFIG)
+
+    def chunks(workers: int) -> list[Prepared]:
+        lanes = ChunkDataModule(panel, CONFIG).lanes
+        preparation = Preparation(network, lanes.generator)
+        return list(ahead(preparation.drafts(islice(lanes, 40)), preparation.finish, workers))
+
+    one, several = chunks(1), chunks(3)
+
+    assert len(one) == 40
+    torch.testing.assert_close(one, several, rtol=0, atol=0, equal_nan=True)
+
+
+def test_an_error_while_chunks_are_prepared_is_raised_where_they_are_used() -> None:
+    chunks = ahead([2, 1, 0, 1], lambda number: 1 // number)
+
+    assert [next(chunks), next(chunks)] == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(chunks)
+
+
+@pytest.mark.parametrize("head", ["quantile", "student_t"])
+def test_chunks_of_one_shape_have_the_loss_of_those_without_what_does_not_count(head: str) -> None:
+    module = module_of(dataclasses.replace(CONFIG, head=head))
+    lanes = ChunkDataModule(panel_of(histories()), CONFIG).lanes
+    shapes = set()
+
+    carry = None
+    for chunk in islice(lanes, 30):
+        ragged = Preparation(module.network)
+        fixed = Preparation(module.network, fixed=True)
+        begun = next(ragged.drafts([chunk]))
+        one = module.score(carry, ragged.finish(begun))
+        batch = fixed.finish(begun)
+        two = module.score(carry, batch)
+        shapes.add((batch.kept.shape, batch.target.shape, batch.features.shape, batch.fresh.shape))
+        assert float(two[0].detach()) == pytest.approx(float(one[0].detach()), rel=1e-5)
+        carry = one[1]
+
+    assert len(shapes) == 1
 
 
 # -- the loss ------------------------------------------------------------------------------------------------------
@@ -209,25 +276,26 @@ def test_steps_without_any_known_target_and_unscored_steps_count_nothing() -> No
     cut_future = chunk.future.clone()
     cut_future[:, 7:] = torch.nan  # the last target of step 3
 
-    by_mask = module.score(None, chunk._replace(scored=scored))[0]
-    by_missing = module.score(None, chunk._replace(future=cut_future, scored=scored))[0]
+    by_mask = module.score(None, *ready(module, chunk._replace(scored=scored)))[0]
+    by_missing = module.score(None, *ready(module, chunk._replace(future=cut_future, scored=scored)))[0]
 
     assert torch.equal(by_mask, by_missing)
-    nothing = module.score(None, chunk._replace(scored=torch.zeros_like(scored)))[0]
+    nothing = module.score(None, *ready(module, chunk._replace(scored=torch.zeros_like(scored))))[0]
     assert nothing == 0
     nothing.backward()
 
 
 def test_where_only_last_origins_count_targets_of_others_do_not() -> None:
-    module = module_of(with_training(origins="last")).train()
-    module.network.eval()  # no dropout
+    module = module_of(with_training(origins="last"))
+    generator = np.random.default_rng(0)  # as in training
     chunk = first_chunk()
     before, last = chunk.future.clone(), chunk.future.clone()
     before[:, :11] += 1  # step 11 is the last; its targets begin with future[11]
     last[:, 11:] += 1
     with torch.no_grad():
         losses = [
-            float(module.score(None, chunk._replace(future=future))[0]) for future in (chunk.future, before, last)
+            float(module.score(None, *ready(module, chunk._replace(future=future), generator=generator))[0])
+            for future in (chunk.future, before, last)
         ]
 
     assert losses[0] == losses[1] != losses[2]
@@ -237,9 +305,9 @@ def test_the_loss_is_the_pinball_loss_of_every_origin_in_its_own_coordinates() -
     module, chunk = module_of(), first_chunk(2)
     network = module.network
 
-    found, _ = module.score(None, chunk)
+    found, _ = module.score(None, *ready(module, chunk))
 
-    encoded, _ = network.encode(module.begin(None, chunk), chunk.y)
+    encoded, _ = network.encode(Forecaster(network).initial_state([0, 0]), chunk.y)
     quantiles = network.decode(encoded)
     total = weights = 0.0
     for row in range(2):
@@ -272,14 +340,15 @@ def test_changing_what_comes_after_the_held_out_cut_changes_no_training_chunk() 
 
 def test_an_epoch_goes_on_where_the_last_one_stopped() -> None:
     data, whole = ChunkDataModule(panel_of(histories()), CONFIG), ChunkDataModule(panel_of(histories()), CONFIG)
-    loader = data.train_dataloader()
+    network = network_of(CONFIG)
+    loader = data.prepared_for(network).train_dataloader()
 
-    in_epochs = [chunk.y for _ in range(3) for chunk in loader]
+    in_epochs = [batch for _ in range(3) for batch in loader]
 
-    stream = iter(whole.lanes)
+    preparation = Preparation(network, whole.lanes.generator)
+    unbroken = [preparation.finish(draft) for draft in islice(preparation.drafts(whole.lanes), len(in_epochs))]
     assert len(in_epochs) == 3 * data.epoch_updates
-    for y in in_epochs:
-        torch.testing.assert_close(y, next(stream).y, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(in_epochs, unbroken, rtol=0, atol=0, equal_nan=True)
 
 
 # -- under the Trainer ---------------------------------------------------------------------------------------------
@@ -291,8 +360,8 @@ class Spy(pl.Callback):
     def __init__(self) -> None:
         self.before: list[dict[str, torch.Tensor]] = []
         self.after: list[dict[str, torch.Tensor]] = []
-        self.carries: list[tuple[list[bytes], list[bytes]]] = []
-        self.carry: list[bytes] = []
+        self.carries: list[tuple[RecurrentState, RecurrentState]] = []
+        self.carry: RecurrentState | None = None
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         self.before.append(gradients(pl_module))
@@ -301,10 +370,10 @@ class Spy(pl.Callback):
         self.after.append(gradients(pl_module))
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        self.carry = pl_module.carry.to_bytes()
+        self.carry = copy.deepcopy(pl_module.carry)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        self.carries.append((self.carry, pl_module.carry.to_bytes()))
+        self.carries.append((self.carry, copy.deepcopy(pl_module.carry)))
 
 
 def gradients(module: TrainingModule) -> dict[str, torch.Tensor]:
@@ -343,7 +412,7 @@ def trained(folder: Path, clip: float, updates: int = 12) -> tuple[Spy, Training
         num_sanity_val_steps=0,
         default_root_dir=folder,
     )
-    trainer.fit(module, datamodule=ChunkDataModule(panel_of(histories()), config))
+    trainer.fit(module, datamodule=ChunkDataModule(panel_of(histories()), config).prepared_for(module.network))
     return spy, module
 
 
@@ -376,9 +445,10 @@ def test_validation_has_a_carry_of_its_own(tmp_path: Path) -> None:
 
     assert len(spy.carries) == 3
     for before, after in spy.carries:
-        assert before == after
+        assert torch.equal(before.hidden, after.hidden)
+        assert torch.equal(before.cell, after.cell)
     assert module.validation_carry is not None
-    assert module.validation_carry.to_bytes() != spy.carries[-1][1]
+    assert not torch.equal(module.validation_carry.hidden, spy.carries[-1][1].hidden)
 
 
 # -- fit -----------------------------------------------------------------------------------------------------------
@@ -466,10 +536,10 @@ def validation_loss(forecaster: Forecaster, config: Config) -> float:
     module = TrainingModule(network, updates=1, max_seconds=None).eval()
     carry, total, rows = None, 0.0, 0
     with torch.no_grad():
-        for chunk in ChunkDataModule(panel_of(histories()), config).validation:
-            loss, carry = module.score(carry, chunk)
-            if chunk.scored.any():
-                total, rows = total + float(loss) * len(chunk.y), rows + len(chunk.y)
+        for batch in ready(module, *ChunkDataModule(panel_of(histories()), config).validation):
+            loss, carry = module.score(carry, batch)
+            if len(batch.kept):
+                total, rows = total + float(loss) * len(batch.fresh), rows + len(batch.fresh)
     return total / rows
 
 
@@ -585,6 +655,12 @@ def test_few_series_are_judged_by_more_horizons_as_far_as_they_can_spare_them(
 def test_held_out_steps_that_leave_nothing_are_refused() -> None:
     with pytest.raises(PanelError, match="before the 500 steps held out"):
         fitted(held_out=500)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_missed_in_one_line() -> None:
+    with pytest.raises(InputError, match="accelerator is gpu, but PyTorch finds no CUDA device here"):
+        fitted(with_training(accelerator="gpu"))
 
 
 def test_the_learning_rate_rises_then_falls_to_a_fiftieth() -> None:
