@@ -212,10 +212,9 @@ class ForecastNetwork(nn.Module):
     def _board(self, encoded: Encoded, row: Tensor, step: Tensor) -> Aboard:
         """What a forecast with known covariates is decoded from once they have come, at its scored steps."""
         chosen = encoded.at((row, step))
-        choices = anchors(chosen.scaled, self.config.seasonality, self.config.horizon)[..., self.calibration.scored]
-        dull = naive(chosen.scaled, self.config.seasonality, self.config.horizon)[..., self.calibration.scored]
-        if not self.config.network.anchored:
-            choices = torch.zeros_like(choices)
+        scored, horizon = self.calibration.scored, self.config.horizon
+        choices = self.choices(chosen.scaled, horizon)[..., scored]
+        dull = naive(chosen.scaled, self.config.seasonality, horizon)[..., scored]
         return Aboard(torch.cat([chosen.hidden, chosen.features, choices.flatten(1), dull], 1), chosen.frame)
 
     def _decode_aboard(self, aboard: Aboard, moments: Tensor, static: Tensor, future: Tensor) -> Issue:
