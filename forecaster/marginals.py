@@ -111,13 +111,21 @@ class Marginals:
         quantiles = self.head.quantiles(parameters, frame, _and_median(levels))
         center = quantiles[:, -1:]
         around = quantiles[:, :-1] - center
-        return self.head.admit(center + torch.sign(around) * torch.hypot(around, before), frame)
+        return self.head.admit(center + torch.sign(around) * _quadrature(around, before), frame)
 
     def _around(self, number: int, levels: Levels) -> Tensor:
         """Quantiles of a block's last step less their median, which is the last of `levels`."""
         width = self.head.sizes.horizon
         last = self._quantiles(number, slice(width - 1, width), levels)
         return last[:, :-1] - last[:, -1:]
+
+
+def _quadrature(one: Tensor, two: Tensor) -> Tensor:
+    """Root of the sum of squares; `torch.hypot` rounds differently at different places of a batch."""
+    one, two = one.abs(), two.abs()
+    larger = torch.maximum(one, two)
+    ratio = torch.where(larger > 0, torch.minimum(one, two) / larger, 0.0)
+    return larger * (ratio * ratio + 1).sqrt()
 
 
 def _and_median(levels: Levels) -> Levels:
