@@ -128,7 +128,7 @@ def restore(scaled: Tensor, frame: Frame, kind: Transform) -> Tensor:
     if kind == "log":
         log = relative.clamp(max=LARGEST_LOG)
         relative = torch.expm1(log)
-        if log.numel() and not float(log.detach().amin()) > LOG_FLOOR:  # also where NaN
+        if not log.is_cpu or (log.numel() and not float(log.detach().amin()) > LOG_FLOOR):  # also where NaN
             relative = torch.where(log > LOG_FLOOR, relative, FLOOR * (1 + log - LOG_FLOOR) - 1)
     return torch.addcmul(
         frame.location.unsqueeze(-1), relative.double(), _breadth(frame.location, frame.scale, kind).unsqueeze(-1)
@@ -178,7 +178,8 @@ def _relative(y: Tensor, location: Tensor, scale: Tensor, kind: Transform) -> Te
     relative = (y - location.unsqueeze(-1)).mul_(inverse).float()
     if kind == "linear":
         return relative
-    if not relative.numel() or float(relative.amin()) >= FLOOR - 1:
+    # Elsewhere, a look at the numbers would wait for whatever computes them.
+    if relative.is_cpu and (not relative.numel() or float(relative.amin()) >= FLOOR - 1):
         return relative.log1p_()
     return torch.log1p(relative.clamp(min=FLOOR - 1)) + (relative + (1 - FLOOR)).clamp(max=0) / FLOOR
 
@@ -221,9 +222,9 @@ def advance(
     return _history(parts, state.ring.shape[1]), after
 
 
-def settle(state: StreamState, y: Tensor, *, lag: int, kind: Transform) -> StreamState:
+def settle(state: StreamState, y: Tensor, lengths: Tensor | None = None, *, lag: int, kind: Transform) -> StreamState:
     """The state that `advance` leads to, without a description of the steps on the way."""
-    return _fold(state, y, None, None, lag, kind, _blank(0, 0, 0))
+    return _fold(state, y, lengths, None, lag, kind, _blank(0, 0, 0))
 
 
 def describe(state: StreamState, *, kind: Transform) -> History:

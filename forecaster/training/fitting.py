@@ -197,6 +197,7 @@ def _train(
 ) -> int:
     """Train in place, up to the best weights on the validation part if there is one; the updates behind them."""
     settings = network.config.training
+    network.train()  # whoever looked at it left it in evaluation mode, and the Trainer leaves every mode as it is
     network.calibration.learnt.fill_(int(data.lanes.panel.last_steps.max()))
     with tempfile.TemporaryDirectory() as folder:
         on_gpu = uses_gpu(settings)

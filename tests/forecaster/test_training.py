@@ -519,6 +519,25 @@ def test_the_weights_of_every_epoch_are_handed_out_as_they_would_be_served(avera
     assert seen[int(np.argmin(losses))][1].fingerprint() == found.forecaster.fingerprint()
 
 
+def test_every_stage_learns_in_training_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members of an ensemble learn one by one, with dropout, and from spreads as they are decoded."""
+    step, modes = TrainingModule.training_step, []
+
+    def spied(self: TrainingModule, batch: Prepared, batch_idx: int) -> torch.Tensor:
+        modes.append({part.training for part in self.modules()})
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(TrainingModule, "training_step", spied)
+    config = dataclasses.replace(with_training(finish=0.5), calibration="adaptive", transform="auto")
+
+    found = fitted(config)
+
+    stages = sum("val_loss" not in row for row in found.history)
+    assert stages > 0
+    assert len(modes) > 12
+    assert all(mode == {True} for mode in modes)
+
+
 @pytest.mark.parametrize("changes", [{"carry": False}, {"carry": False, "origins": "last"}])
 def test_training_from_windows_makes_other_weights(changes: dict[str, Any]) -> None:
     assert fitted(with_training(**changes)).forecaster.fingerprint() != fitted().forecaster.fingerprint()
