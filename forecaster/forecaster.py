@@ -81,7 +81,7 @@ class Forecaster:
     @classmethod
     def create(cls, config: Config, seed: int = 0) -> Forecaster:
         """Fresh weights from `seed`; the caller's random state is left alone."""
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(seed)
             return cls(ForecastNetwork(config))
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -23,7 +23,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
 
 from forecaster.config import Config, TrainingConfig
-from forecaster.errors import InputError, PanelError
+from forecaster.errors import ForecasterError, InputError, PanelError
 from forecaster.forecaster import Forecaster
 from forecaster.network import ForecastNetwork
 from forecaster.panel import Panel
@@ -106,6 +106,8 @@ def fit(
 
     Raises
     ------
+    ForecasterError
+        Training diverged.
     PanelError
         The panel's calendar or covariates are not the configuration's, no series is long enough to learn from, the head
         is for counts and a value is none, or nothing remains beside `held_out` and `validation`.
@@ -126,7 +128,7 @@ def fit(
     settings = config.training
     on_gpu = uses_gpu(settings)
     clock = _Clock(None if max_minutes is None else max_minutes * 60, on_epoch, on_weights)
-    with _quiet(), torch.random.fork_rng(devices=[torch.cuda.current_device()] if on_gpu else []):
+    with _quiet(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         unseen = held_out_steps(learnt, config) if validation is None else validation
         config, told = choose_covariates(config, learnt, unseen)
         panel, learnt = panel.with_covariates(config.covariates), learnt.with_covariates(config.covariates)
@@ -227,11 +229,28 @@ def _train(
             default_root_dir=folder,
         )
         trainer.fit(module, datamodule=data.prepared_for(network, on_gpu))
+        _check_finite(network, trainer)
         if best is None or not best.best_model_path or _last_is_best(trainer, module, data, best):
             return int(trainer.global_step)
         weights, behind = _checkpoint(Path(best.best_model_path))
         module.load_state_dict(weights)
         return behind
+
+
+def _check_finite(network: ForecastNetwork, trainer: pl.Trainer) -> None:
+    """Refuse weights that forecast nothing; on a GPU, where that was seen, also those that could not be judged."""
+    updates, judged = int(trainer.global_step), trainer.callback_metrics.get("val_loss")
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in network.parameters()):
+        rate = network.config.training.learning_rate
+        raise ForecasterError(
+            f"training diverged: after {updates} updates, weights are not finite; training.learning_rate is {rate:g},"
+            " a lower one may help"
+        )
+    if uses_gpu(network.config.training) and judged is not None and not bool(torch.isfinite(judged)):
+        raise ForecasterError(
+            f"after {updates} updates on a GPU, the validation loss is not finite; training.accelerator=cpu trains"
+            " without one"
+        )
 
 
 def _last_is_best(trainer: pl.Trainer, module: TrainingModule, data: ChunkDataModule, best: ModelCheckpoint) -> bool:
@@ -246,15 +265,15 @@ class _Averaging(WeightAveraging):
     """Exponential moving average of the weights after every update; short at first, so that it forgets the start."""
 
     def __init__(self, decay: float, device: str) -> None:
-        def average(averaged: Any, current: Any, num_averaged: Any) -> None:
-            count = int(num_averaged)
+        def average(averaged: Any, current: Any, _: Any) -> None:
+            count = int(cast(Any, self._average_model).n_averaged)
             torch._foreach_lerp_(averaged, current, 1 - min(decay, (count + 1) / (count + 10)))
 
         super().__init__(device, use_buffers=False, multi_avg_fn=average)  # buffers are no weights
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if self._average_model is not None:  # read at every update, which must not wait for a GPU
+        if self._average_model is not None:  # read at every update, which must not wait for a GPU: so not from there
             self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
     @property

@@ -40,21 +40,21 @@ class ChunkGraph:
         batch: Prepared,
     ) -> None:
         self.batch = batch
-        # The first chunk must not know what the warm-ups lead to.
-        carry = RecurrentState(*(torch.zeros_like(part) for part in score(None, batch)[1]))
+        # Kept, because the graph writes there; zeros, because the first chunk must not know what the warm-ups lead to.
+        self.carry = RecurrentState(*(torch.zeros_like(part) for part in score(None, batch)[1]))
         beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
             for _ in range(WARM_UPS):
                 network.zero_grad(set_to_none=True)
-                score(carry, batch)[0].backward()  # type: ignore[no-untyped-call]
+                score(self.carry, batch)[0].backward()  # type: ignore[no-untyped-call]
         torch.cuda.current_stream().wait_stream(beside)
         network.zero_grad(set_to_none=True)  # so that the graph makes its own, and writes instead of adding
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # others pin memory meanwhile
-            loss, after = score(carry, batch)
+            loss, after = score(self.carry, batch)
             loss.backward()  # type: ignore[no-untyped-call]
-            for mine, theirs in zip(carry, after, strict=True):
+            for mine, theirs in zip(self.carry, after, strict=True):
                 mine.copy_(theirs)
         self.loss = loss.detach()
 

@@ -21,6 +21,7 @@ from forecaster import (
     Config,
     CovariatesConfig,
     Forecaster,
+    ForecasterError,
     InputError,
     NetworkConfig,
     Panel,
@@ -674,6 +675,16 @@ def test_few_series_are_judged_by_more_horizons_as_far_as_they_can_spare_them(
 def test_held_out_steps_that_leave_nothing_are_refused() -> None:
     with pytest.raises(PanelError, match="before the 500 steps held out"):
         fitted(held_out=500)
+
+
+def test_weights_that_are_not_finite_are_no_forecaster(monkeypatch: pytest.MonkeyPatch) -> None:
+    score = TrainingModule.score
+    monkeypatch.setattr(TrainingModule, "score", lambda *args: (score(*args)[0] * torch.nan, score(*args)[1]))
+
+    with pytest.raises(
+        ForecasterError, match=r"training diverged: after \d+ updates, weights are not finite; .* 0.005"
+    ):
+        fitted()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
