@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability.kit import Server, Template
-from tests.service.conftest import any_store_url, artifact, challenger, challenger_artifact, postgres, store_url
+from tests.service.conftest import any_store_url, artifact, postgres, store_url, template
+from tests.service.processes import Server, Template
 
-__all__ = ["any_store_url", "artifact", "challenger", "challenger_artifact", "postgres", "store_url"]
+__all__ = ["any_store_url", "artifact", "postgres", "store_url", "template"]
 
 
 @pytest.fixture
@@ -37,14 +37,6 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = Path(__file__).parent / "faults.c"
     subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", target, source, "-ldl"], check=True)
     return target
-
-
-@pytest.fixture(scope="session")
-def template(artifact: Path) -> Iterator[Template]:
-    """Forks servers."""
-    running = Template(artifact)
-    yield running
-    running.close()
 
 
 @pytest.fixture(scope="session")

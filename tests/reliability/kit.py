@@ -1,4 +1,4 @@
-"""What the reliability suite shares: servers that start fast and die for real, clients with their own books, audits.
+"""What the reliability suite shares: clients with their own books, and audits.
 
 A book knows, for every step of every stream, which values may be in the log: what was acknowledged must be, what was
 sent and not answered may be. An audit compares it with the log as it is on disk, and the state that a server serves
@@ -9,15 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -26,115 +18,12 @@ import numpy as np
 from forecaster import Forecaster
 from service.benchmark.load import Client, request_bytes
 from service.store import Store
-from tests.service.kit import ROOT, ds, free_port, history, observations, recompute
+from tests.service.kit import ds, history, observations, recompute
+from tests.service.processes import Server
 
 BASE = 473352  # step of the first hour
-# Making a client's certificates ready takes longer than most requests here, and kept connections would be to the dead.
-HTTP = httpx.Client(timeout=30, trust_env=False, verify=False, limits=httpx.Limits(max_keepalive_connections=0))
 Value = float | None | str
 ABSENT = "absent"
-
-
-class Template:
-    """Starts servers by forking one that has everything imported."""
-
-    def __init__(self, artifact: Path, preload: Path | None = None) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        if preload is not None:
-            environment["LD_PRELOAD"] = str(preload)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.reliability.template", str(artifact)],
-            env=environment, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert self._line() == "ready"
-
-    def fork(self, **asked: Any) -> int:
-        """Start a server; its process id."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        return int(self._line())
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
-
-    def close(self) -> None:
-        """End at once, as there is nothing to finish; servers that still run end with it."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
-
-
-class Server:
-    """A server process: started, asked, killed, started again on the same port."""
-
-    def __init__(self, template: Template, artifact: Path, store: str, log: Path, **environment: str) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.pid = 0
-        self._template = template
-        self._log = log
-        self._arguments = ["--store", store, "--port", str(self.port)]
-        if "models" not in environment:
-            self._arguments += ["--model", str(artifact)]
-        self._environment = {f"FORECASTER_{name.upper()}": value for name, value in environment.items()}
-
-    def start(self, *, fault: dict[str, Any] | None = None, wait: bool = True) -> Server:
-        """Start it and wait until it is ready, or has died."""
-        self.pid = self._template.fork(
-            arguments=self._arguments, environment=self._environment, log=str(self._log), fault=fault
-        )
-        end = time.monotonic() + 120
-        while wait:
-            try:
-                if HTTP.get(f"{self.url}/readyz", timeout=10).status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            if not self.alive:
-                if fault is None:
-                    raise AssertionError(f"the server ended: {self.log_text()[-2000:]}")
-                break
-            assert time.monotonic() < end, f"the server is not ready: {self.log_text()[-2000:]}"
-            time.sleep(0.02)
-        return self
-
-    @property
-    def alive(self) -> bool:
-        """Whether the process is there."""
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        return True
-
-    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal and wait for its end."""
-        try:
-            os.kill(self.pid, number)
-        except ProcessLookupError:
-            return
-        self.wait()
-
-    def wait(self, seconds: float = 60) -> None:
-        """Until the process has gone."""
-        end = time.monotonic() + seconds
-        while self.alive:
-            assert time.monotonic() < end, "the server does not end"
-            time.sleep(0.005)
-
-    def log_text(self) -> str:
-        """What it wrote so far."""
-        return self._log.read_text() if self._log.exists() else ""
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
 
 
 class Book:
@@ -291,13 +180,3 @@ def audit_states(
             assert found["cutoff"] == ds(max(logs[name])), name
             values = np.array(list(found["quantiles"].values())).T
             np.testing.assert_allclose(values, quantiles, rtol=0, atol=1e-5 * np.abs(quantiles).max(), err_msg=name)
-
-
-@contextmanager
-def running(server: Server) -> Iterator[Server]:
-    """Started, and killed at the end."""
-    server.start()
-    try:
-        yield server
-    finally:
-        server.kill()

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from service.benchmark.load import Client, request_bytes
-from tests.reliability.kit import ABSENT, HTTP, Book, Server, Writer, audit, audit_states, create_all, load, read_log
+from tests.reliability.kit import ABSENT, Book, Writer, audit, audit_states, create_all, load, read_log
 from tests.service.kit import history, observations
+from tests.service.processes import HTTP, Server
 
 
 def observe(name: str, *pairs: tuple[int, float], **more: Any) -> bytes:

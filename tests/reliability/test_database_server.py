@@ -14,7 +14,8 @@ import httpx
 import pytest
 from sqlalchemy import create_engine, text
 
-from tests.reliability.kit import Server, Writer, audit, audit_states, create_all, load
+from tests.reliability.kit import Writer, audit, audit_states, create_all, load
+from tests.service.processes import Server
 from tests.service.servers import binaries, new_database, postgres_server
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import errno
 import random
 import shutil
-import signal
 import sqlite3
 from contextlib import closing
 
 import httpx
 import pytest
 
-from tests.reliability.kit import HTTP, Book, Server, audit, audit_states, read_log
+from tests.reliability.kit import Book, audit, audit_states, read_log
 from tests.service.kit import history, observations
+from tests.service.processes import HTTP, Server
 
 DIES, FAILS, FLUSHES_FAIL = 1, 2, 3
 STREAMS = ("a", "b")
@@ -169,7 +169,7 @@ def test_a_flipped_bit_in_a_snapshot_is_found_and_the_log_decides(
             for name in names:
                 values = [round(chance.uniform(5, 20), 3) for _ in range(9)]
                 client.put(f"/v1/streams/{name}", json=history(values)).raise_for_status()
-        server.kill(signal.SIGTERM)  # leaves a snapshot of each
+        server.stop()  # leaves a snapshot of each
         with closing(sqlite3.connect(folder / "log.db")) as connection:
             rows = connection.execute("SELECT rowid, state FROM snapshots").fetchall()
             assert len(rows) == flips
@@ -193,7 +193,7 @@ def test_a_damaged_database_is_refused_or_answers_503_and_is_never_believed(temp
     server = server_on(template, artifact, folder)
     with server.start():
         create(server.url)
-        server.kill(signal.SIGTERM)
+        server.stop()
         data = bytearray((folder / "log.db").read_bytes())
         data[:100] = bytes(100)
         (folder / "log.db").write_bytes(data)

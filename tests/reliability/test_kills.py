@@ -9,7 +9,8 @@ import random
 import pytest
 
 from service.naming import prefix_of, store_of
-from tests.reliability.kit import Server, Writer, audit, audit_states, create_all, load
+from tests.reliability.kit import Writer, audit, audit_states, create_all, load
+from tests.service.processes import Server
 
 WRITERS = 8
 LONG = pytest.mark.soak
@@ -33,7 +34,9 @@ def test_kills_under_load_lose_and_double_nothing(
     writers = {name: [Writer(number, seed, prefix=prefix_of(name)) for number in range(WRITERS)] for name in names}
     everybody = [writer for some in writers.values() for writer in some]
     books = {name: [writer.book for writer in some] for name, some in writers.items()}
-    more = {} if None in names else {"models": json.dumps(dict.fromkeys(names, str(artifact)))}
+    model, more = (
+        (artifact, {}) if None in names else (None, {"models": json.dumps(dict.fromkeys(names, str(artifact)))})
+    )
 
     def acknowledged() -> int:
         return sum(writer.book.acknowledged for writer in everybody)
@@ -41,7 +44,7 @@ def test_kills_under_load_lose_and_double_nothing(
     def audit_all() -> dict:
         return {name: audit(books[name], store_of(any_store_url, name)) for name in names}
 
-    with Server(template, artifact, any_store_url, tmp_path / "log", snapshot_every="8", **more).start() as server:
+    with Server(template, model, any_store_url, tmp_path / "log", snapshot_every="8", **more).start() as server:
         create_all(everybody, server.port)
         audited = 0
         for _ in range(kills):

@@ -14,9 +14,9 @@ from service.app import create_app
 from service.models.served import load_model
 from service.settings import Settings
 from service.store import Store
-from tests.reliability.kit import BASE, Server, Writer, audit, audit_states, create_all, load, read_log
+from tests.reliability.kit import BASE, Writer, audit, audit_states, create_all, load, read_log
 from tests.service.kit import LocalClient, ds, history, observations
-from tests.service.kit import Server as OwnServer
+from tests.service.processes import Server
 
 
 @pytest.mark.parametrize(("series", "steps"), [(40, 30), pytest.param(1000, 1000, marks=pytest.mark.soak)])
@@ -46,7 +46,7 @@ def test_streams_far_beyond_memory_through_restarts_equal_one_batch(
             reply = client.post("/v1/observations", content=lines, headers=headers)
             assert reply.json()["counts"] == {"accepted": len(rows)}, reply.text
             if chance.random() < 0.1:
-                server.kill(chance.choice((9, 15)))
+                chance.choice((server.kill, server.stop))()
                 server.start()
                 lives += 1
         resident = next(
@@ -65,7 +65,7 @@ def test_sigterm_under_load_finishes_what_was_taken_in_and_leaves_whole_snapshot
     """R25. Exit status 0; no reply is lost that was promised; the next start has nothing to fold."""
     writers = [Writer(number, seed) for number in range(8)]
     settings = {"FORECASTER_FAREWELL_SECONDS": "3", "FORECASTER_LOG_LEVEL": "info", "FORECASTER_ACCESS_LOG": "false"}
-    server = OwnServer(artifact, store_url, tmp_path / "log", **settings).start()
+    server = Server(None, artifact, store_url, tmp_path / "log", **settings).start()
     create_all(writers, server.port)
     seen: list[int] = []
 

@@ -12,6 +12,7 @@ from service.app import create_app
 from service.settings import Settings
 from tests.forecaster.kit import TINY, forecaster_of
 from tests.service.kit import LocalClient
+from tests.service.processes import Template
 from tests.service.servers import new_database, postgres_server
 
 
@@ -35,6 +36,14 @@ def challenger_artifact(challenger: Forecaster, tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("models") / "challenger"
     challenger.save(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def template(artifact: Path) -> Iterator[Template]:
+    """Forks servers."""
+    running = Template(artifact)
+    yield running
+    running.close()
 
 
 @pytest.fixture

@@ -1,13 +1,10 @@
-"""What the service's tests share: a real server process that can be killed, times as text, states side by side."""
+"""What the service's tests share: an application in this process, times as text, states side by side."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
+import secrets
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -65,72 +62,15 @@ def recompute(forecaster: Forecaster, logs: Iterable[dict[int, float | None]]) -
 
 
 def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-class Server:
-    """``python -m service`` in a process of its own."""
-
-    def __init__(self, model: str | Path, store: str, log: Path, **environment: str) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._command = [
-            sys.executable,
-            "-m",
-            "service",
-            "--model",
-            str(model),
-            "--store",
-            store,
-            "--port",
-            str(self.port),
-        ]
-        self._environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
-        self._log = log
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self, *, ready: bool = True) -> Server:
-        """Start, and wait until it serves."""
-        with self._log.open("ab") as log:
-            self.process = subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log)
-        end = time.monotonic() + 90
-        while True:
-            assert self.process.poll() is None, self._log.read_text()
-            if time.monotonic() > end:
-                self.kill()
-                raise AssertionError("the server did not come up: " + self._log.read_text())
+    """A port nobody listens on, and that no outgoing connection is given while a server restarts on it."""
+    while True:
+        port = 15_000 + secrets.randbelow(17_000)  # not `random`, which starts alike in all processes of a test run
+        with socket.socket() as tried:
             try:
-                if httpx.get(f"{self.url}/{'readyz' if ready else 'healthz'}").status_code == 200:
-                    return self
-            except httpx.TransportError:
-                pass
-            time.sleep(0.05)
-
-    def kill(self) -> None:
-        """Power off: nothing in the process gets to run again."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-    def stop(self) -> int:
-        """Ask it to end; returns its exit status."""
-        assert self.process is not None
-        if self.process.poll() is None:
-            self.process.terminate()
-        return self.process.wait(60)
-
-    def log_text(self) -> str:
-        """What it wrote so far."""
-        return self._log.read_text()
-
-    def __enter__(self) -> Server:
-        return self if self.process is not None else self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+                tried.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 class LocalClient:

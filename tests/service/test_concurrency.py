@@ -11,7 +11,8 @@ import numpy as np
 
 from service.benchmark.load import Client, request_bytes
 from service.store import Store
-from tests.service.kit import Server, ds, history, observations, recompute, run
+from tests.service.kit import ds, history, observations, recompute, run
+from tests.service.processes import HTTP, Server
 
 BASE = 473352
 STREAMS = 500
@@ -20,7 +21,7 @@ SHARED = [f"shared-{k}" for k in range(4)]
 HOURS = 5
 
 
-def test_sixty_four_clients_on_five_hundred_streams(artifact, tmp_path, tiny_forecaster):
+def test_sixty_four_clients_on_five_hundred_streams(template, artifact, tmp_path, tiny_forecaster):
     """Each stream has one writer that keeps order; four streams have many, whose values arrive in any order."""
     names = [f"s{i}" for i in range(STREAMS - len(SHARED))]
     logs = {name: {0: 10.0} for name in (*names, *SHARED)}
@@ -54,7 +55,7 @@ def test_sixty_four_clients_on_five_hundred_streams(artifact, tmp_path, tiny_for
         tasks = [asyncio.create_task(work(number, port)) for number in range(CLIENTS)]
         await asyncio.sleep(0)
         while True:
-            listed = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+            listed = HTTP.get(f"http://127.0.0.1:{port}/metrics").text
             if f"forecaster_resident_streams {STREAMS}.0" in listed or any(task.done() for task in tasks):
                 break
             await asyncio.sleep(0.05)
@@ -62,7 +63,7 @@ def test_sixty_four_clients_on_five_hundred_streams(artifact, tmp_path, tiny_for
         await asyncio.gather(*tasks)
 
     created = asyncio.Event()
-    with Server(artifact, f"sqlite:///{tmp_path / 'log.db'}", tmp_path / "log").start() as server:
+    with Server(template, artifact, f"sqlite:///{tmp_path / 'log.db'}", tmp_path / "log").start() as server:
         run(all_of_it(server.port))
         forecasts = {}
         with httpx.Client(base_url=server.url) as client:

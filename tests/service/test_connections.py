@@ -11,14 +11,15 @@ import time
 import httpx
 import pytest
 
-from tests.service.kit import ROOT, Server, history, observations
+from tests.service.kit import ROOT, history, observations
+from tests.service.processes import HTTP, Server
 
 MOST = 60  # connections
 HEAD = b"POST /v1/forecasts HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 
 
 @pytest.fixture(scope="module")
-def server(artifact, tmp_path_factory):
+def server(template, artifact, tmp_path_factory):
     folder = tmp_path_factory.mktemp("connections")
     bounds = {
         "FORECASTER_HEAD_SECONDS": "0.6",
@@ -27,8 +28,8 @@ def server(artifact, tmp_path_factory):
         "FORECASTER_MAX_CONNECTIONS": str(MOST),
         "FORECASTER_MAX_BODY_BYTES": "65536",
     }
-    with Server(artifact, f"sqlite:///{folder / 'log.db'}", folder / "log", **bounds).start() as running:
-        httpx.put(f"{running.url}/v1/streams/a", json=history([1.0, 2.0])).raise_for_status()
+    with Server(template, artifact, f"sqlite:///{folder / 'log.db'}", folder / "log", **bounds).start() as running:
+        HTTP.put(f"{running.url}/v1/streams/a", json=history([1.0, 2.0])).raise_for_status()
         yield running
 
 
@@ -128,7 +129,7 @@ def test_a_length_that_is_too_small_leaves_rubbish_that_is_refused(server):
         reply = everything(connection)
 
     assert reply.startswith(b"HTTP/1.1 400 ")
-    assert httpx.get(f"{server.url}/v1/streams/a").json()["version"] == 1
+    assert HTTP.get(f"{server.url}/v1/streams/a").json()["version"] == 1
 
 
 def test_who_never_reads_is_cut_off(server):
@@ -160,7 +161,7 @@ def test_too_many_connections_are_refused_and_the_next_one_is_welcome(server):
             connection.close()
     for _ in range(100):
         try:
-            if httpx.get(f"{server.url}/healthz").status_code == 200:
+            if HTTP.get(f"{server.url}/healthz").status_code == 200:
                 return
         except httpx.TransportError:
             pass

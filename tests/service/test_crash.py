@@ -12,15 +12,18 @@ import pytest
 
 from forecaster import Panel
 from service.store import Store
-from tests.service.kit import START, Server, history, observations
+from tests.service.kit import START, history, observations
+from tests.service.processes import HTTP, Server
 
 
-def test_two_thousand_observations_with_two_kills_forecast_like_one_batch(artifact, tmp_path, tiny_forecaster):
+def test_two_thousand_observations_with_two_kills_forecast_like_one_batch(
+    template, artifact, tmp_path, tiny_forecaster
+):
     """Acceptance: one by one over HTTP, killed twice between, equals the library on the same history to 1e-4."""
     generator = np.random.default_rng(7)
     values = (20 + 5 * np.sin(np.arange(2001) * np.pi / 2) + generator.normal(size=2001)).round(3).tolist()
     server = Server(
-        artifact, f"sqlite:///{tmp_path / 'log.db'}", tmp_path / "log", FORECASTER_SNAPSHOT_EVERY="100"
+        template, artifact, f"sqlite:///{tmp_path / 'log.db'}", tmp_path / "log", snapshot_every="100"
     ).start()
     with server, httpx.Client(base_url=server.url, timeout=60) as client:
         client.put("/v1/streams/a", json=history(values[:1])).raise_for_status()
@@ -53,24 +56,24 @@ def peak_kib(pid):
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_hundred_megabytes_are_refused_and_the_server_lives(artifact, tmp_path, chunked):
+def test_a_hundred_megabytes_are_refused_and_the_server_lives(template, artifact, tmp_path, chunked):
     part = b"x" * 1_000_000
-    with Server(artifact, f"sqlite:///{tmp_path / 'log.db'}", tmp_path / "log").start() as server:
+    with Server(template, artifact, f"sqlite:///{tmp_path / 'log.db'}", tmp_path / "log").start() as server:
         before = peak_kib(server.process.pid) if sys.platform == "linux" else 0
         content = (part for _ in range(100)) if chunked else part * 100
-        reply = httpx.post(f"{server.url}/v1/forecasts", content=content, timeout=60)
+        reply = HTTP.post(f"{server.url}/v1/forecasts", content=content, timeout=60)
 
         assert reply.status_code == 413
         assert reply.headers["content-type"] == "application/problem+json"
-        assert httpx.get(f"{server.url}/readyz").status_code == 200
+        assert HTTP.get(f"{server.url}/readyz").status_code == 200
         # Neither body was ever held whole.
         if sys.platform == "linux":
             assert peak_kib(server.process.pid) < before + 60_000
 
 
-def test_a_stopped_server_finishes_what_it_took_in_and_leaves_snapshots(artifact, tmp_path):
-    server = Server(artifact, f"sqlite:///{tmp_path / 'log.db'}", tmp_path / "log").start()
-    httpx.put(f"{server.url}/v1/streams/a", json=history([1.0, 2.0])).raise_for_status()
+def test_a_stopped_server_finishes_what_it_took_in_and_leaves_snapshots(template, artifact, tmp_path):
+    server = Server(template, artifact, f"sqlite:///{tmp_path / 'log.db'}", tmp_path / "log").start()
+    HTTP.put(f"{server.url}/v1/streams/a", json=history([1.0, 2.0])).raise_for_status()
 
     assert server.stop() == 0
 

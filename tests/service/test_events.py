@@ -14,7 +14,8 @@ import pytest
 from service.app import create_app
 from service.models.served import ServedModel
 from tests.forecaster.kit import config_of, forecaster_of
-from tests.service.kit import LocalClient, Server, history, observations
+from tests.service.kit import LocalClient, history, observations
+from tests.service.processes import Server
 
 PATH = "/v1/streams/a"
 
@@ -256,9 +257,11 @@ class SlowReader(Reader):
         self.client._loop.call_soon_threadsafe(self._free.set)
 
 
-def test_readers_that_never_read_are_cut_off_and_the_others_are_told_when_the_service_leaves(artifact, tmp_path):
+def test_readers_that_never_read_are_cut_off_and_the_others_are_told_when_the_service_leaves(
+    template, artifact, tmp_path
+):
     """A real process: kernel buffers full, writers never wait; SIGTERM ends the events of the others."""
-    server = Server(artifact, f"sqlite:///{tmp_path / 'log.db'}", tmp_path / "log", FORECASTER_READ_SECONDS="1").start()
+    server = Server(template, artifact, f"sqlite:///{tmp_path / 'log.db'}", tmp_path / "log", read_seconds="1").start()
     levels = ",".join(f"0.{i:03d}" for i in range(50, 950, 10))
     with server, httpx.Client(base_url=server.url, timeout=30) as client, socket.socket() as deaf:
         client.put(PATH, json=history([1.0] * 20)).raise_for_status()

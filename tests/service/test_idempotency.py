@@ -12,7 +12,8 @@ import pytest
 
 from service.app import create_app
 from service.store import Store
-from tests.service.kit import LocalClient, Server, ds, history, observations
+from tests.service.kit import LocalClient, ds, history, observations
+from tests.service.processes import HTTP, Server
 
 PATH = "/v1/streams/a/observations"
 BASE = 473352
@@ -212,13 +213,13 @@ class Client:
         return await post(client, [(hour, float(hour))], f"key-{hour}", f"/v1/streams/{self.name}/observations")
 
 
-def test_after_kills_and_cut_connections_every_request_has_been_done_once_and_is_answered(artifact, tmp_path):
+def test_after_kills_and_cut_connections_every_request_has_been_done_once_and_is_answered(template, artifact, tmp_path):
     """Power cuts under load, and connections cut right after a request was sent."""
     url = f"sqlite:///{tmp_path / 'log.db'}"
-    server = Server(artifact, url, tmp_path / "log").start()
+    server = Server(template, artifact, url, tmp_path / "log").start()
     clients = [Client(f"c{number}") for number in range(6)]
     for client in clients:
-        httpx.put(f"{server.url}/v1/streams/{client.name}", json=history([0.0])).raise_for_status()
+        HTTP.put(f"{server.url}/v1/streams/{client.name}", json=history([0.0])).raise_for_status()
 
     async def write_until(count):
         tasks = [asyncio.create_task(client.write(server.url)) for client in clients]

@@ -27,7 +27,8 @@ from service.runtime import Service
 from service.settings import Settings
 from service.store import Store
 from tests.forecaster.kit import config_of, forecaster_of
-from tests.service.kit import LocalClient, Server, ds, free_port, history, observations, recompute, until
+from tests.service.kit import LocalClient, ds, free_port, history, observations, recompute, until
+from tests.service.processes import HTTP, Server
 from tests.service.test_http import assert_problem
 from tests.service.test_keys import bearer, line
 
@@ -400,12 +401,12 @@ def test_an_engine_that_died_is_named_by_liveness_and_leaves_the_others_ready(fo
 
 
 def test_each_is_found_again_after_a_kill_while_the_registry_of_a_third_is_away(
-    folders, tmp_path, tiny_forecaster, counting
+    template, folders, tmp_path, tiny_forecaster, counting
 ):
     store = f"sqlite:///{tmp_path / 'log.db'}"
     models = {"steps": folders["steps"], "away": "models:/away@champion"}
     server = Server(
-        folders[None], store, tmp_path / "log", FORECASTER_MODELS=json.dumps(models), FORECASTER_POLL_SECONDS="0.2",
+        template, folders[None], store, tmp_path / "log", models=json.dumps(models), poll_seconds="0.2",
         MLFLOW_TRACKING_URI=f"http://127.0.0.1:{free_port()}",
     )  # fmt: skip
     kinds = {"": (ds, None, BASE, tiny_forecaster), "/models/steps": (int, "steps", 0, counting)}
@@ -424,15 +425,15 @@ def test_each_is_found_again_after_a_kill_while_the_registry_of_a_third_is_away(
     try:
         for again in (False, True):
             server.start()
-            status = httpx.get(f"{server.url}/readyz").json()
+            status = HTTP.get(f"{server.url}/readyz").json()
             assert status["status"] == "partly ready"
             assert "the registry cannot be asked" in status["models"]["away"]["checks"]["model"]
             for prefix, (of_hour, name, first, forecaster) in kinds.items():
                 if not again:
                     body = {"ds": [of_hour(0)], "y": [1.0]}
-                    httpx.put(f"{server.url}{prefix}/v1/streams/a", json=body).raise_for_status()
+                    HTTP.put(f"{server.url}{prefix}/v1/streams/a", json=body).raise_for_status()
                     continue
-                reply = httpx.get(f"{server.url}{prefix}/v1/streams/a/forecast").json()
+                reply = HTTP.get(f"{server.url}{prefix}/v1/streams/a/forecast").json()
                 opened = Store.open(store_of(store, name))
                 (record,) = opened.page("", 9)
                 log = dict(opened.log(record.id))

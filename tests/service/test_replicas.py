@@ -18,7 +18,8 @@ from service.app import create_app
 from service.models.served import load_model
 from service.settings import Settings
 from service.store import Changes, NewStream, Store, StreamRecord, database
-from tests.service.kit import LocalClient, Server, ds, history, observations, recompute
+from tests.service.kit import LocalClient, ds, history, observations, recompute
+from tests.service.processes import Server
 from tests.service.servers import new_database
 
 BASE = 473352
@@ -39,9 +40,14 @@ def assert_forecasts(replies, forecaster, log) -> None:
         np.testing.assert_allclose(np.array(list(reply["quantiles"].values())).T, expected, rtol=1e-5)
 
 
-def test_a_replica_that_was_paused_does_not_write_over_what_came_meanwhile(url, artifact, tmp_path, tiny_forecaster):
+def test_a_replica_that_was_paused_does_not_write_over_what_came_meanwhile(
+    template, url, artifact, tmp_path, tiny_forecaster
+):
     """R11: real processes, one stopped while the other goes on; what waited at its door is judged by the log of now."""
-    with Server(artifact, url, tmp_path / "1").start() as one, Server(artifact, url, tmp_path / "2").start() as two:
+    with (
+        Server(template, artifact, url, tmp_path / "1").start() as one,
+        Server(template, artifact, url, tmp_path / "2").start() as two,
+    ):
         here, there = (httpx.Client(base_url=server.url, timeout=120) for server in (one, two))
         here.put("/v1/streams/a", json=history([5.0])).raise_for_status()
         log = {0: 5.0}

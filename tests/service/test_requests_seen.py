@@ -11,7 +11,8 @@ import pytest
 
 from service.app import create_app
 from service.logs import Answered, LogWriter
-from tests.service.kit import LocalClient, Server, history
+from tests.service.kit import LocalClient, history
+from tests.service.processes import HTTP, Server
 
 SEEN = Answered(0.5, "r-1", "GET", "/v1/streams", "/v1/streams", 200, 0.0123456789, None)
 
@@ -123,14 +124,13 @@ def test_a_text_line_stays_one_line_whatever_the_path():
 
 
 @pytest.mark.parametrize("switched_on", [True, False])
-def test_the_service_writes_a_json_line_per_request_if_asked(artifact, tmp_path, switched_on):
+def test_the_service_writes_a_json_line_per_request_if_asked(template, artifact, tmp_path, switched_on):
     settings = {"FORECASTER_LOG_LEVEL": "info", "FORECASTER_LOG_FORMAT": "json"}
     settings["FORECASTER_ACCESS_LOG"] = str(switched_on)
-    with Server(artifact, f"sqlite:///{tmp_path / 'log.db'}", tmp_path / "log", **settings).start() as server:
-        import httpx
-
-        reply = httpx.put(f"{server.url}/v1/streams/a", json=history([1.0]), headers={"x-request-id": "first"})
+    with Server(template, artifact, f"sqlite:///{tmp_path / 'log.db'}", tmp_path / "log", **settings).start() as server:
+        reply = HTTP.put(f"{server.url}/v1/streams/a", json=history([1.0]), headers={"x-request-id": "first"})
         assert reply.headers["x-request-id"] == "first"
+        server.stop()
     lines = [json.loads(line) for line in server.log_text().splitlines()]
 
     mine = [line for line in lines if line.get("request_id") == "first"]

@@ -10,7 +10,8 @@ import pytest
 
 from service.app import create_app
 from service.store import Changes, NewStream, Store, StreamRecord
-from tests.service.kit import LocalClient, Server, history, observations
+from tests.service.kit import LocalClient, history, observations
+from tests.service.processes import Server
 
 PATH = "/v1/streams/a"
 WRITES = f"{PATH}/observations"
@@ -22,13 +23,13 @@ def created(store: Store) -> StreamRecord:
 
 
 def test_what_one_process_acknowledges_is_seen_by_reads_forecasts_and_preconditions_of_the_other(
-    artifact, store_url, tmp_path
+    template, artifact, store_url, tmp_path
 ):
     """Real processes with no setting of their own; also after one was killed, and another began in its place."""
     values = [5.0, 6.0]
     with (
-        Server(artifact, store_url, tmp_path / "1").start() as one,
-        Server(artifact, store_url, tmp_path / "2").start() as two,
+        Server(template, artifact, store_url, tmp_path / "1").start() as one,
+        Server(template, artifact, store_url, tmp_path / "2").start() as two,
         httpx.Client(timeout=60) as client,
     ):
         client.put(one.url + PATH, json=history(values)).raise_for_status()

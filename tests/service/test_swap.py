@@ -20,7 +20,8 @@ from service.metrics import Metrics
 from service.models.registry import MlflowRegistry, Reference, Watcher, parse_reference
 from service.models.served import ServedModel, load_model
 from tests.forecaster.kit import TINY, config_of, forecaster_of
-from tests.service.kit import LocalClient, Server, assert_same_state, ds, history, observations, recompute, run, until
+from tests.service.kit import LocalClient, assert_same_state, ds, history, observations, recompute, run, until
+from tests.service.processes import HTTP, Server
 
 BASE = 473352
 
@@ -46,15 +47,15 @@ def register(client, artifact: Path) -> str:
 
 @pytest.mark.filterwarnings("ignore")  # MLflow's own, from its database layer
 def test_a_champion_is_swapped_and_rolled_back_under_load(
-    mlflow_client, artifact, challenger_artifact, tiny_forecaster, challenger, tmp_path
+    template, mlflow_client, artifact, challenger_artifact, tiny_forecaster, challenger, tmp_path
 ):
     """No request fails, each reply names one version, and states are those of a run that never knew the other model."""
     first, second = register(mlflow_client, artifact), register(mlflow_client, challenger_artifact)
     database, aside = mlflow_client.folder / "mlflow.db", mlflow_client.folder / "aside"
     database.rename(aside)
     server = Server(
-        "models:/demo@champion", f"sqlite:///{tmp_path / 'log.db'}", tmp_path / "log",
-        MLFLOW_TRACKING_URI=mlflow_client.uri, FORECASTER_POLL_SECONDS="0.2",
+        template, "models:/demo@champion", f"sqlite:///{tmp_path / 'log.db'}", tmp_path / "log",
+        MLFLOW_TRACKING_URI=mlflow_client.uri, poll_seconds="0.2",
     ).start(ready=False)  # fmt: skip
     names = [f"s{i}" for i in range(12)]
     logs = {name: {0: 10.0} for name in names}
@@ -76,37 +77,37 @@ def test_a_champion_is_swapped_and_rolled_back_under_load(
         await asyncio.gather(*(write(name) for name in names))
 
     def served() -> str:
-        return httpx.get(f"{server.url}/v1/models").json()["models"][0]["version"]
+        return HTTP.get(f"{server.url}/v1/models").json()["models"][0]["version"]
 
     def check(forecaster, version) -> None:
         states = recompute(forecaster, [{BASE + h: y for h, y in logs[name].items()} for name in names])
         for name, quantiles in zip(names, forecaster.forecast(states), strict=True):
-            reply = httpx.get(f"{server.url}/v1/streams/{name}/forecast").json()
+            reply = HTTP.get(f"{server.url}/v1/streams/{name}/forecast").json()
             assert reply["model"] == {"name": "demo", "version": version}
             np.testing.assert_allclose(np.array(list(reply["quantiles"].values())).T, quantiles, rtol=1e-5)
 
     done = threading.Event()
     with server:
         # A registry that is not there is waited for, and not made.
-        until(lambda: f"there is no MLflow store at {mlflow_client.uri}" in httpx.get(f"{server.url}/readyz").text)
-        assert "forecaster_registry_up 0.0" in httpx.get(f"{server.url}/metrics").text
+        until(lambda: f"there is no MLflow store at {mlflow_client.uri}" in HTTP.get(f"{server.url}/readyz").text)
+        assert "forecaster_registry_up 0.0" in HTTP.get(f"{server.url}/metrics").text
         assert not database.exists()
         assert server.log_text().count("there is no MLflow store") == 1
         aside.rename(database)
 
         # Before there is a champion the process lives, says that it is not ready, and refuses politely.
         missing = "model 'demo' has no version with alias 'champion' in this registry"
-        until(lambda: missing in httpx.get(f"{server.url}/readyz").text)
-        assert httpx.get(f"{server.url}/readyz").status_code == 503
-        assert "cannot be asked" not in httpx.get(f"{server.url}/readyz").text
-        assert "forecaster_registry_up 1.0" in httpx.get(f"{server.url}/metrics").text
-        early = httpx.put(f"{server.url}/v1/streams/a", json=history([1.0]))
+        until(lambda: missing in HTTP.get(f"{server.url}/readyz").text)
+        assert HTTP.get(f"{server.url}/readyz").status_code == 503
+        assert "cannot be asked" not in HTTP.get(f"{server.url}/readyz").text
+        assert "forecaster_registry_up 1.0" in HTTP.get(f"{server.url}/metrics").text
+        early = HTTP.put(f"{server.url}/v1/streams/a", json=history([1.0]))
         assert (early.status_code, early.json()["status"]) == (503, 503)
 
         mlflow_client.set_registered_model_alias("demo", "champion", first)
-        until(lambda: httpx.get(f"{server.url}/readyz").status_code == 200)
+        until(lambda: HTTP.get(f"{server.url}/readyz").status_code == 200)
         for name in names:
-            httpx.put(f"{server.url}/v1/streams/{name}", json=history([10.0])).raise_for_status()
+            HTTP.put(f"{server.url}/v1/streams/{name}", json=history([10.0])).raise_for_status()
         writing = threading.Thread(target=run, args=(write_all(),))
         writing.start()
         try:
@@ -129,13 +130,13 @@ def test_a_champion_is_swapped_and_rolled_back_under_load(
         )
         weights.write_bytes(b"garbage")
         mlflow_client.set_registered_model_alias("demo", "champion", broken)
-        until(lambda: "was not taken" in str(httpx.get(f"{server.url}/readyz").json()))
-        assert httpx.get(f"{server.url}/readyz").status_code == 200
-        assert "forecaster_refused_models_total 1.0" in httpx.get(f"{server.url}/metrics").text
+        until(lambda: "was not taken" in str(HTTP.get(f"{server.url}/readyz").json()))
+        assert HTTP.get(f"{server.url}/readyz").status_code == 200
+        assert "forecaster_refused_models_total 1.0" in HTTP.get(f"{server.url}/metrics").text
         check(tiny_forecaster, first)
 
         database.write_bytes(b"no database any more " * 1000)
-        until(lambda: "cannot be asked" in str(httpx.get(f"{server.url}/readyz").json()))
+        until(lambda: "cannot be asked" in str(HTTP.get(f"{server.url}/readyz").json()))
         check(tiny_forecaster, first)
 
     for versions in seen.values():

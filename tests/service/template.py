@@ -1,7 +1,8 @@
 """A process that has imported everything and forks servers on request: real processes, started in tenths of a second.
 
-``python -m tests.reliability.template`` reads one JSON object per line, with the arguments of ``python -m service``,
-the environment, the file for its output and, if its disk shall fail, how; it answers with the process id.
+``python -m tests.service.template`` reads one line of JSON after the other. An object starts a server: the arguments
+of ``python -m service``, the environment, the file for its output and, if its disk shall fail, how; the answer is its
+process id. The id of one that has been started asks how it ended; the answer is its exit status, null while it runs.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ def serve(asked: dict[str, Any]) -> None:
     os.setsid()
     if sys.platform == "linux":  # PR_SET_PDEATHSIG: a server that a test lost ends with the template
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     output = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for number in (1, 2):
         os.dup2(output, number)
@@ -47,17 +47,23 @@ def work() -> None:
     # Compiled loops are loaded once, here.
     forecaster = Forecaster.load(sys.argv[1])
     forecaster.observe(forecaster.warm_up([np.array([1.0, 2.0])], [0]), torch.tensor([1.0]))
-    # Children that end leave nothing behind.
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
+    answer("ready")
     for line in sys.stdin:
         asked = json.loads(line)
+        if isinstance(asked, int):
+            ended, status = os.waitpid(asked, os.WNOHANG)
+            answer(os.waitstatus_to_exitcode(status) if ended else None)
+            continue
         child = os.fork()
         if not child:
             serve(asked)
-        sys.stdout.write(f"{child}\n")
-        sys.stdout.flush()
+        answer(child)
+
+
+def answer(said: Any) -> None:
+    """One line."""
+    sys.stdout.write(json.dumps(said) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
