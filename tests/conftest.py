@@ -21,6 +21,11 @@ settings.register_profile("explore", settings.get_profile("house"), derandomize=
 settings.load_profile("house")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """A process per core for the whole suite; none but this one for chosen files, which are done sooner so."""
+    return None if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """PyTorch says once that it runs projected LSTMs on its own kernels; nothing to act on."""
     config.addinivalue_line("filterwarnings", "ignore:LSTM with projections is not supported with oneDNN")

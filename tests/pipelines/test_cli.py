@@ -383,10 +383,9 @@ def test_ctrl_c_ends_training_with_status_130_and_a_killed_run(folder: Path) -> 
             "-m",
             "pipelines.cli",
             *TRAIN,
+            *SMALL,
             "--set",
             "training.updates=1000000",
-            "--set",
-            "training.epoch_updates=2",
             "--set",
             "training.patience=1000000",
         ],
@@ -400,9 +399,9 @@ def test_ctrl_c_ends_training_with_status_130_and_a_killed_run(folder: Path) -> 
     )
     assert process.stderr is not None
     for line in process.stderr:
-        if "epoch" in line:
+        if "started" in line:
             break
-    time.sleep(0.5)
+    time.sleep(1.0)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
 

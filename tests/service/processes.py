@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from tests.pipelines.kit import environment
 from tests.service.kit import ROOT, free_port
 
 # Making a client's certificates ready takes longer than most requests here, and kept connections would be to the dead.
@@ -24,13 +25,11 @@ class Template:
     """Starts servers by forking one that has everything imported."""
 
     def __init__(self, artifact: Path, preload: Path | None = None) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        if preload is not None:
-            environment["LD_PRELOAD"] = str(preload)
+        preloaded = {} if preload is None else {"LD_PRELOAD": str(preload)}
         self._lock = threading.Lock()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.service.template", str(artifact)],
-            env=environment, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=environment(preloaded), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self._line() == "ready"
 
@@ -141,10 +140,9 @@ class Server:
         if self._template is not None:
             asked = {"arguments": self._arguments, "environment": self._environment, "log": str(self._log)}
             return self._template.fork(**asked, fault=fault)
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **self._environment}
         command = [sys.executable, "-m", "service", *self._arguments]
         with self._log.open("ab") as log:
-            return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            return subprocess.Popen(command, env=environment(self._environment), stdout=log, stderr=log)
 
     @property
     def pid(self) -> int:

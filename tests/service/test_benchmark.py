@@ -51,7 +51,7 @@ def test_many_more_streams_than_the_cap_are_touched_and_no_more_than_the_cap_sta
     assert 0 < memory["resident"] <= memory["cap"]
 
 
-@pytest.mark.parametrize("places", [None, 8])
+@pytest.mark.parametrize("places", [pytest.param(None, marks=pytest.mark.slow), 8])
 def test_overload_is_measured_against_the_peak_and_the_log_against_what_clients_were_told(artifact, tmp_path, places):
     options = {"seconds": 0.5, "rounds": 1, "minutes": 0.02, "clients": 40, "streams": 80, "places": places}
     (found,) = measure_overload(artifact, tmp_path, **options)
