@@ -1,7 +1,7 @@
 """The challenger in shadow: a process that follows the log under another model, and its figures beside the champion's.
 
-It starts and ends that process and reads its lines. Invariant: whatever becomes of it (it crashes, hangs, says
-nothing of use), the champion neither waits for it nor notices.
+It starts that process, anew some time after it has died, ends it and reads its lines. Invariant: whatever becomes of it
+(it crashes, hangs, says nothing of use), the champion neither waits for it nor notices.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ class Challenger:
         Pause of the process between two looks.
     silence
         Seconds without a word after which the process is ended.
+    pause
+        Seconds until one that has ended is started again.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Challenger:
         streams: int,
         seconds: float,
         silence: float = 600,
+        pause: float = 60,
     ) -> None:
         self.trouble: str | None = None
         self.process: subprocess.Popen[bytes] | None = None
@@ -65,6 +68,9 @@ class Challenger:
         self._metrics = metrics
         self._options = ["--streams", str(streams), "--seconds", str(seconds)]
         self._silence = silence
+        self._pause = pause
+        self._starting = threading.Lock()
+        self._over = threading.Event()
         self._pair: tuple[Survey, Survey] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._reader: threading.Thread | None = None
@@ -76,11 +82,16 @@ class Challenger:
         self._folder = tempfile.TemporaryDirectory(prefix="forecaster-challenger-")
         folder = Path(self._folder.name) / "model"
         model.forecaster.save(folder)
-        self._model, self.trouble = model, None
+        self._model, self.trouble, self._over = model, None, threading.Event()
         command = [sys.executable, "-m", "service.shadow", "--model", str(folder), "--store", self._store]
-        self.process = subprocess.Popen([*command, *self._options], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-        self._reader = threading.Thread(target=self._read, args=(model, self.process), name="challenger", daemon=True)
+        command += self._options
+        self._begin(command)
+        arguments = (model, command, self._over)
+        self._reader = threading.Thread(target=self._follow, args=arguments, name="challenger", daemon=True)
         self._reader.start()
+
+    def _begin(self, command: list[str]) -> None:
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
 
     def recall(self, _name: str, _version: str) -> ServedModel | None:
         """None is kept."""
@@ -88,7 +99,9 @@ class Challenger:
 
     def close(self) -> None:
         """End the process."""
-        process, self.process, self._pair, self._model = self.process, None, None, None
+        with self._starting:
+            self._over.set()
+            process, self.process, self._pair, self._model = self.process, None, None, None
         if process is not None:
             process.kill()
             process.wait()
@@ -97,18 +110,24 @@ class Challenger:
         if self._folder is not None:
             self._folder.cleanup()
 
-    def describe(self) -> dict[str, Any] | None:
-        """The challenger, and both models' figures over the same streams; None if there is no challenger."""
+    def describe(self) -> dict[str, Any]:
+        """The challenger, if there is one, what is wrong with it, and both models' figures over the same streams."""
         model, pair = self._model, self._pair
-        if model is None:
-            return None
-        found: dict[str, Any] = {**model.label, "trouble": self.trouble, "streams": 0}
+        found: dict[str, Any] = {**(model.label if model else {}), "trouble": self.trouble, "streams": 0}
         if pair is not None:
             found["streams"] = len(pair[0].unique_ids)
             for who, survey in zip(("challenger", "champion"), pair, strict=True):
                 total, recent = survey.pooled()
                 found[who] = {**survey.model.label, "total": asdict(total), "recent": asdict(recent)}
         return found
+
+    def _follow(self, model: ServedModel, command: list[str], over: threading.Event) -> None:
+        while (process := self.process) is not None and not over.is_set():
+            self._read(model, process)
+            over.wait(self._pause)
+            with self._starting:
+                if not over.is_set():
+                    self._begin(command)
 
     def _read(self, model: ServedModel, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
@@ -124,6 +143,8 @@ class Challenger:
                     return
                 try:
                     self._compare(model, orjson.loads(line))
+                    if process is self.process:
+                        self.trouble = None
                 except Exception:
                     # Figures are not worth an error.
                     logging.getLogger("service").exception("figures of the challenger are not usable")

@@ -16,10 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from service.asking import Questions
 from service.challenger import Challenger
 from service.engine import Engine, Limits
 from service.engine.subscriptions import Subscriptions
@@ -42,6 +43,7 @@ __all__ = ["Readiness", "Service"]
 
 _STATELESS_WAITING = 64
 _PROBE_SECONDS = 3.0
+_QUESTIONS = 8  # at a time; the pool of connections to a database server has 15
 
 
 @dataclass(slots=True)
@@ -111,6 +113,7 @@ class Service:
         self._stateless = ThreadPoolExecutor(1, thread_name_prefix="stateless")
         self._stateless_waiting = 0
         self._probe = _Probe(store)
+        self.questions = Questions(_QUESTIONS, settings.stall_seconds)
         self._tracing = tracing
         self.leaving = False
         self.ended = True
@@ -278,6 +281,14 @@ class Service:
     def watcher_trouble(self) -> str | None:
         """What is wrong with the registry or the newest version; None if nothing is."""
         return None if self._watcher is None else self._watcher.trouble
+
+    def challenged(self) -> dict[str, Any] | None:
+        """The challenger with its figures, and what is wrong with it or with its registry; None if none is wanted."""
+        if self.challenger is None:
+            return None
+        found = self.challenger.describe()
+        watched = None if self._challenger_watcher is None else self._challenger_watcher.trouble
+        return found | {"trouble": found["trouble"] or watched}
 
     def healthy(self) -> str | None:
         """What only a new process would heal; None if nothing is wrong."""

@@ -50,12 +50,15 @@ class Follower:
         The weights, and the log to fold.
     limit
         How many streams, the oldest first.
+    steps
+        So many, and those of one more stream, are held and folded at once.
     """
 
-    def __init__(self, model: ServedModel, store: Store, limit: int) -> None:
+    def __init__(self, model: ServedModel, store: Store, limit: int, steps: int = 1_000_000) -> None:
         self._model = model
         self._store = store
         self._limit = limit
+        self._steps = steps
         self._slab = Slab(model.forecaster)
         self._known: dict[int, _Known] = {}
 
@@ -75,6 +78,14 @@ class Follower:
     def _follow(self, records: list[StreamRecord]) -> None:
         bases, rows, stretches = list[StreamState](), list[int](), list[Stretch]()
         forecaster = self._model.forecaster
+
+        def fold() -> None:
+            if rows:
+                self._slab.scatter(rows, fold_ragged(forecaster, StreamState.concat(bases), stretches))
+            for found in (bases, rows, stretches):
+                found.clear()
+
+        held = 0
         for record in records:
             known = self._known.get(record.id)
             found = None if known is None else self._new_since(known, record)
@@ -88,8 +99,11 @@ class Follower:
             stretches.append(dense(forecaster, found, first, record.last_step))
             latest = [*(known.latest if known is not None else []), *found] if first >= record.log_step else found
             self._known[record.id] = _Known(record, rows[-1], latest[-_COMPARED:])
-        if records:
-            self._slab.scatter(rows, fold_ragged(forecaster, StreamState.concat(bases), stretches))
+            held += record.last_step - first
+            if held >= self._steps:
+                fold()
+                held = 0
+        fold()
 
     def _new_since(self, known: _Known, record: StreamRecord) -> list[Entry] | None:
         """What the log has after what was folded; None where that has changed."""

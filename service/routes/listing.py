@@ -6,10 +6,10 @@ every stream that is there all the while exactly once, whatever is created or de
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple, Self
 
 from fastapi import FastAPI, Request, Response
-from fastapi.concurrency import run_in_threadpool
 
 from service.bodies.described import StreamsReply
 from service.bodies.replies import description, json_reply
@@ -101,7 +101,8 @@ async def _list(request: Request) -> Response:
         if chosen not in (Filter(), cursor.chosen):
             raise invalid("cursor is of a list with other filters; leave them out, the cursor carries them along")
         after, chosen = cursor
-    records = await run_in_threadpool(service_of(request).store.page, after, limit + 1, chosen)
+    service = service_of(request)
+    records = await service.questions.ask(partial(service.store.page, after, limit + 1, chosen))
     shown = records[:limit]
     more = _Cursor(shown[-1].unique_id, chosen).text() if len(records) > limit else None
     reply = json_reply({"streams": [description(r, model) for r in shown], "next_cursor": more})

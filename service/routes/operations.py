@@ -113,5 +113,5 @@ async def _models(request: Request) -> Response:
     replay, kept = switch.replay, switch.kept
     coming = replay and {**replay.model.label, "streams": replay.streams, "derived": min(replay.done, replay.streams)}
     before = kept and {**kept.model.label, "kept_seconds": round(max(kept.until - monotonic(), 0))}
-    challenger = service.challenger and service.challenger.describe()
-    return json_reply({"models": [served], "coming": coming, "before": before, "challenger": challenger, **reply})
+    found = {"models": [served], "coming": coming, "before": before, "challenger": service.challenged()}
+    return json_reply(found | reply)

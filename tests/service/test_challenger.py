@@ -8,6 +8,7 @@ import signal
 import httpx
 import numpy as np
 import orjson
+import pytest
 import torch
 
 from forecaster.quality import figures
@@ -40,10 +41,11 @@ def said(follower: Follower) -> dict[str, np.ndarray]:
     return dict(zip(found["unique_ids"], np.array(found["total"]).reshape(6, -1).T, strict=True))
 
 
-def test_a_follower_knows_what_a_fold_of_the_log_knows(client, challenger):
-    """Appended, late, replaced and deleted; and no more streams than it was told."""
+@pytest.mark.parametrize("steps", [1, 1_000_000])
+def test_a_follower_knows_what_a_fold_of_the_log_knows(client, challenger, steps):
+    """Appended, late, replaced and deleted, one after the other or at once; and no more streams than it was told."""
     with torch.inference_mode():
-        follower = Follower(ServedModel("other", "2", challenger), client.service.store, limit=2)
+        follower = Follower(ServedModel("other", "2", challenger), client.service.store, limit=2, steps=steps)
     assert said(follower) == {}
     for name in NAMES:
         client.put(f"/v1/streams/{name}", json=history(values(name)[:50]))
@@ -67,7 +69,7 @@ def test_a_follower_knows_what_a_fold_of_the_log_knows(client, challenger):
     check(b=values("b")[10:70], c=[1.0])
 
 
-def test_its_figures_stand_beside_the_champions_until_it_dies_and_the_champion_goes_on(
+def test_its_figures_stand_beside_the_champions_until_it_dies_and_is_started_again_and_the_champion_goes_on(
     settings, challenger_artifact, challenger, tiny_forecaster
 ):
     settings = settings.model_copy(update={"challenger": str(challenger_artifact), "poll_seconds": 0.2})
@@ -88,12 +90,18 @@ def test_its_figures_stand_beside_the_champions_until_it_dies_and_the_champion_g
                 np.testing.assert_allclose(found[who]["total"][figure], getattr(expected, figure), rtol=1e-3)
         assert 'forecaster_shadow{figure="relative_mae",model="challenger"}' in client.get("/metrics").text
 
-        os.kill(client.service.challenger.process.pid, signal.SIGKILL)
+        died = client.service.challenger.process
+        client.service.challenger._pause = 1.0
+        os.kill(died.pid, signal.SIGKILL)
         until(lambda: described()["trouble"] == "the challenger ended with status -9")
         reply = client.post("/v1/streams/a/observations", json=observations((70, 5.0)))
         assert (reply.status_code, reply.json()["model"]["name"]) == (200, "tiny")
         assert "forecaster_challenger_failures_total 1.0" in client.get("/metrics").text
         assert client.get("/readyz").status_code == httpx.codes.OK
+
+        until(lambda: described()["trouble"] is None, 120)
+        assert client.service.challenger.process is not died
+        until(lambda: described()["champion"]["total"]["count"] > found["champion"]["total"]["count"], 120)
 
 
 def test_one_that_hangs_is_ended(client, store_url, challenger_artifact):
@@ -121,5 +129,12 @@ def test_a_challenger_that_cannot_be_used_is_refused_and_the_champion_serves(set
     settings = settings.model_copy(update={"challenger": str(tmp_path)})
     with LocalClient(create_app(settings)) as client:
         assert client.put("/v1/streams/a", json=history([1.0])).status_code == 201
-        assert client.get("/v1/models").json()["challenger"] is None
-        assert "manifest" in client.service.challenger.trouble or "artifact" in client.service.challenger.trouble
+        assert "manifest" in client.get("/v1/models").json()["challenger"]["trouble"]
+
+
+def test_one_that_the_registry_does_not_have_is_told(settings, tmp_path):
+    settings = settings.model_copy(
+        update={"challenger": "models:/none@challenger", "tracking_uri": f"sqlite:///{tmp_path / 'none.db'}"}
+    )
+    with LocalClient(create_app(settings)) as client:
+        until(lambda: "there is no MLflow store" in client.get("/v1/models").json()["challenger"]["trouble"])

@@ -18,7 +18,7 @@ from service.app import create_app
 from service.models.served import load_model
 from service.settings import Settings
 from service.store import Changes, NewStream, Store, StreamRecord, database
-from tests.service.kit import LocalClient, ds, history, observations, recompute
+from tests.service.kit import LocalClient, ds, history, observations, recompute, until
 from tests.service.processes import Server
 from tests.service.servers import new_database
 
@@ -81,6 +81,31 @@ def test_a_replica_that_was_paused_does_not_write_over_what_came_meanwhile(
         assert_forecasts(found, tiny_forecaster, log)
         here.close()
         there.close()
+
+
+def test_lists_that_hang_in_the_database_keep_nobody_else_waiting(url, artifact):
+    """A table that somebody has locked; each is told in time, and histories are read all the while."""
+    settings = Settings(model=str(artifact), store=url, stall_seconds=2.0)
+    engine = database.open_database(url)
+    with LocalClient(create_app(settings)) as client, engine.connect() as other:
+        until(lambda: client.put("/v1/streams/a", json=history([1.0])).is_success)  # compiled code is loaded
+
+        async def ask():
+            async def put():
+                return await client._client.put("/v1/streams/b", json=history([1.0]))
+
+            lists = [asyncio.ensure_future(client._client.get("/v1/streams")) for _ in range(60)]
+            await asyncio.sleep(0.5)
+            return await asyncio.gather(asyncio.wait_for(put(), 20), *lists)
+
+        other.exec_driver_sql("LOCK TABLE streams IN ACCESS EXCLUSIVE MODE")
+        replies = client.call(asyncio.wait_for(ask(), 30))
+        assert {reply.status_code for reply in replies} == {503}
+        assert {reply.json()["type"].rpartition(":")[2] for reply in replies[1:]} == {"unavailable"}
+        other.rollback()
+        until(lambda: client.get("/v1/streams").is_success)
+        until(lambda: client.put("/v1/streams/b", json=history([1.0])).is_success)
+    engine.dispose()
 
 
 def test_a_transaction_of_a_stopped_process_does_not_keep_the_others_waiting(url, monkeypatch):
