@@ -226,6 +226,11 @@ class Calendar:
                 raise InputError(f"a step of freq {self.freq!r} lies outside the years {_FIRST_YEAR} to {_LAST_YEAR}")
         return steps
 
+    @property
+    def last_step(self) -> int | None:
+        """The last step that has a timestamp; None: there is no last one."""
+        return None if self.is_integer else self._limits[1]
+
     @cached_property
     def _limits(self) -> tuple[int, int]:
         first, last = self._grid.steps(np.array(["1678-01-01", "2261-12-31"], dtype="datetime64[ns]")).tolist()

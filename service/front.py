@@ -110,7 +110,7 @@ class Front:
             if _CONTENT_LENGTH in heads and method not in ("GET", "HEAD") and self._too_much(heads[_CONTENT_LENGTH]):
                 await self._refuse(receive, watched, request_id)
                 return
-            route, needed = self._route(scope, method, path)
+            route, needed = self._route(scope, "GET" if method == "HEAD" else method, path)
             others = [] if route is not None else self._methods(path, named)
             if route is None and named is None and not others:
                 await self._rest(scope, receive, watched)
@@ -141,6 +141,8 @@ class Front:
             status = response.status_code
             if len(getattr(response, "body", b"")) >= self._pack_from:
                 await pack(response, header_of(scope, b"accept-encoding"))
+            if method == "HEAD":
+                response = _head_of(response)
             response.raw_headers.append((_REQUEST_ID, name))
             await response(scope, receive, send)
         finally:
@@ -163,7 +165,8 @@ class Front:
     def _methods(self, path: str, named: str | None) -> list[str]:
         """What can be done there, by the model at the root or a named one."""
         routes = (route for route in self._routes if named is None or not _is_at_root(route[2]))
-        return sorted({method for method, match, _, _ in routes if match(path) is not None})
+        found = {method for method, match, _, _ in routes if match(path) is not None}
+        return sorted(found | {"HEAD"} if "GET" in found else found)
 
     def _too_much(self, declared: bytes) -> bool:
         return not declared.isdigit() or len(declared) > 19 or int(declared) > self._limit
@@ -221,6 +224,13 @@ class _Call(Request):
             if not message.get("more_body"):
                 return bytes(parts + body) if parts else body
             parts += body
+
+
+def _head_of(response: Response) -> Response:
+    """What HEAD gets: everything but the body."""
+    found = Response(status_code=response.status_code)
+    found.raw_headers = response.raw_headers
+    return found
 
 
 def _split(path: str) -> tuple[str | None, str]:

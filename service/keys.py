@@ -19,7 +19,7 @@ from hashlib import sha256
 from hmac import compare_digest
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Self
+from typing import NoReturn, Self
 
 from service.errors import ServiceError
 from service.naming import ROOT, check_model_name
@@ -245,9 +245,17 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+class _Parser(argparse.ArgumentParser):
+    """Answers mistakes in one line, as the other commands do."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and end."""
+        self.exit(2, f"error: {message}\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """``new``: make a key. Its line for the file goes to standard output, the key itself, once, to standard error."""
-    parser = argparse.ArgumentParser(prog="forecaster keys", description="API keys of the service.")
+    parser = _Parser(prog="forecaster keys", description="API keys of the service.")
     commands = parser.add_subparsers(dest="command", required=True)
     new = commands.add_parser("new", help="make a key; its hash goes to the file of API keys, the key to its holder")
     new.add_argument("name", nargs="?", help="how its holder is called; default: a random name")

@@ -39,6 +39,11 @@ def forecast_histories(model: ServedModel, body: ForecastsRequest, max_history_s
         (name, _), *_ = Counter(names).most_common(1)
         raise InputError(f"series {name!r} appears twice; names must be unique within a request")
     histories = [read_history(model, s.unique_id, s, max_history_steps) for s in body.series]
+    for name, history in zip(names, histories, strict=True):
+        try:
+            model.dates.check_end(history.steps[-1], want.horizon)
+        except InputError as error:
+            raise InputError(f"series {name!r}: {error}") from error
     total = sum(history.length for history in histories)
     if total > _TOTAL * max_history_steps:
         raise InputError(f"all histories together have {total} steps, more than {_TOTAL * max_history_steps}")

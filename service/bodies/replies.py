@@ -36,6 +36,7 @@ _TAKEN = (Verdict.ACCEPTED, Verdict.LATE, Verdict.DUPLICATE, Verdict.REVISED)
 
 _COUNTS_OF_ONE = {only: {word.value: int(word is only) for word in _TAKEN} for only in _TAKEN}
 _JSON_TYPE = (b"content-type", b"application/json")
+_VARIES = (b"vary", b"Accept")
 
 Json = dict[str, Any]
 
@@ -49,6 +50,8 @@ class _JsonReply(Response):
         self.background = None
         kind = _JSON_TYPE if media_type is None else (b"content-type", media_type.encode())
         self.raw_headers = [kind, (b"content-length", b"%d" % len(body))]
+        if media_type is not None:
+            self.raw_headers.append(_VARIES)
         if version is not None:
             self.raw_headers.append((b"etag", b'"%d"' % version))
 
@@ -56,7 +59,10 @@ class _JsonReply(Response):
 def json_reply(
     value: object, *, status: int = 200, version: int | None = None, media_type: str | None = None
 ) -> Response:
-    """A JSON response, with the stream's version as its ETag; bytes are JSON already, or what `media_type` says."""
+    """A JSON response, with the stream's version as its ETag; bytes are JSON already, or what `media_type` says.
+
+    Who names the media type has chosen it by the request's ``Accept``.
+    """
     body = value if isinstance(value, bytes) else orjson.dumps(value, option=_OPTIONS)
     return _JsonReply(body, status, version, media_type)
 

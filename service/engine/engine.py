@@ -316,7 +316,7 @@ class Engine:
             except (SQLAlchemyError, UnknownOutcome) as error:
                 return self._without_store(items, error), []
             except Exception:
-                return self._apart(items), []
+                return self._apart(items, batch.done), []
         if len(items) > 1:
             # Others change some of these streams all the time; the fewer at once, the likelier that none of them is.
             half = len(items) // 2
@@ -347,15 +347,14 @@ class Engine:
             refused.update((item, unavailable("the store cannot be read at present")) for item in reads)
         return refused
 
-    def _apart(self, items: list[Item]) -> dict[Item, Result]:
+    def _apart(self, items: list[Item], done: Mapping[Item, Outcome]) -> dict[Item, Result]:
         """After an unexpected failure: drop what is in memory, and find the guilty item by running each alone."""
         logging.getLogger("service").exception("a micro-batch of %d items failed", len(items))
         self._residents.drop([item.unique_id for item in items])
-        if len(items) == 1:
-            return {items[0]: failed()}
-        results: dict[Item, Result] = {}
+        results: dict[Item, Result] = dict(done)
         for item in items:
-            results.update(self._attempt([item])[0])
+            if item not in done:
+                results.update(self._attempt([item])[0] if len(items) > 1 else {item: failed()})
         return results
 
     def _deliver(self, results: dict[Item, Result]) -> None:

@@ -82,6 +82,11 @@ class MicroBatch:
         Seconds since 1970, as kept replies note them.
     replies_since
         Replies that were kept before are as if there were none.
+
+    Attributes
+    ----------
+    done
+        Outcomes that stand even if `run` raises, as the store has them.
     """
 
     def __init__(
@@ -104,6 +109,7 @@ class MicroBatch:
         self._now = now
         self._replies_since = replies_since
         self._results: dict[Item, Result] = {}
+        self.done: dict[Item, Outcome] = {}
         self._copies: dict[Item, StreamState] = {}
         self._begun = 0
         self.due: list[Resident] = []
@@ -155,9 +161,10 @@ class MicroBatch:
                 folded.set_exception(error)
             raise
         finally:
-            records = committed.result() if committed else []
+            if committed:
+                self._settle(plan, committed.result())
         self._remember(plan, appended, ahead, rewound)
-        self._take_in(plan, records, created)
+        self._take_in(plan, created)
         return self._results
 
     def _commit(self, changes: Changes, folded: Future[list[StoredReply]]) -> list[StreamRecord]:
@@ -296,6 +303,7 @@ class MicroBatch:
         known = self._model.forecaster.config.covariates.known
         try:
             self._model.check(item.want)
+            self._model.dates.check_end(cutoff, item.want.horizon)
             if known:
                 future = item.future
                 if future is None or (future.table is not None and future.table.shape[1] != len(known)):
@@ -445,9 +453,9 @@ class MicroBatch:
         return torch.from_numpy(np.stack([future.ahead(cutoff, horizon, known) for future, cutoff in futures]))
 
     def _conclude(self, plan: _Plan, forecasts: dict[Item, Float]) -> None:
-        """Outcomes of all but creations, for the case that the commit succeeds."""
+        """Outcomes of observations and looks, for the case that the commit succeeds."""
         _surprise([step for step in (*plan.appends, *plan.rewinds) if step.places is not None])
-        for step in (*plan.appends, *plan.rewinds, *plan.reads, *plan.deletes):
+        for step in (*plan.appends, *plan.rewinds, *plan.reads):
             item = step.item
             if item in self._results:
                 continue
@@ -486,6 +494,16 @@ class MicroBatch:
         changes.deleted.extend(step.record for step in plan.deletes)
         return changes
 
+    def _settle(self, plan: _Plan, records: list[StreamRecord]) -> None:
+        """What is in the store by now has happened: should the rest fail, it must not be judged a second time."""
+        for step in plan.deletes:
+            self.done[step.item] = Outcome(step.record, self._model)
+        for (item, before), record in zip(plan.creates, records, strict=True):
+            self.done[item] = Outcome(record, self._model, created=before is None)
+        for step in (*plan.appends, *plan.rewinds):
+            assert isinstance(step.item, Observe)
+            step.item.precondition = None  # it held; the observations themselves may come again
+
     def _remember(
         self, plan: _Plan, appended: StreamState | None, ahead: Block | None, rewound: StreamState | None
     ) -> None:
@@ -505,12 +523,12 @@ class MicroBatch:
                 resident.record = record
                 self.due.append(resident)
 
-    def _take_in(self, plan: _Plan, records: list[StreamRecord], states: StreamState | None) -> None:
+    def _take_in(self, plan: _Plan, states: StreamState | None) -> None:
+        self._results.update(self.done)
         if states is not None:
+            records = [self.done[item].record for item, _ in plan.creates]
             unsaved = [record.last_step - record.first_step + 1 for record in records]
             self.due.extend(self._residents.add(records, states, unsaved))
-            for (item, before), record in zip(plan.creates, records, strict=True):
-                self._results[item] = Outcome(record, self._model, created=before is None)
         self._residents.drop(step.item.unique_id for step in plan.deletes)
 
 

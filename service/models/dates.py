@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import orjson
 
-from forecaster import Calendar
+from forecaster import Calendar, InputError
 
 __all__ = ["Dates"]
 
@@ -24,9 +24,24 @@ class Dates:
 
     def __init__(self, calendar: Calendar) -> None:
         self.calendar = calendar
+        self._last = calendar.last_step
         self._steps: dict[str, int] = {}
         self._texts: dict[int, str | int] = {}
         self._lists: dict[tuple[int, int], orjson.Fragment] = {}
+
+    def check_end(self, cutoff: int, horizon: int) -> None:
+        """Refuse a forecast some of whose steps have no `ds`.
+
+        Raises
+        ------
+        InputError
+            It ends beyond the calendar.
+        """
+        if self._last is not None and cutoff + horizon > self._last:
+            raise InputError(
+                f"{horizon} steps after ds {self.text(cutoff)} cannot be forecast: {self.text(self._last)} is the last "
+                "that timestamps reach"
+            )
 
     def steps(self, values: Sequence[str | int]) -> list[int]:
         """Step number of each `ds`.

@@ -40,6 +40,8 @@ __all__ = [
     "write_cursor",
 ]
 
+_LIST = "quantile_levels"
+"""The one query parameter that may come several times."""
 _M = TypeVar("_M", bound=BaseModel)
 
 
@@ -184,13 +186,11 @@ def forecast_query(request: Request, allowed: frozenset[str]) -> ForecastQuery:
     """
     refuse_query(request, allowed)
     query = request.query_params
-    return ForecastQuery.model_validate(
-        {name: query.getlist(name) if name == "quantile_levels" else query[name] for name in query}
-    )
+    return ForecastQuery.model_validate({name: query.getlist(name) if name == _LIST else query[name] for name in query})
 
 
 def refuse_query(request: Request, allowed: frozenset[str] = frozenset()) -> None:
-    """Refuse query parameters that mean nothing here.
+    """Refuse query parameters that mean nothing here, and those that come twice, as one of them would be passed over.
 
     Raises
     ------
@@ -198,10 +198,13 @@ def refuse_query(request: Request, allowed: frozenset[str] = frozenset()) -> Non
         422 naming the first one.
     """
     if request.scope["query_string"]:
-        for name in request.query_params:
+        query = request.query_params
+        for name in query:
             if name not in allowed:
                 expected = ", ".join(sorted(allowed)) or "none"
-                raise Problem(422, "invalid", f"query parameter {name!r} is unknown; expected {expected}")
+                raise invalid(f"query parameter {name!r} is unknown; expected {expected}")
+            if name != _LIST and len(query.getlist(name)) > 1:
+                raise invalid(f"query parameter {name!r} appears {len(query.getlist(name))} times, expected once")
 
 
 def limit_of(request: Request) -> int:

@@ -16,7 +16,7 @@ from forecaster import InputError
 from service.bodies.covariates import read_future
 from service.bodies.described import ForecastsReply
 from service.bodies.frames import forecasts_body, form_of
-from service.bodies.replies import Forecast, Json
+from service.bodies.replies import Forecast, Json, json_reply
 from service.bodies.schemas import ForecastsRequest
 from service.engine.items import Bundle, Item, Look, Outcome
 from service.models.served import ServedModel, Want
@@ -54,14 +54,14 @@ async def _forecast(request: Request) -> Response:
     service, engine = service_of(request), engine_of(request)
     if body.streams is None:
         content = await service.beside(_from_histories, engine.model, body, service.settings.max_history_steps, form)
-        return Response(content, media_type=form)
+        return json_reply(content, media_type=form)
     want = engine.model.want(body.horizon, body.quantile_levels)
     check_reply_size(len(body.streams), want)
     ticket = Bundle(len(body.streams))
     # Thousands of names, or their futures, take long enough that others must not wait behind them.
     engine.submit(await asyncio.to_thread(_looks, ticket, body, want, engine.model))
     results = await ticket.future
-    return Response(await asyncio.to_thread(_of_streams, body.streams, results, want, form), media_type=form)
+    return json_reply(await asyncio.to_thread(_of_streams, body.streams, results, want, form), media_type=form)
 
 
 def _from_histories(model: ServedModel, body: ForecastsRequest, longest: int, form: str) -> bytes:

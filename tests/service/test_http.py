@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pytest
 
+from service.bodies.replies import observed
+from service.engine.items import Create, Delete, Observe, Precondition, Single
 from tests.service.kit import ds, history, observations
 
 VALUES = [float(10 + i % 4) for i in range(40)]
@@ -272,6 +276,9 @@ def test_a_name_twice_in_one_stateless_request_is_refused(client):
         ("GET", "/v1/streams/a/forecast?horizon=many", 422, "horizon"),
         ("GET", "/v1/streams/a/forecast?quantile_levels=0.5,x", 422, "quantile_levels"),
         ("GET", "/v1/streams/a/forecast?level=80", 422, "level"),
+        ("GET", "/v1/streams/a/forecast?horizon=2&seed=1&horizon=3", 422, "'horizon' appears 2 times"),
+        ("GET", "/v1/streams?limit=1&limit=1", 422, "'limit' appears 2 times"),
+        ("POST", "/v1/observations?on_conflict=revise&on_conflict=refuse", 422, "'on_conflict' appears 2 times"),
         ("GET", f"/v1/streams/{'x' * 300}", 422, "255"),
         ("GET", "/v1/streams/a%00b", 422, "printable"),
         ("GET", "/v1/streams/%ff", 422, "not UTF-8"),
@@ -284,16 +291,50 @@ def test_bad_paths_methods_and_queries_are_problems(client, stream, method, path
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("PATCH", "/v1/streams/a", "DELETE, GET, PUT"),
-        ("HEAD", "/v1/streams/a", "DELETE, GET, PUT"),
+        ("PATCH", "/v1/streams/a", "DELETE, GET, HEAD, PUT"),
+        ("HEAD", "/v1/forecasts", "POST"),
         ("PUT", "/v1/forecasts", "POST"),
-        ("POST", "/healthz", "GET"),
+        ("POST", "/healthz", "GET, HEAD"),
     ],
 )
 def test_a_method_that_is_not_allowed_is_told_all_that_are(client, stream, method, path, allowed):
     reply = client.request(method, path)
 
     assert (reply.status_code, reply.headers["allow"]) == (405, allowed)
+
+
+@pytest.mark.parametrize("path", ["", "/forecast", "/quality", "/none/forecast"])
+def test_head_gets_what_get_does_without_the_body(client, stream, path):
+    found, whole = (client.request(method, stream + path) for method in ("HEAD", "GET"))
+
+    assert (found.status_code, found.content) == (whole.status_code, b"")
+    assert whole.content
+    passing = {"x-request-id"}
+    assert {k: v for k, v in found.headers.items() if k not in passing} == {
+        k: v for k, v in whole.headers.items() if k not in passing
+    }
+
+
+def test_head_of_endless_events_has_an_end(client, stream):
+    reply = client.request("HEAD", f"{stream}/events")
+
+    assert (reply.status_code, reply.headers["content-type"], reply.content) == (200, "text/event-stream", b"")
+
+
+def test_forecasts_beyond_the_last_timestamp_are_refused_by_name_before_anything_changes(client, stream):
+    last = "2261-12-30T22:00:00"
+    assert_problem(
+        client.post("/v1/forecasts", json={"series": [{"unique_id": "far", "ds": [last], "y": [1.0]}]}),
+        422, "series 'far'", "cannot be forecast",
+    )  # fmt: skip
+    assert client.put(f"{stream}-far", json={"ds": [last], "y": [1.0]}).status_code == 201
+    refused = client.post(
+        f"{stream}-far/observations", json={"observations": [{"ds": "2261-12-30T23:00:00", "y": 2.0}]}
+    )
+    assert_problem(refused, 422, "6 steps after ds 2261-12-30T23:00:00 cannot be forecast")
+    assert_problem(client.get(f"{stream}-far/forecast"), 422, last)
+    assert client.get(f"{stream}-far/forecast?horizon=2").json()["ds"][-1] == "2261-12-31T00:00:00"
+    assert client.get(f"{stream}-far").json()["version"] == 1
 
 
 def test_a_future_of_a_stream_that_is_not_asked_for_is_refused(client, stream):
@@ -374,6 +415,38 @@ def test_an_unexpected_failure_is_a_500_without_its_cause(client, stream, monkey
     assert "secret" not in reply.text
     assert client.get(stream).json()["version"] == 1
     assert client.post(f"{stream}/observations", json=observations((40, 1.0))).json()["accepted"] == 1
+
+
+def test_what_was_committed_before_an_unexpected_failure_is_answered_as_done(client):
+    """One item of a micro-batch breaks while its forecast is written; the others are not judged a second time."""
+    for name in ("gone", "kept", "guilty"):
+        client.put(f"/v1/streams/{name}", json=history([1.0]))
+    engine, step = client.service.engine, client.service.engine.model.dates.steps([ds(1)])[0]
+
+    def broken(_outcome, _want):
+        raise RuntimeError("cannot be written")
+
+    async def ask():
+        def observe(name, **more):
+            return Observe(Single(), name, [step], [2.0], want=engine.model.want(None, None), **more)
+
+        items = [
+            Delete(Single(), "gone", Precondition((1,))),
+            Create(Single(), "new", [step], [3.0], Precondition(absent=True)),
+            observe("kept", render=observed, precondition=Precondition((1,))),
+            observe("guilty", render=broken, precondition=Precondition((1,))),
+        ]
+        engine.submit(items)
+        return await asyncio.gather(*(item.ticket.future for item in items), return_exceptions=True)
+
+    gone, new, kept, guilty = client.call(ask())
+
+    assert gone.record.unique_id == "gone"
+    assert (new.created, new.record.version) == (True, 1)
+    assert (kept.record.version, orjson.loads(kept.reply)["version"]) == (2, 2)
+    assert guilty.status == 500
+    assert client.get("/v1/streams/gone").status_code == 404
+    assert [client.get(f"/v1/streams/{name}").json()["version"] for name in ("new", "kept", "guilty")] == [1, 2, 2]
 
 
 def test_a_store_that_fails_is_a_503_and_nothing_changes(client, stream, monkeypatch):

@@ -202,7 +202,7 @@ def test_two_new_keys_differ_and_json_carries_both_parts(capsys):
     [
         ["a b"],
         *(["--scopes", scopes] for scopes in ("fly", "")),
-        *(["--rate", rate] for rate in ("0", "-1", "inf", "nan")),
+        *(["--rate", rate] for rate in ("0", "-1", "inf", "nan", "many")),
         *(["--models", models] for models in ("", "a,,b", "Bikes", "a b", "/models/a")),
     ],
 )
@@ -211,7 +211,9 @@ def test_a_key_that_could_not_be_read_back_is_not_made(arguments, capsys):
         main(["new", *arguments])
 
     assert ended.value.code == 2
-    assert capsys.readouterr().out == ""
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert (said.err.startswith("error: "), said.err.count("\n")) == (True, 1)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "forecasts.example"])

@@ -168,7 +168,7 @@ def test_every_route_of_a_model_is_below_its_prefix_and_those_of_the_process_are
     for path in ("/docs", "/openapi.json", "/models", "/"):
         assert not_routed(client.get(f"/models/steps{path}")), path
     assert_problem(client.request("PATCH", "/models/steps/v1/streams/a"), 405, "PATCH is not allowed at /models/steps/")
-    assert client.request("PATCH", "/models/steps/v1/streams/a").headers["allow"] == "DELETE, GET, PUT"
+    assert client.request("PATCH", "/models/steps/v1/streams/a").headers["allow"] == "DELETE, GET, HEAD, PUT"
 
 
 def not_routed(reply: httpx.Response) -> bool:
