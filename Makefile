@@ -17,7 +17,7 @@ test: $(INSTALLED) ## tests, doctests, import contracts
 	$(BIN)/pytest
 
 test-slow: $(INSTALLED) ## the tests that take minutes: real servers, crashes, schedules
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --numprocesses=0
 
 soak: $(INSTALLED) ## the reliability tests at full length: hundreds of kills, faults, minutes of overload
 	$(BIN)/pytest -m soak -rA tests/reliability
