@@ -176,9 +176,17 @@ class Head(nn.Module, ABC):
             Coordinates, fields of shape [N].
         """
 
-    def drift(self, parameters: Tensor, target: Tensor, frame: Frame) -> Tensor:
-        """How many times as wide intervals should be after what came, at least 1, shape [H]; takes the same."""
-        del parameters, frame
+    def drift(self, parameters: Tensor, target: Tensor, frame: Frame, moments: int) -> Tensor:
+        """How many times as wide intervals should be after what came, at least 1, shape [H].
+
+        Parameters
+        ----------
+        parameters, target, frame
+            As for `calibrate`, of the latest windows.
+        moments
+            Different cutoffs among them: what happens at one time happens to all series.
+        """
+        del parameters, frame, moments
         return torch.ones(target.shape[1])
 
     def widen(self, factors: Tensor) -> None:

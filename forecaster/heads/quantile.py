@@ -16,7 +16,7 @@ from torch.nn import functional
 from forecaster import kernels
 from forecaster.heads.decoder import HeadSizes
 from forecaster.heads.head import Head, Levels
-from forecaster.heads.widening import DRIFT, UNSEEN, widening
+from forecaster.heads.widening import UNSEEN, widening
 from forecaster.losses import pinball_loss
 from forecaster.scaling import Frame, Transform, restore, transform
 
@@ -123,12 +123,12 @@ class QuantileHead(Head):
         level = self.trained.double().unsqueeze(-1)
         return float(torch.maximum(level * over, (level - 1) * over).nansum())
 
-    def drift(self, parameters: Tensor, target: Tensor, frame: Frame) -> Tensor:
+    def drift(self, parameters: Tensor, target: Tensor, frame: Frame, moments: int) -> Tensor:
         """By the interval between the levels nearest to 10 and 90 %; the mean of what blocks and latest windows say."""
         distance, steps = self._from_median(parameters, target, frame)
         tail = min(self.levels[: steps.shape[1]], key=lambda level: abs(level - DRIFTING))
         inside = steps[:, : steps.shape[1] - self.levels.index(tail)].sum(1, keepdim=True)
-        return widening(distance, inside, [2 * tail], DRIFT).squeeze(0).clamp(min=1).sqrt()
+        return widening(distance, inside, [2 * tail], observations=moments).squeeze(0).clamp(min=1).sqrt()
 
     def widen(self, factors: Tensor) -> None:
         """All steps between neighbouring quantiles."""

@@ -4,7 +4,7 @@ Conformalised quantile regression (Romano, Patterson and Candès, 2019) with fac
 outward, each step is scaled such that as many truths lie beyond its end as its level says; factors are positive, so
 quantiles still cannot cross. Both sides get the same factors: what tells them apart in a few windows is mostly chance.
 The estimate over a group of horizon steps is drawn to that over all, and that to what is expected beforehand; a window
-counts as one observation, because errors within it go together.
+counts as one observation, a long one as several, because errors within it go together.
 
 Axes: N window, E end of a step between neighbouring levels, from the median outward, H horizon step, G group.
 """
@@ -17,24 +17,26 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["DRIFT", "UNSEEN", "widening"]
+__all__ = ["UNSEEN", "widening"]
 
 GROUPS = 4
 
 CAUTION = (8, 64)
-"""Windows at which an estimate over all steps, and over a group of them, is believed by half."""
+"""Observations at which an estimate over all steps, and over a group of them, is believed by half."""
 
-UNSEEN = 1.5
+TOGETHER = 24
+"""Steps whose errors count as one observation; a shorter window is one, too."""
+
+UNSEEN = 1.7
 """Expected beforehand on windows that weights have not learnt from: what fits the learnt ones is too narrow there."""
-
-DRIFT = 1.3
-"""Expected beforehand of the latest windows after that: blocks lie between steps that were learnt from, they do not."""
 
 LARGEST = 4.0
 """Factors are within this and its inverse."""
 
 
-def widening(distance: Tensor, steps: Tensor, tails: Sequence[float], expected: float = 1.0) -> Tensor:
+def widening(
+    distance: Tensor, steps: Tensor, tails: Sequence[float], expected: float = 1.0, observations: float | None = None
+) -> Tensor:
     """Factors for the steps between neighbouring levels, from the median outward, shape [E, H].
 
     Parameters
@@ -47,15 +49,18 @@ def widening(distance: Tensor, steps: Tensor, tails: Sequence[float], expected: 
         Share of truths wanted beyond each end, both sides together.
     expected
         Factor without any window.
+    observations
+        How many the windows count as; None: as if they had nothing to do with each other.
 
     Examples
     --------
     >>> widening(torch.linspace(0, 4, 999).unsqueeze(1), torch.ones(999, 1, 1), [0.5])
     tensor([[1.9993]])
     """
-    windows = int((~torch.isnan(distance)).any(1).sum())
-    general, grouped = (windows / (windows + caution) for caution in CAUTION)
     horizon = distance.shape[1]
+    if observations is None:
+        observations = int((~torch.isnan(distance)).any(1).sum()) * max(horizon / TOGETHER, 1)
+    general, grouped = (observations / (observations + caution) for caution in CAUTION)
     number = min(GROUPS, horizon)
     groups = torch.arange(horizon) * number // horizon
     everywhere = math.log(expected) + general * (_outward(distance, steps, tails) - math.log(expected))

@@ -57,7 +57,8 @@ def drift_of(network: ForecastNetwork, panel: Panel, unseen: int, seed: int) -> 
     """How much wider than calibrated intervals must be on the latest steps, which the weights have not seen, shape [H].
 
     Blocks have steps on both sides that were learnt from; what comes next has them on one. Where series change, that is
-    harder. Latest windows are few and share what happened to all, so they may only widen.
+    harder. Latest windows share what happened to all series at a time, so those of one cutoff count as one observation,
+    and they may only widen.
 
     Parameters
     ----------
@@ -71,14 +72,14 @@ def drift_of(network: ForecastNetwork, panel: Panel, unseen: int, seed: int) -> 
         Of the sample that a large panel is reduced to.
     """
     horizon = network.config.horizon
-    windows = [
-        Block(name, start, start + horizon)
-        for name, length in zip(panel.unique_ids, panel.lengths.tolist(), strict=True)
-        if length > unseen
-        for start in range(length - unseen, length - horizon + 1, horizon)
-    ]
+    windows, moments = [], set()
+    for name, first, length in zip(panel.unique_ids, panel.first_steps.tolist(), panel.lengths.tolist(), strict=True):
+        if length > unseen:
+            starts = range(length - unseen, length - horizon + 1, horizon)
+            windows += [Block(name, start, start + horizon) for start in starts]
+            moments |= {first + start for start in starts}
     found = None if network.config.calibration == "off" else _windows(network, panel, windows, seed)
-    return torch.ones(horizon) if found is None else network.head.drift(*found)
+    return torch.ones(horizon) if found is None else network.head.drift(*found, len(moments))
 
 
 def _windows(

@@ -151,6 +151,18 @@ def test_dropout_acts_in_training_only() -> None:
     assert not torch.equal(head.train()(*inputs()), head(*inputs()))
 
 
+def test_widening_keeps_the_median_and_the_order_and_scales_all_distances() -> None:
+    head, factors = head_of(0.5), torch.linspace(0.5, 3, H)
+    before = head(*inputs())
+    head.widen(factors)
+    after = head(*inputs())
+
+    middle = slice(Q // 2, Q // 2 + 1)
+    assert torch.equal(after[:, middle], before[:, middle])
+    assert (after.diff(dim=1) > 0).all()
+    torch.testing.assert_close(after - after[:, middle], (before - before[:, middle]) * factors)
+
+
 def test_calibration_stops_where_it_would_cost_more_than_it_may() -> None:
     """Where truths are missed below the median, the upper side widens with the lower, and is a power higher."""
     head = head_of(0.0)

@@ -52,6 +52,18 @@ def test_few_windows_move_little(windows: int) -> None:
     assert (factors <= LARGEST ** (windows / (windows + 8) + windows / (windows + 64))).all()
 
 
+def test_a_long_window_says_more_than_a_short_one_and_as_much_as_it_is_told_to() -> None:
+    short, long = torch.full((2, 24), 100.0), torch.full((2, 240), 100.0)
+
+    few, more, told = (
+        widening(truth, steps_of(*truth.shape), TAILS, observations=count)
+        for truth, count in ((short, None), (long, None), (long, 2))
+    )
+
+    assert more.min() > 1.5 * few.max()
+    torch.testing.assert_close(told[:, :1], few[:, :1])
+
+
 def test_unknown_truths_count_nothing_and_none_at_all_changes_nothing() -> None:
     truth = torch.randn(500, 8, generator=torch.Generator().manual_seed(0)).abs()
     gaps = torch.cat([truth, torch.full((300, 8), torch.nan)])
