@@ -243,8 +243,7 @@ class Pusher:
         self.name, self.book = f"p{number}", Book([f"p{number}"])
         self.refused = 0
 
-    async def push(self, port: int, end: float) -> None:
-        client = await connected(port)
+    async def push(self, client: Client, end: float) -> None:
         while time.perf_counter() < end:
             hour = self.book.last(self.name) + (ABSENT not in self.book.possible[self.name][self.book.last(self.name)])
             y = 1.0 + hour % 7
@@ -271,7 +270,9 @@ def test_overload_is_shed_and_what_is_let_in_is_served(
 
     async def phase(clients: list[Pusher]) -> float:
         before = sum(pusher.book.acknowledged for pusher in clients)
-        await asyncio.gather(*(pusher.push(server.port, time.perf_counter() + seconds) for pusher in clients))
+        connections = await asyncio.gather(*(connected(server.port) for _ in clients))
+        end = time.perf_counter() + seconds  # from now on, as a busy machine may take that long to connect them all
+        await asyncio.gather(*(pusher.push(own, end) for pusher, own in zip(clients, connections, strict=True)))
         return (sum(pusher.book.acknowledged for pusher in clients) - before) / seconds
 
     with server.start():
