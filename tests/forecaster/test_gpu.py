@@ -1,4 +1,4 @@
-"""Training on a GPU: the same mathematics, the same rules. Skipped where PyTorch finds none."""
+"""Training on a GPU: the same mathematics, the same rules. `pytest -m gpu` on a machine that has one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from forecaster.training.graph import ChunkGraph
 from forecaster.training.module import TrainingModule
 from forecaster.training.preparing import Preparation
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device here")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device here"),
+]
 
 
 def config_of(**changes: Any) -> Config:
