@@ -80,8 +80,10 @@ LARGEST_SCALED = 16.0
 
 SMALLEST_SIZE = 1e-290
 SMALLEST_UNIT = 1e-5
-SMALLEST_SQUARES = np.float32(1e-30)
 """Floor of the unit relative to the scale: a constant series has a tiny unit, not none."""
+
+SMALLEST_SQUARES = np.float32(1e-30)
+"""Floor of the squared changes that a trend is held against: of none at all, it explains none."""
 
 SCALARS = 7
 """Features of a step beside its ring."""
