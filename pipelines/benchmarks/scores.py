@@ -38,7 +38,7 @@ class Scores:
         self.counts: dict[str, Float] = {name: np.zeros(count) for name in self.windows}
         self.squares = {"mse": 0.0, "mse_mean": 0.0, "mae": 0.0}
         self.known = self.size = self.loss = self.inside = 0.0
-        self.spread, self.complete = True, True
+        self.spread = True
 
     def add(self, y: Float, quantiles: Float) -> None:
         """Count W origins of all N series.
@@ -51,7 +51,6 @@ class Scores:
             At `LEVELS`, shape [W, N, H, 9]; or one point forecast, shape [W, N, H, 1], which has no interval.
         """
         self.spread &= quantiles.shape[-1] == len(LEVELS)
-        self.complete &= not np.isnan(quantiles[~np.isnan(y)]).any()
         middle, mean = quantiles[..., quantiles.shape[-1] // 2], quantiles.mean(-1)
         errors = np.tile(self.task.naive_errors, len(y)), y.reshape(-1, y.shape[-1]), middle.reshape(-1, y.shape[-1])
         for name, values in (("smape", smape(*errors[1:])), ("mase", mase(errors[1], errors[2], errors[0]))):
@@ -85,7 +84,7 @@ class Scores:
             `smape`, `mase` (averaged over windows, then over series), `mape` (in percent, over all known steps of a
             series, then over series), `mse` and `mae` (of the median, which is served as the point), `mse_mean` (of the
             mean of the quantiles), and `wql` and `coverage_80` if there were quantiles; `owa` if the protocol has one
-            origin. All NaN if a forecast was missing: what was not forecast must not look like no error.
+            origin.
         """
         averages = {}
         for name, total in self.windows.items():
@@ -98,7 +97,7 @@ class Scores:
             result |= {"coverage_80": self.inside / self.known}
         if len(self.task.protocol.origins) == 1:
             result["owa"] = owa(result["smape"], result["mase"], *naive2_errors(self.task))
-        return result if self.complete else dict.fromkeys(result, float("nan"))
+        return result
 
 
 def score_batches(task: Task, batches: Iterable[tuple[Sequence[int], Float]]) -> dict[str, float]:
