@@ -31,6 +31,7 @@ __all__ = [
     "overloaded",
     "problem_of",
     "problem_response",
+    "unanswered",
     "unavailable",
     "unknown_stream",
 ]
@@ -134,6 +135,15 @@ def overloaded() -> Problem:
 def failed() -> Problem:
     """500: our fault; details go to the log only."""
     return Problem(500, "internal", "the service failed on this request; the cause is in its log")
+
+
+def unanswered(version: int) -> Problem:
+    """500: our fault, but what was sent is kept."""
+    detail = (
+        "the observations are durable, but their forecast could not be made and the cause is in the service's log; they "
+        "may be sent again: what was taken is not taken twice"
+    )
+    return Problem(500, "taken-without-forecast", detail, version=version)
 
 
 def problem_response(problem: Problem, request_id: str | None = None) -> Response:

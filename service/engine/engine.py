@@ -23,7 +23,7 @@ import torch
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.engine.intake import Intake
-from service.engine.items import Item, Outcome
+from service.engine.items import Item, Observe, Outcome, wanted
 from service.engine.microbatch import MicroBatch, Result
 from service.engine.residents import Residents
 from service.engine.subscriptions import Subscriptions
@@ -32,7 +32,7 @@ from service.engine.verdicts import Verdict
 from service.errors import StaleStreams, UnknownOutcome
 from service.metrics import Metrics
 from service.models.served import ServedModel
-from service.problems import failed, outcome_unknown, unavailable
+from service.problems import Problem, failed, outcome_unknown, unanswered, unavailable
 from service.store import Store
 
 if TYPE_CHECKING:
@@ -316,7 +316,7 @@ class Engine:
             except (SQLAlchemyError, UnknownOutcome) as error:
                 return self._without_store(items, error), []
             except Exception:
-                return self._apart(items, batch.done), []
+                return self._apart(items, batch.taken()), []
         if len(items) > 1:
             # Others change some of these streams all the time; the fewer at once, the likelier that none of them is.
             half = len(items) // 2
@@ -347,14 +347,21 @@ class Engine:
             refused.update((item, unavailable("the store cannot be read at present")) for item in reads)
         return refused
 
-    def _apart(self, items: list[Item], done: Mapping[Item, Outcome]) -> dict[Item, Result]:
+    def _apart(self, items: list[Item], taken: Mapping[Item, Outcome]) -> dict[Item, Result]:
         """After an unexpected failure: drop what is in memory, and find the guilty item by running each alone."""
         logging.getLogger("service").exception("a micro-batch of %d items failed", len(items))
         self._residents.drop([item.unique_id for item in items])
-        results: dict[Item, Result] = dict(done)
+        results: dict[Item, Result] = dict(taken)
         for item in items:
-            if item not in done:
-                results.update(self._attempt([item])[0] if len(items) > 1 else {item: failed()})
+            found = taken.get(item)
+            if found is not None and wanted(item) is None:
+                continue
+            if isinstance(item, Observe) and found is not None:
+                item.precondition = None  # it held; now only the forecast is missing
+            again = self._attempt([item])[0][item] if len(items) > 1 else failed()
+            if found is not None and isinstance(again, Problem):
+                again = unanswered(found.record.version)
+            results[item] = again
         return results
 
     def _deliver(self, results: dict[Item, Result]) -> None:

@@ -85,8 +85,12 @@ class MicroBatch:
 
     Attributes
     ----------
-    done
-        Outcomes that stand even if `run` raises, as the store has them.
+    due
+        Streams whose state has changed.
+    scores
+        What truths added to the sums of scores.
+    parts
+        Name, begin and end of what took its time.
     """
 
     def __init__(
@@ -109,7 +113,7 @@ class MicroBatch:
         self._now = now
         self._replies_since = replies_since
         self._results: dict[Item, Result] = {}
-        self.done: dict[Item, Outcome] = {}
+        self._committed: tuple[_Plan, list[StreamRecord]] | None = None
         self._copies: dict[Item, StreamState] = {}
         self._begun = 0
         self.due: list[Resident] = []
@@ -162,10 +166,18 @@ class MicroBatch:
             raise
         finally:
             if committed:
-                self._settle(plan, committed.result())
+                self._committed = plan, committed.result()
         self._remember(plan, appended, ahead, rewound)
         self._take_in(plan, created)
         return self._results
+
+    def taken(self) -> dict[Item, Outcome]:
+        """What has been committed although `run` raised, without forecasts: it must not be judged a second time."""
+        if self._committed is None:
+            return {}
+        plan, records = self._committed
+        observed = (*plan.appends, *plan.rewinds)
+        return self._moved(plan, records) | {s.item: Outcome(s.record, self._model, s.judgement) for s in observed}
 
     def _commit(self, changes: Changes, folded: Future[list[StoredReply]]) -> list[StreamRecord]:
         started = perf_counter()
@@ -494,15 +506,12 @@ class MicroBatch:
         changes.deleted.extend(step.record for step in plan.deletes)
         return changes
 
-    def _settle(self, plan: _Plan, records: list[StreamRecord]) -> None:
-        """What is in the store by now has happened: should the rest fail, it must not be judged a second time."""
-        for step in plan.deletes:
-            self.done[step.item] = Outcome(step.record, self._model)
+    def _moved(self, plan: _Plan, records: list[StreamRecord]) -> dict[Item, Outcome]:
+        """Outcomes of deleted and created streams; `records` are those of the created ones."""
+        moved: dict[Item, Outcome] = {step.item: Outcome(step.record, self._model) for step in plan.deletes}
         for (item, before), record in zip(plan.creates, records, strict=True):
-            self.done[item] = Outcome(record, self._model, created=before is None)
-        for step in (*plan.appends, *plan.rewinds):
-            assert isinstance(step.item, Observe)
-            step.item.precondition = None  # it held; the observations themselves may come again
+            moved[item] = Outcome(record, self._model, created=before is None)
+        return moved
 
     def _remember(
         self, plan: _Plan, appended: StreamState | None, ahead: Block | None, rewound: StreamState | None
@@ -524,9 +533,9 @@ class MicroBatch:
                 self.due.append(resident)
 
     def _take_in(self, plan: _Plan, states: StreamState | None) -> None:
-        self._results.update(self.done)
+        records = self._committed[1] if self._committed else []
+        self._results.update(self._moved(plan, records))
         if states is not None:
-            records = [self.done[item].record for item, _ in plan.creates]
             unsaved = [record.last_step - record.first_step + 1 for record in records]
             self.due.extend(self._residents.add(records, states, unsaved))
         self._residents.drop(step.item.unique_id for step in plan.deletes)

@@ -444,9 +444,33 @@ def test_what_was_committed_before_an_unexpected_failure_is_answered_as_done(cli
     assert gone.record.unique_id == "gone"
     assert (new.created, new.record.version) == (True, 1)
     assert (kept.record.version, orjson.loads(kept.reply)["version"]) == (2, 2)
-    assert guilty.status == 500
+    assert (guilty.status, guilty.extensions) == (500, {"version": 2})
+    assert "durable" in guilty.detail
     assert client.get("/v1/streams/gone").status_code == 404
     assert [client.get(f"/v1/streams/{name}").json()["version"] for name in ("new", "kept", "guilty")] == [1, 2, 2]
+
+
+@pytest.mark.parametrize(("headers", "kept"), [({}, True), ({"idempotency-key": "k"}, False)])
+def test_who_gets_no_forecast_is_told_what_became_of_the_observations(client, stream, monkeypatch, headers, kept):
+    """Without a key they are durable before the reply is written; with one, neither is there without the other."""
+
+    def fail(*_args, **_options):
+        raise RuntimeError("cannot be decoded")
+
+    forecaster = client.service.engine.model.forecaster
+    before = client.get(stream).json()["version"]
+    with monkeypatch.context() as patch:
+        patch.setattr(forecaster, "forecast_and_ahead", fail)
+        body = observations((40, 1.0))
+        reply = client.post(f"{stream}/observations", json=body, headers={"if-match": f'"{before}"', **headers})
+
+    assert_problem(reply, 500, "durable" if kept else "the service failed")
+    problem = reply.json()
+    assert problem["type"].endswith("taken-without-forecast" if kept else "internal")
+    assert problem.get("version") == (before + 1 if kept else None)
+    assert client.get(stream).json()["version"] == before + kept
+    again = client.post(f"{stream}/observations", json=body, headers=headers).json()
+    assert (again["duplicate"], again["accepted"]) == (kept, not kept)
 
 
 def test_a_store_that_fails_is_a_503_and_nothing_changes(client, stream, monkeypatch):
