@@ -57,9 +57,32 @@ class Rows:
 
 
 def read_json_lines(body: bytes, model: ServedModel) -> Rows:
-    """Rows of a body with one JSON object per line; empty lines are passed over."""
+    """Rows of a body with one JSON object per line; empty lines are passed over.
+
+    Raises
+    ------
+    Problem
+        400 if it is a JSON document of another layout.
+    """
     lines = [line for line in body.split(b"\n") if line and not line.isspace()]
-    return _read_clean_lines(lines, model.dates) or _read_each_line(lines, model)
+    rows = _read_clean_lines(lines, model.dates)
+    if rows is None:
+        _refuse_document(body, lines)
+        rows = _read_each_line(lines, model)
+    return rows
+
+
+def _refuse_document(body: bytes, lines: list[bytes]) -> None:
+    """Refuse an array, and objects over several lines: line by line, some of it could pass for rows and some not."""
+    found = lines[0].strip() in (b"[", b"{")
+    if not found:
+        try:
+            found = isinstance(orjson.loads(body), list) or len(lines) > 1
+        except orjson.JSONDecodeError:
+            return
+    if found:
+        detail = "the body is a JSON array or has objects over several lines; JSON lines have one whole object per line"
+        raise Problem(400, "malformed-json", detail)
 
 
 def _read_clean_lines(lines: list[bytes], dates: Dates) -> Rows | None:
@@ -94,7 +117,7 @@ def _read_each_line(lines: list[bytes], model: ServedModel) -> Rows:
             (value,) = read_values(model.forecaster, [row.y], [row.model_extra])
             step = model.dates.steps([row.ds])[0]
         except ValidationError as error:
-            rows.reasons[i] = from_validation(error).detail
+            rows.reasons[i] = from_validation(error).detail.replace("the body", "the line", 1)
         except InputError as error:
             rows.reasons[i] = str(error)
         rows.unique_ids.append(name)

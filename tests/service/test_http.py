@@ -17,6 +17,7 @@ from tests.service.kit import ds, history, observations
 VALUES = [float(10 + i % 4) for i in range(40)]
 ARROW = "application/vnd.apache.arrow.stream"
 JSON_LINES = "application/x-ndjson"
+ROWS = [{"unique_id": "a", "ds": f"2024-01-02T{hour}:00:00", "y": 1.0} for hour in (16, 17, 18)]
 
 
 @pytest.fixture
@@ -143,6 +144,7 @@ def test_bulk_gives_each_row_its_verdict(client, stream):
     assert body["rows"] == 12
     assert sum(body["counts"].values()) == 12
     assert [problem["row"] for problem in body["refused"]] == [2, 3, 6, 7, 8, 9, 10, 11]
+    assert "the line is not JSON" in body["refused"][-2]["detail"]
     assert client.get(stream).json()["cutoff"] == ds(42)
 
 
@@ -353,14 +355,29 @@ def test_observing_an_unknown_stream_says_how_to_create_it(client):
     [
         ("text/csv", b"a", 415, JSON_LINES),
         (JSON_LINES, b"\n\n", 422, "no rows"),
+        *(
+            (JSON_LINES, body, 400, "one whole object per line")
+            for body in (
+                json.dumps(ROWS),
+                json.dumps(ROWS[:1]),
+                json.dumps(ROWS, indent=1),
+                json.dumps(ROWS[0], indent=1),
+                json.dumps(ROWS).replace("}, ", "},\n"),
+                "[\n" + ",\n".join(map(json.dumps, ROWS)) + "\n]",
+                "\n".join(json.dumps(row, indent=1) for row in ROWS),
+                "[]",
+                "[1]",
+            )
+        ),
         (ARROW, b"not arrow", 400, "Arrow"),
         (ARROW, arrow(unique_id=["a"], ds=[ds(0)], y=["1"]), 422, "numbers"),
         (ARROW, arrow(unique_id=["a"], ds=[ds(0)], value=[1.0]), 422, "expected unique_id, ds and y"),
         (ARROW, arrow(unique_id=[1], ds=[ds(0)], y=[1.0]), 422, "text"),
     ],
 )
-def test_a_bad_bulk_body_is_refused_as_a_whole(client, kind, body, status, word):
+def test_a_bad_bulk_body_is_refused_as_a_whole(client, stream, kind, body, status, word):
     assert_problem(client.post("/v1/observations", content=body, headers={"content-type": kind}), status, word)
+    assert client.get(stream).json()["version"] == 1
 
 
 @pytest.mark.parametrize("declared", [True, False])
