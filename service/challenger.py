@@ -7,6 +7,7 @@ It starts that process, anew some time after it has died, ends it and reads its 
 from __future__ import annotations
 
 import logging
+import os
 import select
 import subprocess
 import sys
@@ -83,15 +84,16 @@ class Challenger:
         folder = Path(self._folder.name) / "model"
         model.forecaster.save(folder)
         self._model, self.trouble, self._over = model, None, threading.Event()
-        command = [sys.executable, "-m", "service.shadow", "--model", str(folder), "--store", self._store]
-        command += self._options
+        command = [sys.executable, "-m", "service.shadow", "--model", str(folder), *self._options]
         self._begin(command)
         arguments = (model, command, self._over)
         self._reader = threading.Thread(target=self._follow, args=arguments, name="challenger", daemon=True)
         self._reader.start()
 
     def _begin(self, command: list[str]) -> None:
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        # The URL may hold a password, and arguments are for all to see.
+        environment = {**os.environ, "FORECASTER_STORE": self._store}
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment)
 
     def recall(self, _name: str, _version: str) -> ServedModel | None:
         """None is kept."""

@@ -140,8 +140,8 @@ def failed() -> Problem:
 def unanswered(version: int) -> Problem:
     """500: our fault, but what was sent is kept."""
     detail = (
-        "the observations are durable, but their forecast could not be made and the cause is in the service's log; they "
-        "may be sent again: what was taken is not taken twice"
+        "the observations are durable, but their forecast could not be made; the cause is in the service's log, and "
+        "they may be sent again: what was taken is not taken twice"
     )
     return Problem(500, "taken-without-forecast", detail, version=version)
 

@@ -51,7 +51,7 @@ class Follower:
     limit
         How many streams, the oldest first.
     steps
-        So many, and those of one more stream, are held and folded at once.
+        So many at most are held and folded at once.
     """
 
     def __init__(self, model: ServedModel, store: Store, limit: int, steps: int = 1_000_000) -> None:
@@ -63,7 +63,7 @@ class Follower:
         self._known: dict[int, _Known] = {}
 
     def look(self) -> None:
-        """Fold what is new; a stream whose log has changed is folded anew, unless the change is a revision far back."""
+        """Fold what is new; a stream whose log has changed is folded anew, but for a revision far back among news."""
         after, seen = 0, set[int]()
         while len(seen) < self._limit:
             page = self._store.page_by_id(after, min(_PAGE, self._limit - len(seen)))
@@ -88,35 +88,40 @@ class Follower:
         held = 0
         for record in records:
             known = self._known.get(record.id)
-            found = None if known is None else self._new_since(known, record)
-            if known is not None and found is not None:
-                first, base = known.record.last_step, self._slab.gather([known.row])
+            row = self._slab.take(1)[0] if known is None else known.row
+            latest: list[Entry] = []
+            if known is not None and self._goes_on(known, record):
+                after, base, latest = known.record.last_step, self._slab.gather([row]), known.latest
             else:
-                found = self._log(record, None)
-                first, base = record.log_step - 1, begin(forecaster, [record])
-            bases.append(base)
-            rows.append(self._slab.take(1)[0] if known is None else known.row)
-            stretches.append(dense(forecaster, found, first, record.last_step))
-            latest = [*(known.latest if known is not None else []), *found] if first >= record.log_step else found
-            self._known[record.id] = _Known(record, rows[-1], latest[-_COMPARED:])
-            held += record.last_step - first
-            if held >= self._steps:
-                fold()
-                held = 0
+                after, base = record.log_step - 1, begin(forecaster, [record])
+            while True:
+                until = min(after + self._steps - held, record.last_step)
+                found = self._store.log(record.id, after, until)
+                bases.append(base)
+                rows.append(row)
+                stretches.append(dense(forecaster, found, after, until))
+                latest = [*latest, *found][-_COMPARED:]
+                held += until - after
+                if held >= self._steps:
+                    fold()
+                    held = 0
+                if until == record.last_step:
+                    break
+                after, base = until, self._slab.gather([row])
+            self._known[record.id] = _Known(record, row, latest)
         fold()
 
-    def _new_since(self, known: _Known, record: StreamRecord) -> list[Entry] | None:
-        """What the log has after what was folded; None where that has changed."""
-        if known.record.first_step != record.first_step or not known.latest:
-            return None
-        found = self._log(record, known.latest[0][0] - 1)
-        same, new = found[: len(known.latest)], found[len(known.latest) :]
-        grown = record.observations - known.record.observations
-        return new if same == known.latest and len(new) == grown else None
-
-    def _log(self, record: StreamRecord, after: int | None) -> list[Entry]:
-        # The log may have been read a moment after the record.
-        return [entry for entry in self._store.log(record.id, after) if entry[0] <= record.last_step]
+    def _goes_on(self, known: _Known, record: StreamRecord) -> bool:
+        """Whether the log has only grown at its end since it was folded."""
+        before, step = known.record, known.record.last_step
+        grown = record.observations - before.observations
+        return (
+            bool(known.latest)
+            and before.first_step == record.first_step
+            # Every change has brought an observation, and all of them lie at the end.
+            and record.version - before.version <= grown == self._store.log_size(record.id, step, record.last_step)
+            and self._store.log(record.id, known.latest[0][0] - 1, step) == known.latest
+        )
 
     def line(self) -> bytes:
         """What is known, as JSON."""
@@ -135,14 +140,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Follow until nobody listens."""
     parser = argparse.ArgumentParser(prog="python -m service.shadow", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="artifact folder")
-    parser.add_argument("--store", required=True, help="URL of the observation log")
     parser.add_argument("--streams", type=int, required=True, help="how many are followed")
     parser.add_argument("--seconds", type=float, required=True, help="pause between two looks")
     given = parser.parse_args(arguments)
     os.nice(_NICE)
     torch.set_num_threads(1)
     with torch.inference_mode():
-        follower = Follower(load_model(given.model), Store.open(given.store), given.streams)
+        follower = Follower(load_model(given.model), Store.open(os.environ["FORECASTER_STORE"]), given.streams)
         while True:
             follower.look()
             try:

@@ -401,18 +401,29 @@ class Store:
             tail = self._log(connection, record.id, after)
         return Recovery(now, found and found[1], found and found[0], tail)
 
-    def log(self, stream_id: int, after: int | None = None) -> list[tuple[int, Value]]:
-        """(step, value) of the log of one stream after a step, in order."""
+    def log(self, stream_id: int, after: int | None = None, until: int | None = None) -> list[tuple[int, Value]]:
+        """(step, value) of the log of one stream after a step, up to another one, in order."""
         with self._engine.connect() as connection:
-            return self._log(connection, stream_id, after)
+            return self._log(connection, stream_id, after, until)
 
-    def _log(self, connection: Connection, stream_id: int, after: int | None) -> list[tuple[int, Value]]:
+    def log_size(self, stream_id: int, after: int, until: int) -> int:
+        """How many observations the log of one stream has after a step, up to another one."""
+        c = self._tables.observations.c
+        query = select(func.count()).where(c.stream_id == stream_id, c.step > after, c.step <= until)
+        with self._engine.connect() as connection:
+            return connection.execute(query).scalar_one()
+
+    def _log(
+        self, connection: Connection, stream_id: int, after: int | None, until: int | None = None
+    ) -> list[tuple[int, Value]]:
         observations = self._tables.observations.c
         query = (
             select(observations.step, observations.y, observations.covariates)
             .where(observations.stream_id == stream_id, observations.step > (_BEFORE_ALL if after is None else after))
             .order_by(observations.step)
         )
+        if until is not None:
+            query = query.where(observations.step <= until)
         return [(row[0], value_of(row[1], row[2])) for row in connection.execute(query)]
 
     def replies(self, wanted: Sequence[tuple[str, str]], since: int) -> dict[tuple[str, str], StoredReply]:
