@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from pipelines.data import read_panel
+from service import backup
 from service.app import create_app
 from service.backup import export_streams, import_streams, main
 from service.errors import StoreError
 from service.store import Store
-from tests.service.kit import ROOT, LocalClient, assert_same_state, ds, history, observations
+from service.store.copying import LogRow
+from tests.service.kit import ROOT, LocalClient, assert_same_state, ds, history, observations, until
 from tests.service.test_replay import Machine
 
 BASE = 473352
@@ -109,6 +114,48 @@ def test_what_is_sent_again_to_a_store_that_was_set_back_is_taken_again(settings
         assert "idempotent-replayed" not in again.headers
         assert again.json()["accepted"] == 1
         assert client.get("/v1/streams/a").json()["cutoff"] == ds(1)
+
+
+def test_a_store_that_is_being_served_takes_an_import_and_nothing_is_judged_by_what_was_before(
+    machine, settings, any_store_url, tmp_path, monkeypatch
+):
+    """What is observed while the import is at work is judged after it, by the versions and the log it has brought."""
+    export_streams(machine.store, tmp_path / "out")
+    begun, go_on = threading.Event(), threading.Event()
+    read = backup._read
+
+    def slowly(path, kind):
+        begun.set()
+        assert go_on.wait(30)
+        yield from read(path, kind)
+
+    monkeypatch.setattr(backup, "_read", lambda path, kind: (slowly if kind is LogRow else read)(path, kind))
+    store = Store.open(any_store_url)
+    with (
+        LocalClient(create_app(settings.model_copy(update={"store": any_store_url}))) as client,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        for name in ("a", "b", "other"):
+            client.put(f"/v1/streams/{name}", json=history([1.0, 2.0]))
+        loading = threads.submit(import_streams, store, tmp_path / "out", replace=True)
+        assert begun.wait(30)
+        write = partial(client.post, "/v1/streams/a/observations")
+        writing = threads.submit(write, json=observations((2, 9.0)), headers={"if-match": '"1"'})
+        until(lambda: client.service.engine.busy_seconds() > 0.1)
+        go_on.set()
+        loading.result(60)
+
+        assert writing.result(60).status_code == 412
+        expected = {record.unique_id: record for record in machine.store.page("", 9)}
+        for name in ("a", "b", "c"):
+            found = client.get(f"/v1/streams/{name}").json()
+            assert found["version"] == max(expected[name].version, 2 if name != "c" else 1)
+            assert found["cutoff"] == ds(expected[name].last_step - BASE)
+        assert write(json=observations((61, 9.0))).json()["accepted"] == 1
+        machine.go_on("a", [9.0])
+        assert client.post("/v1/streams/other/observations", json=observations((2, 3.0))).json()["version"] == 2
+        assert_same_state(states(machine, store, ["a", "b"]), states(machine, machine.store, ["a", "b"]))
+    store.close()
 
 
 def test_a_time_that_has_been_trimmed_away_cannot_be_restored(machine, tmp_path):
