@@ -305,6 +305,7 @@ class Service:
         if self.leaving:
             found.failing["service"] = "leaving"
             found.details.update(found.failing)
+            self.metrics.ready.set(0)
             return found
         engine = self.engine
         if engine is None:

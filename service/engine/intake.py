@@ -37,7 +37,7 @@ class Intake:
     queue
         Takes lists of items, and at the end the last call.
     max_pending
-        Bound on the weight of what waits or is at work: what it takes of memory.
+        Bound on the weight of what waits or is at work, to be passed by one request: what it takes of memory.
     max_waiting
         Bound on the requests among them: how long the last one waits.
     full
@@ -89,8 +89,8 @@ class Intake:
         if self._stalled:
             raise unavailable(_STUCK)
         weight = items[0].weight if len(items) == 1 else sum(item.weight for item in items)
-        # A body larger than the whole bound must still pass when nothing else waits.
-        if self.waiting >= self._max_waiting or (self.pending and self.pending + weight > self._max_pending):
+        # What it weighs itself does not count, or a large body could not get in as long as anything else waits.
+        if self.waiting >= self._max_waiting or self.pending >= self._max_pending:
             raise overloaded()
         self.pending += weight
         self.waiting += 1

@@ -177,10 +177,12 @@ def test_every_item_is_handed_over_once_and_in_order(steps: list[tuple[int, bool
     run(story())
 
 
-def test_too_much_is_refused_unless_nothing_else_waits():
+def test_too_much_is_refused_but_a_large_body_gets_in_while_others_wait():
     async def story() -> None:
         intake = _intake(SimpleQueue(), max_pending=10)
+        intake.submit([_item(3, weight=9)])
         intake.submit([_item(0, weight=50)])
+        intake.settled(1, 9, 1)
         with pytest.raises(Problem, match="too many") as refused:
             intake.submit([_item(1)])
         assert refused.value.status == 503

@@ -143,7 +143,9 @@ def test_an_engine_that_died_is_not_alive(client, monkeypatch):
 
 
 def test_who_leaves_is_not_ready_and_still_answers(client):
+    assert client.get("/readyz").status_code == 200
     client.service.leave()
 
     assert_problem(client.get("/readyz"), 503, "service: leaving")
+    assert "forecaster_ready 0.0" in client.get("/metrics").text
     assert client.put("/v1/streams/a", json=history([1.0])).status_code == 201
