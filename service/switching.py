@@ -22,6 +22,7 @@ from service.store import Store
 
 __all__ = ["Kept", "Replay", "Switch"]
 
+_STREAMS = 200  # whose snapshots go in one transaction
 _HASTE = 2.0
 """Seconds that a way back waits for what came meanwhile to be folded beforehand; the rest is folded on touch."""
 
@@ -83,6 +84,7 @@ class Switch:
         self._keep_seconds = keep_seconds
         self._forgetting: threading.Timer | None = None
         self._lock = threading.Lock()  # of `kept` and its snapshots
+        self._closed = threading.Event()
 
     def take(self, model: ServedModel) -> None:
         """Serve a model: derive all states under it, then switch; the other way round where they are kept. Blocks.
@@ -114,7 +116,7 @@ class Switch:
             self.replay = None
         if back:
             self._metrics.rollbacks.inc()
-        self._keep(before, model)
+        self._keep(before)
 
     def recall(self, name: str, version: str) -> ServedModel | None:
         """The model before, if it is that version and still kept."""
@@ -123,6 +125,7 @@ class Switch:
 
     def close(self) -> None:
         """Forget nothing any more."""
+        self._closed.set()
         if self._forgetting is not None:
             self._forgetting.cancel()
 
@@ -146,25 +149,36 @@ class Switch:
         self._serves(model)
         self._metrics.swaps.inc()
 
-    def _keep(self, before: ServedModel, model: ServedModel) -> None:
-        self.close()
+    def _keep(self, before: ServedModel) -> None:
+        if self._forgetting is not None:
+            self._forgetting.cancel()
         with self._lock:
             self.kept = Kept(before, time.monotonic() + self._keep_seconds)
-            self._drop_snapshots([before, model])
+            self._drop_snapshots()
         self._forgetting = threading.Timer(self._keep_seconds, self._forget)
         self._forgetting.daemon = True
         self._forgetting.start()
 
     def _forget(self) -> None:
         with self._lock:
-            if self.engine is not None and self.kept is not None and time.monotonic() >= self.kept.until:
+            if self.kept is not None and time.monotonic() >= self.kept.until:
                 self.kept = None
-                self._drop_snapshots([self.engine.model])
+                self._drop_snapshots()
 
-    def _drop_snapshots(self, keep: list[ServedModel]) -> None:
+    def _drop_snapshots(self) -> None:
+        """Forget the states of models that neither serve nor are kept nor are coming."""
         try:
-            self._store.drop_snapshots([model.key for model in keep])
+            after: int | None = 0
+            while after is not None and not self._closed.is_set():
+                started = time.monotonic()
+                after = self._store.drop_snapshots(self._needed(), after, _STREAMS)
+                self._closed.wait(time.monotonic() - started)  # those of the engine come in between
         except SQLAlchemyError as error:
             # They only take place, until the next swap; the models have changed by now.
             said = str(error).splitlines()[0]
             logging.getLogger("service").warning("snapshots of former models stay: %s", said)
+
+    def _needed(self) -> list[str]:
+        replay, kept = self.replay, self.kept  # before the engine is asked: what was coming serves by then
+        assert self.engine is not None
+        return [self.engine.model.key] + [one.model.key for one in (replay, kept) if one is not None]

@@ -644,11 +644,24 @@ class Store:
         """Write whole streams, all or none; see `service.store.copying`."""
         load(self._engine, self._tables, streams, log, snapshots, replace=replace)
 
-    def drop_snapshots(self, keep: Iterable[str]) -> None:
-        """Forget the snapshots of all models but those in `keep`."""
-        table = self._tables.snapshots
-        with self._engine.begin() as connection:
-            connection.execute(delete(table).where(table.c.model_key.not_in(list(keep))))
+    def drop_snapshots(self, keep: Iterable[str], after: int, limit: int) -> int | None:
+        """Forget the snapshots of all models but those in `keep`, of up to `limit` streams whose id is above `after`.
+
+        Returns
+        -------
+        The last of these ids; None if there were none.
+        """
+        streams, snapshots = self._tables.streams.c, self._tables.snapshots.c
+        page = select(streams.id).where(streams.id > after).order_by(streams.id).limit(limit).subquery()
+        with self._engine.connect() as connection:
+            last: int | None = connection.execute(select(func.max(page.c.id))).scalar()
+        if last is not None:
+            gone = delete(self._tables.snapshots).where(
+                snapshots.stream_id.between(after + 1, last), snapshots.model_key.not_in(list(keep))
+            )
+            with self._engine.begin() as connection:
+                connection.execute(gone)
+        return last
 
 
 def _changed(stream_id: int, step: int, value: Value) -> dict[str, Any]:

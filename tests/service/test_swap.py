@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import threading
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from service import switching
 from service.app import create_app
 from service.errors import ModelError
 from service.metrics import Metrics
@@ -278,6 +280,13 @@ def states(client, forecaster, names):
         return residents.slab.gather([residents.get(name).row for name in names])
 
 
+def snapshots_of(client) -> dict[str, int]:
+    """How many there are under each model."""
+    with client.service.store._engine.connect() as connection:
+        query = "SELECT model_key, count(*) FROM snapshots GROUP BY model_key"
+        return {key: count for key, count in connection.exec_driver_sql(query)}
+
+
 def test_the_way_back_folds_only_what_came_since_and_ends_where_a_run_without_a_swap_does(
     settings, artifact, challenger_artifact, tiny_forecaster, tmp_path
 ):
@@ -322,10 +331,34 @@ def test_states_of_the_model_before_are_forgotten_after_the_stated_time(settings
         client.service.switch.take(load_model(challenger_artifact))
         until(lambda: client.service.switch.kept is None)
 
-        with client.service.store._engine.connect() as connection:
-            keys = {row[0] for row in connection.exec_driver_sql("SELECT model_key FROM snapshots")}
-        assert keys == {client.service.engine.model.key}
+        until(lambda: snapshots_of(client) == {client.service.engine.model.key: 1})
         assert client.get("/v1/models").json()["before"] is None
+
+
+def test_states_of_a_coming_model_are_not_forgotten_with_those_of_a_former_one(
+    settings, challenger_artifact, tmp_path, monkeypatch
+):
+    """The time of one swap ends while another is prepared, as with a new version every day; little goes at a time."""
+    forecaster_of(TINY, 3).save(tmp_path / "third")
+    monkeypatch.setattr(switching, "_STREAMS", 2)
+    with LocalClient(create_app(settings)) as client:
+        for i in range(5):
+            client.put(f"/v1/streams/s{i}", json=history([5.0, 6.0]))
+        switch, third = client.service.switch, load_model(tmp_path / "third")
+        switch.take(load_model(challenger_artifact))
+        begun, derive = [], switching.rederive
+
+        def meanwhile(model, store, told):
+            finished = derive(model, store, told)
+            switch.kept = replace(switch.kept, until=0.0) if switch.kept else None
+            switch._forget()
+            begun.append(snapshots_of(client))
+            return finished
+
+        monkeypatch.setattr(switching, "rederive", meanwhile)
+        switch.take(third)
+
+        assert begun[0] == {switch.kept.model.key: 5, third.key: 5}
 
 
 def test_snapshots_that_cannot_be_forgotten_do_not_undo_a_swap(settings, artifact, challenger_artifact, tmp_path):
