@@ -44,6 +44,7 @@ _STALE_RETRIES = 3
 _STALE_RETRIES_ALONE = 20  # each loss is another's success, so this many in a row are rare
 _LAST_SNAPSHOTS = 0.8  # of the time to end in
 _FORGET_EVERY = 60.0  # seconds between two looks for replies that have been kept long enough
+_FORGET_AT_ONCE = 500  # after a quiet night there may be very many, and a micro-batch waits for each look
 _T = TypeVar("_T")
 
 
@@ -419,4 +420,6 @@ class Engine:
         now = time.monotonic()
         if now >= self._forget_at:
             self._forget_at = now + _FORGET_EVERY
-            self._store.forget_replies(int(time.time()) - self._limits.replies_seconds)
+            before = int(time.time()) - self._limits.replies_seconds
+            if self._store.forget_replies(before, _FORGET_AT_ONCE) == _FORGET_AT_ONCE:
+                self._forget_at = now

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import Connection, Table, and_, delete, or_, select, text
+from sqlalchemy import Connection, Table, and_, delete, or_, select, text, tuple_
 
 from service.errors import StaleStreams
 
@@ -101,7 +101,8 @@ def write_replies(connection: Connection, replies: Sequence[StoredReply], since:
             raise StaleStreams([reply.unique_id])
 
 
-def forget_replies(connection: Connection, table: Table, *, before: int | None = None, of: str | None = None) -> int:
-    """Forget what was stored before a time, or of one stream; returns how many."""
-    condition = table.c.stored_at < before if before is not None else table.c.unique_id == of
-    return connection.execute(delete(table).where(condition)).rowcount
+def forget_replies(connection: Connection, table: Table, before: int, limit: int) -> int:
+    """Forget up to `limit` of what was stored before a time, the oldest first; returns how many."""
+    c = table.c
+    oldest = select(c.unique_id, c.idempotency_key).where(c.stored_at < before).order_by(c.stored_at).limit(limit)
+    return connection.execute(delete(table).where(tuple_(c.unique_id, c.idempotency_key).in_(oldest))).rowcount

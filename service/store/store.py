@@ -550,17 +550,18 @@ class Store:
             if connection.execute(locked).rowcount != 1:
                 raise StaleStreams([record.unique_id])
             self._clear(connection, record.id)
-            forget_replies(connection, self._tables.replies, of=record.unique_id)
+            replies = self._tables.replies
+            connection.execute(delete(replies).where(replies.c.unique_id == record.unique_id))
             connection.execute(delete(self._tables.streams).where(streams.id == record.id))
 
     def _clear(self, connection: Connection, stream_id: int) -> None:
         for table in (self._tables.observations, self._tables.snapshots):
             connection.execute(delete(table).where(table.c.stream_id == stream_id))
 
-    def forget_replies(self, before: int) -> int:
-        """Forget replies that were kept before a time; returns how many."""
+    def forget_replies(self, before: int, limit: int) -> int:
+        """Forget up to `limit` replies that were kept before a time; returns how many."""
         with self._writing() as connection:
-            return forget_replies(connection, self._tables.replies, before=before)
+            return forget_replies(connection, self._tables.replies, before, limit)
 
     def save_snapshots(self, model_key: str, states: Mapping[StreamRecord, bytes], *, bases: int = 0) -> int:
         """Store states, each only if its stream still has the version it was taken at.

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from service.app import create_app
+from service.engine import engine
 from service.store import Store
 from tests.service.kit import LocalClient, ds, history, observations
 from tests.service.processes import HTTP, Server
@@ -140,8 +141,27 @@ def test_replies_are_kept_as_long_as_it_says_and_no_longer(stream, settings):
         connection.exec_driver_sql("UPDATE replies SET stored_at = stored_at - 61")
     assert post(stream, [(11, 2.0)], "one").json()["accepted"] == 1  # the key is free again
     assert post(stream, [(11, 2.0)], "one").headers["idempotent-replayed"] == "true"
-    assert stream.service.store.forget_replies(2**40) == 1
+    assert stream.service.store.forget_replies(2**40, 9) == 1
     assert post(stream, [(11, 2.0)], "one").json()["duplicate"] == 1
+
+
+def test_very_many_old_replies_are_forgotten_a_little_at_a_time(settings, any_store_url, monkeypatch):
+    """One micro-batch after the other, as each waits for it."""
+    monkeypatch.setattr(engine, "_FORGET_AT_ONCE", 2)
+    with LocalClient(create_app(settings.model_copy(update={"store": any_store_url}))) as client:
+        client.put("/v1/streams/a", json=history([1.0] * 10))
+        for hour in range(10, 15):
+            post(client, [(hour, 2.0)], f"key-{hour}")
+        found = []
+        for _ in range(5):
+            with client.service.store._engine.begin() as connection:
+                found.append(connection.exec_driver_sql("SELECT count(*) FROM replies").scalar())
+                if len(found) == 1:
+                    connection.exec_driver_sql("UPDATE replies SET stored_at = stored_at - 100000")
+                    client.service.engine._forget_at = 0.0
+            client.get("/v1/streams/a")
+            client.get("/v1/quality")  # answered between two micro-batches
+        assert found == [5, 3, 1, 0, 0]
 
 
 def test_a_stream_that_is_forgotten_takes_its_replies_along(stream):

@@ -109,7 +109,7 @@ def test_a_moment_is_another_one_exactly_if_another_has_written(store_url):
     after = record._replace(version=2, last_step=1, observations=2)
     one.commit(Changes(inserted=[(record.id, 1, 1.0)], streams=[(after, 1)]))
     assert one.save_snapshots("key", {after: b"state"}) == 1
-    assert one.forget_replies(2**40) == 0
+    assert one.forget_replies(2**40, 9) == 0
 
     assert one.moment() == mine
     assert two.moment() != others
