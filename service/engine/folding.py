@@ -8,7 +8,7 @@ Of a trimmed log, what was before lives on in the snapshots; a model that has no
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ __all__ = [
     "begin",
     "dense",
     "fold_ragged",
+    "in_parts",
     "restore",
     "rewind",
     "stacked",
@@ -38,6 +39,7 @@ __all__ = [
 Float = npt.NDArray[np.float64]
 
 _CELLS = 1 << 20  # values of one padded batch, to bound memory
+_STEPS = 1_000_000  # of logs that are in memory together, unless one alone is longer
 
 
 class Stretch(NamedTuple):
@@ -189,6 +191,19 @@ class Restored(NamedTuple):
     unsaved: list[int]
     damaged: int
     begun: int
+
+
+def in_parts(lengths: Mapping[str, int]) -> list[list[str]]:
+    """Streams, by the length of what is to be read of each, in parts that may be restored at once."""
+    parts: list[list[str]] = []
+    steps = 0
+    for name, length in lengths.items():
+        if not parts or steps + length > _STEPS:
+            parts.append([])
+            steps = 0
+        parts[-1].append(name)
+        steps += length
+    return parts
 
 
 def restore(model: ServedModel, store: Store, recoveries: Sequence[Recovery]) -> Restored:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from service.engine.folding import restore
+from service.engine.folding import in_parts, restore
 from service.models.served import ServedModel
-from service.store import Store, StreamRecord
+from service.store import Store
 
 __all__ = ["rederive"]
 
 _STREAMS = 256
-_STEPS = 1_000_000
 
 
 def rederive(model: ServedModel, store: Store, told: Callable[[int, int], bool] = lambda _done, _steps: True) -> bool:
@@ -36,12 +35,11 @@ def rederive(model: ServedModel, store: Store, told: Callable[[int, int], bool] 
     done = after = 0
     while records := store.page_by_id(after, _STREAMS):
         after = records[-1].id
-        for part in _parts(records):
-            found = [
-                recovery
-                for recovery in store.recover([record.unique_id for record in part], model.key).values()
-                if recovery.tail or recovery.snapshot is None
-            ]
+        unfolded = store.unfolded([record.unique_id for record in records], model.key)
+        behind = {name: steps for name, steps in unfolded.items() if steps}
+        done += len(records) - len(behind)
+        for part in in_parts(behind) or [[]]:
+            found = list(store.recover(part, model.key).values())
             done += len(part)
             folded = 0
             if found:
@@ -54,17 +52,3 @@ def rederive(model: ServedModel, store: Store, told: Callable[[int, int], bool] 
             if not told(done, folded):
                 return False
     return True
-
-
-def _parts(records: list[StreamRecord]) -> list[list[StreamRecord]]:
-    """Consecutive streams of bounded total length."""
-    parts: list[list[StreamRecord]] = [[]]
-    steps = 0
-    for record in records:
-        length = record.last_step - record.log_step + 1
-        if parts[-1] and steps + length > _STEPS:
-            parts.append([])
-            steps = 0
-        parts[-1].append(record)
-        steps += length
-    return parts

@@ -16,7 +16,7 @@ from itertools import islice
 
 from forecaster import StreamState
 from forecaster.marginals import Block
-from service.engine.folding import restore
+from service.engine.folding import in_parts, restore
 from service.engine.slab import Slab
 from service.engine.survey import Survey
 from service.metrics import Metrics
@@ -91,9 +91,14 @@ class Residents:
             else:
                 self._by_name[unique_id] = resident
         for start in range(0, len(absent), _RESTORE):
-            found = list(self._store.recover(absent[start : start + _RESTORE], self.model.key).values())
-            if not found:
-                continue
+            names = absent[start : start + _RESTORE]
+            # Without snapshots, under a model that was not there when they were observed, whole logs are to be read.
+            for part in in_parts(self._store.unfolded(names, self.model.key)) if len(names) > 1 else [names]:
+                self._restore(part)
+
+    def _restore(self, unique_ids: Sequence[str]) -> None:
+        found = list(self._store.recover(unique_ids, self.model.key).values())
+        if found:
             restored = restore(self.model, self._store, found)
             self.add([recovery.record for recovery in found], restored.states, restored.unsaved)
             self._metrics.restored.inc(len(found))

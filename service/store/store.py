@@ -312,6 +312,25 @@ class Store:
                     found[stream_id][step] = value_of(y, covariates)
         return found
 
+    def unfolded(self, unique_ids: Sequence[str], model_key: str) -> dict[str, int]:
+        """unique_id → steps of the log after the latest snapshot, of those streams that exist."""
+        streams, snapshots = self._tables.streams.c, self._tables.snapshots.c
+        begin = func.coalesce(streams.retained_step, streams.first_step) - 1
+        query = (
+            select(streams.unique_id, streams.last_step - func.coalesce(func.max(snapshots.step), begin))
+            .outerjoin_from(
+                self._tables.streams,
+                self._tables.snapshots,
+                and_(snapshots.stream_id == streams.id, snapshots.model_key == model_key),
+            )
+            .group_by(streams.id)
+        )
+        found: dict[str, int] = {}
+        with self._engine.connect() as connection:
+            for chunk in _chunks(unique_ids):
+                found.update((row[0], row[1]) for row in connection.execute(query.where(streams.unique_id.in_(chunk))))
+        return found
+
     def recover(self, unique_ids: Sequence[str], model_key: str) -> dict[str, Recovery]:
         """Latest snapshot and the log after it, of those streams that exist, all seen at one moment."""
         streams = self._tables.streams

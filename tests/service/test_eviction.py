@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.app import create_app
+from service.engine import folding
 from service.engine.residents import Residents
 from service.settings import Settings
-from tests.service.kit import LocalClient, ds, history, observations, recompute
+from tests.service.kit import LocalClient, assert_same_state, ds, history, observations, recompute
 
 BASE = 473352
 CAP = 6
@@ -156,3 +157,30 @@ def test_no_request_brings_more_streams_into_memory_than_the_cap_and_none_can_te
             assert reply.status_code == expected.status_code < 500, (cap, request, reply.text)
             assert reply.headers.get("etag") == expected.headers.get("etag")
             assert reply.content == expected.content or alike(reply.json(), expected.json()), (cap, request)
+
+
+def test_whole_logs_are_read_a_few_at_a_time(settings, any_store_url, challenger_artifact, challenger, monkeypatch):
+    """As after a start under a model that has no snapshots yet; those that have them come all at once."""
+    settings = settings.model_copy(update={"store": any_store_url})
+    logs = {f"s{i}": {BASE + hour: float(3 + i + hour % 5) for hour in range(5)} for i in range(9)}
+    lines = "\n".join(json.dumps({"unique_id": name, "ds": ds(5), "y": 4.0}) for name in logs)
+    with LocalClient(create_app(settings)) as client:
+        for name, log in logs.items():
+            client.put(f"/v1/streams/{name}", json=history(list(log.values())))
+    monkeypatch.setattr(folding, "_STEPS", 10)
+    with LocalClient(create_app(settings.model_copy(update={"model": str(challenger_artifact)}))) as client:
+        engine, recover, read = client.service.engine, client.service.store.recover, []
+        monkeypatch.setattr(client.service.store, "recover", lambda *a: read.append(recover(*a)) or read[-1])
+        reply = client.post("/v1/observations", content=lines, headers=LINES).json()
+
+        assert reply["counts"] == {"accepted": 9}
+        assert [len(part) for part in read] == [2, 2, 2, 2, 1]
+        for log in logs.values():
+            log[BASE + 5] = 4.0
+        found = engine._residents.slab.gather([engine._residents.get(name).row for name in logs])
+        assert_same_state(found, recompute(challenger, logs.values()))
+    with LocalClient(create_app(settings.model_copy(update={"model": str(challenger_artifact)}))) as client:
+        recover, read = client.service.store.recover, []
+        monkeypatch.setattr(client.service.store, "recover", lambda *a: read.append(recover(*a)) or read[-1])
+        client.post("/v1/observations", content=lines, headers=LINES)
+        assert [len(part) for part in read] == [9]
