@@ -1,7 +1,7 @@
 """Log lines, structured, written by a thread of their own so that no request waits for a terminal or a pipe.
 
 Records of the standard library's loggers and one line per request go through one queue, in order. If the reader of the
-output is slower than the service, request lines are dropped and counted, never the service stopped.
+output is slower than the service, lines are dropped and counted, those of requests first, never the service stopped.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class LogWriter:
         self._write: Callable[[dict[str, Any]], str] = _json if as_json else _text
         self._queue: SimpleQueue[Answered | dict[str, Any] | None] = SimpleQueue()
         self._dropped = 0
-        self._handler = _Handler(self._queue)
+        self._handler = _Handler(self._put)
         self._level = level.upper()
         self._thread = threading.Thread(target=self._work, name="log", daemon=True)
 
@@ -89,8 +89,12 @@ class LogWriter:
 
     def request(self, answered: Answered) -> None:
         """Log one request."""
-        if self._queue.qsize() < _MOST_WAITING:
-            self._queue.put(answered)
+        self._put(answered, _MOST_WAITING)
+
+    def _put(self, entry: Answered | dict[str, Any], most: int = 2 * _MOST_WAITING) -> None:
+        """Queue an entry, unless too much waits; what is no request has places of its own."""
+        if self._queue.qsize() < most:
+            self._queue.put(entry)
         else:
             self._dropped += 1
 
@@ -107,7 +111,7 @@ class LogWriter:
                 lines.append(self._line(entry))
             if self._dropped:
                 dropped, self._dropped = self._dropped, 0
-                message = f"{dropped} lines of requests were dropped: the log is read too slowly"
+                message = f"{dropped} lines were dropped: the log is read too slowly"
                 lines.append(self._write(_entry(time.time(), "warning", "service.logs", message)))
             try:
                 self._stream.writelines(lines)
@@ -129,9 +133,9 @@ class LogWriter:
 class _Handler(logging.Handler):
     """Hands records over as values, so that what they refer to may change or go."""
 
-    def __init__(self, queue: SimpleQueue[Any]) -> None:
+    def __init__(self, put: Callable[[dict[str, Any]], None]) -> None:
         super().__init__()
-        self._queue = queue
+        self._put = put
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue one record."""
@@ -139,7 +143,7 @@ class _Handler(logging.Handler):
             entry = _entry(record.created, record.levelname.lower(), record.name, record.getMessage())
             if record.exc_info and record.exc_info[0]:
                 entry["traceback"] = "".join(traceback.format_exception(*record.exc_info))
-            self._queue.put(entry)
+            self._put(entry)
         except Exception:
             self.handleError(record)
 

@@ -102,13 +102,16 @@ def test_a_log_that_nobody_reads_costs_lines_and_never_a_request():
     writer._thread.start()
     for _ in range(50_000):
         writer.request(SEEN)
+        writer._handler.emit(logging.LogRecord("service", logging.ERROR, __file__, 1, "failed", (), None))
+    assert writer._queue.qsize() <= 40_000
     Stuck.released.set()
     writer.close()
     lines = stream.getvalue().splitlines()
 
     dropped = [line for line in lines if "were dropped" in line]
     assert len(dropped) == 1
-    assert int(dropped[0].split(": ")[1].split()[0]) + len(lines) - 1 == 50_000
+    assert int(dropped[0].split(": ")[1].split()[0]) + len(lines) - 1 == 100_000
+    assert sum("failed" in line for line in lines) > 20_000
 
 
 def test_a_text_line_stays_one_line_whatever_the_path():
