@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Readiness", "Service"]
 
+_T = TypeVar("_T")
 _STATELESS_WAITING = 64
 _PROBE_SECONDS = 3.0
 _QUESTIONS = 8  # at a time; the pool of connections to a database server has 15
@@ -327,7 +328,7 @@ class Service:
         self.metrics.ready.set(found.ready)
         return found
 
-    async def beside(self, work: Callable[..., bytes], *arguments: object) -> bytes:
+    async def beside(self, work: Callable[..., _T], *arguments: object) -> _T:
         """Do long work on the one thread beside the engine: it never takes more than one core from it.
 
         Raises

@@ -23,7 +23,7 @@ import torch
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.engine.intake import Intake
-from service.engine.items import Item, Observe, Outcome, wanted
+from service.engine.items import HEAVIEST, Item, Observe, Outcome, wanted
 from service.engine.microbatch import MicroBatch, Result
 from service.engine.residents import Residents
 from service.engine.subscriptions import Subscriptions
@@ -250,7 +250,7 @@ class Engine:
         def offer(item: Item) -> None:
             nonlocal weight
             name = item.unique_id
-            full = len(batch) >= self._full or weight >= 32_768
+            full = len(batch) >= self._full or weight >= HEAVIEST
             if full or name in writing or (item.writes and name in reading):
                 # From here on the stream's items wait, in order.
                 writing.add(name)
@@ -274,7 +274,7 @@ class Engine:
                 continue
             for item in entry:
                 offer(item)
-            if len(batch) >= self._full or weight >= 32_768:
+            if len(batch) >= self._full or weight >= HEAVIEST:
                 break
         self._backlog = kept
         return batch

@@ -22,6 +22,7 @@ from service.problems import Problem
 from service.store import Key, StreamRecord, Value
 
 __all__ = [
+    "HEAVIEST",
     "Bundle",
     "Create",
     "Delete",
@@ -34,6 +35,10 @@ __all__ = [
     "Single",
     "wanted",
 ]
+
+
+HEAVIEST = 32_768
+"""Observations that fill a micro-batch; a long history counts for no more, so that others have room beside it."""
 
 
 @dataclass(slots=True)
@@ -163,7 +168,7 @@ class Item:
 
     @property
     def weight(self) -> int:
-        """Observations it carries, at least 1."""
+        """What it takes of the room for what waits."""
         return 1
 
 
@@ -228,14 +233,20 @@ class Observe(Item):
 
     @property
     def weight(self) -> int:
-        """Observations it carries."""
-        return len(self.steps)
+        """Observations it carries, up to the most that count."""
+        return min(len(self.steps), HEAVIEST)
 
 
 class Create(Item):
-    """Create or replace a stream; `steps` ascend strictly."""
+    """Create or replace a stream; `steps` ascend strictly.
 
-    __slots__ = ("precondition", "static", "steps", "values")
+    Attributes
+    ----------
+    warmed
+        Its state, if it was folded beforehand, and the key of the model.
+    """
+
+    __slots__ = ("precondition", "static", "steps", "values", "warmed")
 
     def __init__(
         self,
@@ -251,11 +262,16 @@ class Create(Item):
         self.values = values
         self.static = static
         self.precondition = precondition
+        self.warmed: tuple[str, StreamState] | None = None
 
     @property
     def weight(self) -> int:
-        """Observations it carries."""
-        return len(self.steps)
+        """Observations it carries, up to the most that count."""
+        return min(len(self.steps), HEAVIEST)
+
+    def state_under(self, key: str) -> StreamState | None:
+        """Its state under a model, if it comes with that."""
+        return self.warmed[1] if self.warmed is not None and self.warmed[0] == key else None
 
 
 class Delete(Item):

@@ -24,12 +24,12 @@ from service.engine.items import Create, Delete, Item, Look, Observe, Outcome, P
 from service.engine.residents import Resident, Residents
 from service.engine.verdicts import Judgement, Verdict, judge
 from service.models.coming import Coming
-from service.models.served import Want
+from service.models.served import ServedModel, Want
 from service.problems import Problem, conflict, from_library, unknown_stream
 from service.store import Changes, NewStream, Store, StoredReply, StreamRecord, Value
 from service.store.values import y_of
 
-__all__ = ["MicroBatch", "Result"]
+__all__ = ["MicroBatch", "Result", "warm_up"]
 
 Result = Outcome | Problem
 Float = npt.NDArray[np.float64]
@@ -391,27 +391,12 @@ class MicroBatch:
     def _warm_up(self, creates: list[tuple[Create, Resident | None]]) -> StreamState | None:
         if not creates:
             return None
-        forecaster = self._model.forecaster
-        records = [self._new_record(item, resident) for item, resident in creates]
-        return fold_ragged(
-            forecaster,
-            begin(forecaster, records),
-            [dense(forecaster, zip(i.steps, i.values, strict=True), i.steps[0] - 1, i.steps[-1]) for i, _ in creates],
-        )
-
-    @staticmethod
-    def _new_record(item: Create, resident: Resident | None) -> StreamRecord:
-        before = resident.record if resident else None
-        return StreamRecord(
-            before.id if before else 0,
-            item.unique_id,
-            item.steps[0],
-            item.steps[-1],
-            before.version + 1 if before else 1,
-            len(item.steps),
-            _count_missing(item.values),
-            item.static,
-        )
+        # Those that come with their states first.
+        creates.sort(key=lambda create: create[0].state_under(self._model.key) is None)
+        states = [s for item, _ in creates if (s := item.state_under(self._model.key)) is not None]
+        if len(states) < len(creates):
+            states.append(warm_up(self._model, [item for item, _ in creates[len(states) :]]))
+        return StreamState.concat(states)
 
     def _decode(
         self, plan: _Plan, appended: StreamState | None, rewound: StreamState | None
@@ -501,7 +486,8 @@ class MicroBatch:
             if changed <= before.last_step:
                 changes.rewound.append((record.id, changed))
         for item, resident in plan.creates:
-            record, before_or_none = self._new_record(item, resident), resident.record if resident else None
+            before_or_none = resident.record if resident else None
+            record = _new_record(item, before_or_none)
             changes.created.append(NewStream(record, before_or_none, list(zip(item.steps, item.values, strict=True))))
         changes.deleted.extend(step.record for step in plan.deletes)
         return changes
@@ -539,6 +525,29 @@ class MicroBatch:
             unsaved = [record.last_step - record.first_step + 1 for record in records]
             self.due.extend(self._residents.add(records, states, unsaved))
         self._residents.drop(step.item.unique_id for step in plan.deletes)
+
+
+def warm_up(model: ServedModel, creates: Sequence[Create]) -> StreamState:
+    """States of new streams, from their whole histories."""
+    forecaster = model.forecaster
+    return fold_ragged(
+        forecaster,
+        begin(forecaster, [_new_record(item, None) for item in creates]),
+        [dense(forecaster, zip(i.steps, i.values, strict=True), i.steps[0] - 1, i.steps[-1]) for i in creates],
+    )
+
+
+def _new_record(item: Create, before: StreamRecord | None) -> StreamRecord:
+    return StreamRecord(
+        before.id if before else 0,
+        item.unique_id,
+        item.steps[0],
+        item.steps[-1],
+        before.version + 1 if before else 1,
+        len(item.steps),
+        _count_missing(item.values),
+        item.static,
+    )
 
 
 def _placed(step: _Step, after: int, places: Float) -> Float:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
+from forecaster import StreamState
 from service.bodies.covariates import read_future, read_static, read_values
 from service.bodies.described import ForecastReply, ObservedReply, StreamReply
 from service.bodies.frames import JSON, form_of, one_forecast_body, stream_frame
@@ -15,8 +17,9 @@ from service.bodies.histories import read_history
 from service.bodies.replies import description, json_reply, observed, stream_forecast
 from service.bodies.schemas import ForecastQuery, ObservationsRequest, StreamForecastRequest, StreamHistory
 from service.engine.items import Create, Delete, Look, Observe, Outcome, Single
+from service.engine.microbatch import warm_up
 from service.models.coming import Coming
-from service.models.served import Want
+from service.models.served import ServedModel, Want
 from service.problems import invalid
 from service.routes.common import (
     body_of,
@@ -66,6 +69,7 @@ _WRITES = (IF_MATCH, IF_NONE_MATCH)
 _TAKEN = ("/forecast", "/quality", "/events")
 """Endings of paths that are read about another stream, so that a stream so named could not be."""
 _NO_KEY = "If-Match or If-None-Match keep it from happening twice"
+_LONG = 8192  # steps; folding more takes so long that others must not wait behind it
 _FORECAST_QUERY = frozenset(("horizon", "quantile_levels", "future", "num_samples", "seed"))
 
 
@@ -224,10 +228,18 @@ async def _put(request: Request) -> Response:
     history = await run_in_threadpool(read_history, model, unique_id, body, longest)
     static = read_static(model.forecaster, unique_id, body.static)
     ticket = Single()
-    engine.submit([Create(ticket, unique_id, history.steps, history.values, precondition_of(request), static)])
+    item = Create(ticket, unique_id, history.steps, history.values, precondition_of(request), static)
+    if history.length > _LONG:
+        item.warmed = model.key, await service.beside(_warm_up, model, item)
+    engine.submit([item])
     outcome = await ticket.future
     reply = description(outcome.record, outcome.model)
     return json_reply(reply, status=201 if outcome.created else 200, version=outcome.record.version)
+
+
+def _warm_up(model: ServedModel, item: Create) -> StreamState:
+    with torch.inference_mode():
+        return warm_up(model, [item])
 
 
 async def _get(request: Request) -> Response:

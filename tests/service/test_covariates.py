@@ -237,7 +237,7 @@ def test_a_restart_and_another_model_derive_the_same_state_from_the_log(
         settings = settings.model_copy(update={"model": str(tmp_path / "other")})
     else:
         store = Store.open(settings.store)
-        store.drop_snapshots(keep=[])
+        store.drop_snapshots([], 0, 9)
         store.close()
 
     with LocalClient(create_app(settings)) as after:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import orjson
 import pyarrow as pa
 import pytest
 
+from service.app import create_app
 from service.bodies.replies import observed
+from service.engine import items
 from service.engine.items import Create, Delete, Observe, Precondition, Single
-from tests.service.kit import ds, history, observations
+from service.models.served import ServedModel
+from service.routes import streams
+from tests.service.kit import LocalClient, assert_same_state, ds, history, observations, recompute, until
 
 VALUES = [float(10 + i % 4) for i in range(40)]
 ARROW = "application/vnd.apache.arrow.stream"
@@ -545,3 +551,65 @@ def test_a_parameter_that_means_nothing_is_refused_where_something_is_stored(cli
     assert_problem(client.post("/v1/streams/a/observations?horizon=2", json=observations((1, 2.0))), 422, "'horizon'")
     assert_problem(client.get("/v1/models?name=a"), 422, "'name'")
     assert client.get("/v1/streams/a").json()["version"] == 1
+
+
+def test_the_longest_history_leaves_room_for_others(settings, monkeypatch):
+    """However many steps it has, it counts for a micro-batch; here also with few places for what waits."""
+    monkeypatch.setattr(items, "HEAVIEST", 4)
+    with LocalClient(create_app(settings.model_copy(update={"max_pending": 10}))) as client:
+        client.put("/v1/streams/a", json=history([1.0]))
+        commit, begun, go_on = client.service.store.commit, threading.Event(), threading.Event()
+
+        def slowly(*asked):
+            begun.set()
+            assert go_on.wait(30)
+            return commit(*asked)
+
+        monkeypatch.setattr(client.service.store, "commit", slowly)
+        with ThreadPoolExecutor(2) as threads:
+            long = threads.submit(client.put, "/v1/streams/long", json=history(VALUES))
+            assert begun.wait(30)
+            other = threads.submit(client.post, "/v1/streams/a/observations", json=observations((1, 1.0)))
+            until(lambda: client.service.engine._intake.pending == 5 or other.done())
+            go_on.set()
+            assert (long.result(30).status_code, other.result(30).status_code) == (201, 200)
+
+
+def test_a_long_history_is_folded_beside_the_engine_and_nobody_waits_for_it(
+    client, stream, challenger, tiny_forecaster, monkeypatch
+):
+    """Its state is that of any other; under a model that came meanwhile it is folded once more."""
+    begun, go_on, fold = threading.Event(), threading.Event(), streams.warm_up
+
+    def slowly(*asked):
+        begun.set()
+        assert go_on.wait(30)
+        return fold(*asked)
+
+    monkeypatch.setattr(streams, "warm_up", slowly)
+    monkeypatch.setattr(streams, "_LONG", 50)
+    values = [float(5 + i % 7) for i in range(60)]
+    with ThreadPoolExecutor(2) as threads:
+        waiting = [threads.submit(client.put, f"/v1/streams/{name}", json=history(values)) for name in ("x", "y")]
+        assert begun.wait(30)
+        assert client.put("/v1/streams/short", json=history([1.0])).status_code == 201
+        assert client.post(f"{stream}/observations", json=observations((40, 1.0))).json()["accepted"] == 1
+        go_on.set()
+        assert [put.result(30).status_code for put in waiting] == [201, 201]
+
+        def check(forecaster):
+            residents = client.service.engine._residents
+            found = residents.slab.gather([residents.get(name).row for name in ("x", "y", "short")])
+            logs = [dict(enumerate(y, 473352)) for y in (values, values, [1.0])]
+            assert_same_state(found, recompute(forecaster, logs))
+
+        check(tiny_forecaster)
+        begun.clear()
+        go_on.clear()
+        waiting = [threads.submit(client.put, f"/v1/streams/{name}", json=history(values)) for name in ("x", "y")]
+        assert begun.wait(30)
+        client.service.switch.take(ServedModel("other", "2", challenger))
+        client.get("/v1/streams/short")
+        go_on.set()
+        assert [put.result(30).status_code for put in waiting] == [200, 200]
+        check(challenger)
