@@ -125,8 +125,7 @@ def fit(
         raise PanelError(
             f"validation is {validation}, expected 0 to {learnt.lengths.max() - 3}: 3 steps have to remain"
         )
-    settings = config.training
-    on_gpu = uses_gpu(settings)
+    on_gpu = uses_gpu(config.training)
     clock = _Clock(None if max_minutes is None else max_minutes * 60, on_epoch, on_weights)
     with _quiet(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         unseen = held_out_steps(learnt, config) if validation is None else validation
@@ -137,6 +136,7 @@ def fit(
         reasons = told + reasons
         if on_gpu:
             reasons += (f"trained on {torch.cuda.get_device_name()}: PyTorch finds it",)
+        settings = config.training  # as chosen: finishing needs the same company
         torch.manual_seed(settings.seed)
         data = ChunkDataModule(learnt, config, validation)
         share = settings.finish if held_out or data.validation else 0.0

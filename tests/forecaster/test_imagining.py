@@ -134,6 +134,16 @@ def test_a_tiny_panel_gets_company(values: int, head: str, imagined: str, becaus
     assert f"imagined series {imagined}: {because}" in choice.reasons
 
 
+def test_company_that_the_data_chose_stays_to_the_end() -> None:
+    """Finishing goes on with what was chosen, not with what was left open."""
+    auto, on = (
+        fit(Panel.from_series(Calendar("1"), [("a", 0, np.arange(60.0))]), small_config(imagined)).forecaster
+        for imagined in ("auto", "on")
+    )
+
+    assert auto.fingerprint() == on.fingerprint()
+
+
 def test_of_a_few_values_more_is_learnt_in_company() -> None:
     """Noise around a level: what is learnt by heart does not come again."""
     errors = {"on": 0.0, "off": 0.0}
@@ -147,7 +157,17 @@ def test_of_a_few_values_more_is_learnt_in_company() -> None:
 
 def error_after(y: Float, known: int, imagined: str) -> float:
     """Pinball loss of a small model over the rest of a series, whose beginning it has learnt from."""
-    config = Config(
+    forecaster = fit(Panel.from_series(Calendar("1"), [("a", 0, y[:known])]), small_config(imagined)).forecaster
+    found = 0.0
+    for cutoff in range(known, len(y) - 3):
+        quantiles = forecaster.forecast(forecaster.warm_up([y[:cutoff]], [0]), 4, [0.1, 0.5, 0.9])[0]
+        over = y[cutoff : cutoff + 4, None] - quantiles
+        found += float(np.maximum(np.array([0.1, 0.5, 0.9]) * over, (np.array([0.1, 0.5, 0.9]) - 1) * over).sum())
+    return found
+
+
+def small_config(imagined: str) -> Config:
+    return Config(
         "1",
         horizon=4,
         seasonality=(4,),
@@ -155,10 +175,3 @@ def error_after(y: Float, known: int, imagined: str) -> float:
         network=NetworkConfig(hidden_size=8, members=1),
         training=TrainingConfig(updates=120, epoch_updates=40, imagined=imagined),  # type: ignore[arg-type]
     )
-    forecaster = fit(Panel.from_series(Calendar("1"), [("a", 0, y[:known])]), config).forecaster
-    found = 0.0
-    for cutoff in range(known, len(y) - 3):
-        quantiles = forecaster.forecast(forecaster.warm_up([y[:cutoff]], [0]), 4, [0.1, 0.5, 0.9])[0]
-        over = y[cutoff : cutoff + 4, None] - quantiles
-        found += float(np.maximum(np.array([0.1, 0.5, 0.9]) * over, (np.array([0.1, 0.5, 0.9]) - 1) * over).sum())
-    return found
