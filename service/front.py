@@ -2,9 +2,10 @@
 
 FastAPI describes the routes (OpenAPI, docs) and answers what none of them takes. Its own chain of layers and its
 resolution of dependencies cost several times a request's share of a micro-batch, and the endpoints here need neither:
-they read bodies and write replies by themselves. Invariants: no more than the limit of a body is ever held in memory;
-where API keys are needed, nothing of a body is read before the request's key is admitted; whatever an endpoint raises
-becomes a problem. Below its prefix a named model has the same routes as the one at the root.
+they read bodies and write replies by themselves. Invariants: no more than the limit of a body is ever held in memory,
+and of all bodies that come in parts no more than that of a few; where API keys are needed, nothing of a body is read
+before the request's key is admitted; whatever an endpoint raises becomes a problem. Below its prefix a named model has
+the same routes as the one at the root.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from service.coding import pack, unpack
 from service.logs import Answered
 from service.naming import PREFIX, ROOT
 from service.negotiation import header_of
-from service.problems import MEDIA_TYPE, Problem, explained, nothing_there, problem_response
+from service.problems import MEDIA_TYPE, Problem, explained, nothing_there, overloaded, problem_response
 
 __all__ = ["AT_ROOT", "KEY_SCHEME", "Front", "TooLarge", "scope_of"]
 
@@ -36,6 +37,7 @@ KEY_SCHEME = "key"
 AT_ROOT: dict[str, Any] = {"servers": [{"url": "/"}]}
 """OpenAPI description, which the front door obeys, of a route of the whole process, which is not below prefixes."""
 
+_BODIES = 16  # of the largest size, held at a time; what comes in one piece does not count
 _CONTENT_LENGTH = b"content-length"
 _AUTHORIZATION = b"authorization"
 _REQUEST_ID = b"x-request-id"
@@ -67,6 +69,7 @@ class Front:
         self._app = app
         self._rest = rest
         self._limit = limit
+        self._room = _Room(_BODIES * limit)
         self._pack_from = pack_from
         self._log = log
         self._routes = [
@@ -98,6 +101,7 @@ class Front:
             named, path = _split(path)
         hosted = scope["hosted"] = host.hosted.get(named)
         span = None if host.tracing is None else host.tracing.begin(method, scope["headers"], started)
+        call = _Call(scope, receive, self._limit, self._room, heads.get(_CONTENT_ENCODING, b"").decode("latin-1"))
 
         async def watched(message: Message) -> None:
             nonlocal status
@@ -127,8 +131,7 @@ class Front:
                 if hosted is None and named is not None:
                     raise host.unknown(named)
                 endpoint: Endpoint = route.endpoint
-                coding = heads.get(_CONTENT_ENCODING, b"")
-                response = await endpoint(_Call(scope, receive, self._limit, coding.decode("latin-1")))
+                response = await endpoint(call)
             except ClientDisconnect:
                 status = 499  # nobody is there to read it; the metrics tell it from our own failures
                 return
@@ -146,6 +149,7 @@ class Front:
             response.raw_headers.append((_REQUEST_ID, name))
             await response(scope, receive, send)
         finally:
+            self._room.left += call.held
             seconds = perf_counter() - started
             (host.requests if hosted is None else hosted.metrics).request(method, template, status, seconds)
             if named is not None and template != "none":
@@ -191,12 +195,21 @@ class Front:
         await send({"type": "http.response.body", "body": b""})
 
 
+class _Room:
+    """What is left, in bytes, for bodies that are being received or answered."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+
 class _Call(Request):
     """A request whose body is bounded and usually whole in its first message."""
 
-    def __init__(self, scope: Scope, receive: Receive, limit: int, coding: str) -> None:
+    def __init__(self, scope: Scope, receive: Receive, limit: int, room: _Room, coding: str) -> None:
         super().__init__(scope, receive)
+        self.held = 0
         self._limit = limit
+        self._room = room
         self._coding = coding
 
     async def body(self) -> bytes:
@@ -207,7 +220,7 @@ class _Call(Request):
         ClientDisconnect
             The client has gone before it was complete.
         Problem
-            It cannot be unpacked, or not within the limit.
+            It cannot be unpacked, or not within the limit; 503 if too much of others is held.
         """
         packed = await self._packed_body()
         return await unpack(packed, self._coding, self._limit) if self._coding else packed
@@ -221,9 +234,15 @@ class _Call(Request):
             body: bytes = message.get("body", b"")
             if len(parts) + len(body) > self._limit:
                 raise TooLarge
-            if not message.get("more_body"):
-                return bytes(parts + body) if parts else body
+            if not message.get("more_body") and not parts:
+                return body
             parts += body
+            if not message.get("more_body"):
+                return bytes(parts)
+            if self._room.left < len(body):
+                raise overloaded()
+            self._room.left -= len(body)
+            self.held += len(body)
 
 
 def _head_of(response: Response) -> Response:

@@ -420,6 +420,41 @@ def test_a_client_that_leaves_while_it_sends_gets_nothing_and_changes_nothing(cl
     assert 'status="499"' in client.get("/metrics").text
 
 
+def test_bodies_that_come_slowly_are_held_up_to_a_bound_all_together(client, stream):
+    scope = {"type": "http", "method": "POST", "path": f"{stream}/observations", "query_string": b"", "headers": []}
+
+    async def story():
+        release, statuses = asyncio.Event(), []
+
+        async def send(message):
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        async def upload():
+            first = iter([{"type": "http.request", "body": b" " * 40_000, "more_body": True}])
+
+            async def receive():
+                for message in first:
+                    return message
+                await release.wait()
+                return {"type": "http.request", "body": b"", "more_body": False}
+
+            await client.app(dict(scope), receive, send)
+
+        for _ in range(2):  # what was held is free again
+            release.clear()
+            statuses.clear()
+            tasks = [asyncio.ensure_future(upload()) for _ in range(30)]
+            while len(statuses) < 4:  # 26 bodies of 40,000 bytes are less than 16 of the largest size, 65,536
+                await asyncio.sleep(0.001)
+            release.set()
+            await asyncio.gather(*tasks)
+            assert statuses == [503] * 4 + [400] * 26
+
+    client.call(story())
+    assert client.post(f"{stream}/observations", json=observations((40, 1.0))).status_code == 200
+
+
 async def chunks(parts):
     """An async body of unknown length."""
     for part in parts:
