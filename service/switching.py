@@ -22,6 +22,7 @@ from service.store import Store
 
 __all__ = ["Kept", "Replay", "Switch"]
 
+_FEW = 10_000  # steps, folded in a fraction of a second
 _STREAMS = 200  # whose snapshots go in one transaction
 _HASTE = 2.0
 """Seconds that a way back waits for what came meanwhile to be folded beforehand; the rest is folded on touch."""
@@ -109,8 +110,8 @@ class Switch:
                     self._derive(model)
             else:
                 self._derive(model)
-                # What came in during the first pass; the second is short.
-                self._derive(model)
+                # What came in during the first pass; and who is so busy that his states came too late.
+                self._derive(model, most=_FEW)
                 self._put_to_work(model)
         finally:
             self.replay = None
@@ -129,7 +130,7 @@ class Switch:
         if self._forgetting is not None:
             self._forgetting.cancel()
 
-    def _derive(self, model: ServedModel, deadline: float | None = None) -> bool:
+    def _derive(self, model: ServedModel, deadline: float | None = None, most: int | None = None) -> bool:
         replay = self.replay = Replay(model, self._store.count())
 
         def told(done: int, steps: int) -> bool:
@@ -139,7 +140,7 @@ class Switch:
             return deadline is None or time.monotonic() < deadline
 
         self._metrics.replay_progress.set(0)
-        finished = rederive(model, self._store, told)
+        finished = rederive(model, self._store, told, most)
         self._metrics.replay_progress.set(1)
         return finished
 

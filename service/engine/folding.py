@@ -193,12 +193,16 @@ class Restored(NamedTuple):
     begun: int
 
 
-def in_parts(lengths: Mapping[str, int]) -> list[list[str]]:
-    """Streams, by the length of what is to be read of each, in parts that may be restored at once."""
+def in_parts(lengths: Mapping[str, int], most: int | None = None) -> list[list[str]]:
+    """Streams, by the length of what is to be read of each, in parts that may be restored at once.
+
+    None of `most` steps together, by default as many as memory allows, unless one alone is longer.
+    """
+    most = most or _STEPS
     parts: list[list[str]] = []
     steps = 0
     for name, length in lengths.items():
-        if not parts or steps + length > _STEPS:
+        if not parts or steps + length > most:
             parts.append([])
             steps = 0
         parts[-1].append(name)

@@ -17,7 +17,12 @@ __all__ = ["rederive"]
 _STREAMS = 256
 
 
-def rederive(model: ServedModel, store: Store, told: Callable[[int, int], bool] = lambda _done, _steps: True) -> bool:
+def rederive(
+    model: ServedModel,
+    store: Store,
+    told: Callable[[int, int], bool] = lambda _done, _steps: True,
+    most: int | None = None,
+) -> bool:
     """Write snapshots of all streams under `model`.
 
     Parameters
@@ -27,6 +32,9 @@ def rederive(model: ServedModel, store: Store, told: Callable[[int, int], bool] 
     told
         Called now and then with the number of streams done so far and of steps folded since the last call; False ends
         it early.
+    most
+        Steps folded at once. A state counts for nothing if its stream has changed before it was stored, so the fewer,
+        the busier a stream may be.
 
     Returns
     -------
@@ -38,7 +46,7 @@ def rederive(model: ServedModel, store: Store, told: Callable[[int, int], bool] 
         unfolded = store.unfolded([record.unique_id for record in records], model.key)
         behind = {name: steps for name, steps in unfolded.items() if steps}
         done += len(records) - len(behind)
-        for part in in_parts(behind) or [[]]:
+        for part in in_parts(behind, most) or [[]]:
             found = list(store.recover(part, model.key).values())
             done += len(part)
             folded = 0

@@ -335,6 +335,33 @@ def test_states_of_the_model_before_are_forgotten_after_the_stated_time(settings
         assert client.get("/v1/models").json()["before"] is None
 
 
+def test_busy_streams_are_derived_a_few_at_a_time_so_that_their_states_do_not_come_too_late(
+    client, challenger_artifact, monkeypatch
+):
+    """Each stream gets an observation while several are folded at once, which takes long."""
+    names, hours = [f"s{i}" for i in range(3)], iter(range(5, 99))
+    for name in names:
+        client.put(f"/v1/streams/{name}", json=history([5.0, 6.0, 7.0, 8.0, 9.0]))
+    recover = client.service.store.recover
+
+    def slowly(unique_ids, key):
+        found = recover(unique_ids, key)
+        if len(found) > 1:
+            hour = next(hours)
+            for name in names:
+                assert client.post(f"/v1/streams/{name}/observations", json=observations((hour, 1.0))).is_success
+        return found
+
+    coming = load_model(challenger_artifact)
+    monkeypatch.setattr(switching, "_FEW", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(client.service.store, "recover", slowly)
+        client.service.switch.take(coming)
+
+    assert snapshots_of(client)[coming.key] == 3
+    assert next(hours) == 6
+
+
 def test_states_of_a_coming_model_are_not_forgotten_with_those_of_a_former_one(
     settings, challenger_artifact, tmp_path, monkeypatch
 ):
@@ -348,8 +375,8 @@ def test_states_of_a_coming_model_are_not_forgotten_with_those_of_a_former_one(
         switch.take(load_model(challenger_artifact))
         begun, derive = [], switching.rederive
 
-        def meanwhile(model, store, told):
-            finished = derive(model, store, told)
+        def meanwhile(*asked):
+            finished = derive(*asked)
             switch.kept = replace(switch.kept, until=0.0) if switch.kept else None
             switch._forget()
             begun.append(snapshots_of(client))
