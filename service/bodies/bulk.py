@@ -31,12 +31,13 @@ __all__ = ["ARROW", "JSON_LINES", "Rows", "read_arrow", "read_json_lines", "verd
 JSON_LINES = "application/x-ndjson"
 ARROW = "application/vnd.apache.arrow.stream"
 _SHOWN = 100  # refused rows explained in a reply
+_MOST_ROWS = 2_000_000  # of a body; as rows, one of a few bytes each would take a hundred times its size
 _COLUMNS = ("unique_id", "ds", "y")
 
 
 @dataclass(slots=True)
 class Rows:
-    """A bulk body, row by row; step None for rows that are invalid."""
+    """A bulk body, row by row; step None for rows that are invalid, with reasons for the first of them at least."""
 
     unique_ids: list[str]
     steps: list[int | None]
@@ -62,14 +63,20 @@ def read_json_lines(body: bytes, model: ServedModel) -> Rows:
     Raises
     ------
     Problem
-        400 if it is a JSON document of another layout.
+        400 if it is a JSON document of another layout, 413 if it has too many lines.
     """
+    _check_rows(body.count(b"\n"))
     lines = [line for line in body.split(b"\n") if line and not line.isspace()]
     rows = _read_clean_lines(lines, model.dates)
     if rows is None:
         _refuse_document(body, lines)
         rows = _read_each_line(lines, model)
     return rows
+
+
+def _check_rows(count: int) -> None:
+    if count > _MOST_ROWS:
+        raise Problem(413, "too-large", f"the body has more than {_MOST_ROWS:,} rows; send it in parts")
 
 
 def _refuse_document(body: bytes, lines: list[bytes]) -> None:
@@ -110,16 +117,18 @@ def _read_clean_lines(lines: list[bytes], dates: Dates) -> Rows | None:
 def _read_each_line(lines: list[bytes], model: ServedModel) -> Rows:
     rows = Rows([], [], [])
     for i, line in enumerate(lines):
-        name, step, value = "", None, None
+        name, step, value, reason = "", None, None, ""
         try:
             row = Row.model_validate_json(line)
             name = row.unique_id
             (value,) = read_values(model.forecaster, [row.y], [row.model_extra])
             step = model.dates.steps([row.ds])[0]
         except ValidationError as error:
-            rows.reasons[i] = from_validation(error).detail.replace("the body", "the line", 1)
+            reason = from_validation(error).detail.replace("the body", "the line", 1)
         except InputError as error:
-            rows.reasons[i] = str(error)
+            reason = str(error)
+        if reason and len(rows.reasons) < _SHOWN:
+            rows.reasons[i] = reason
         rows.unique_ids.append(name)
         rows.steps.append(step)
         rows.values.append(value)
@@ -132,7 +141,7 @@ def read_arrow(body: bytes, model: ServedModel) -> Rows:
     Raises
     ------
     Problem
-        400 if it is no Arrow stream, 422 if its columns are not these.
+        400 if it is no Arrow stream, 413 if it has too many rows, 422 if its columns are not these.
     """
     try:
         with pa.ipc.open_stream(pa.BufferReader(body)) as reader:
@@ -141,6 +150,7 @@ def read_arrow(body: bytes, model: ServedModel) -> Rows:
     except (pa.ArrowException, OSError, ValueError) as error:
         first = (str(error).splitlines() or ["empty"])[0]
         raise Problem(400, "malformed-arrow", f"the body is not an Arrow IPC stream: {first}") from error
+    _check_rows(table.num_rows)
     further = [name for name in table.column_names if name not in _COLUMNS]
     missing = set(_COLUMNS) - set(table.column_names)
     unknown = set(further) - set(model.forecaster.config.covariates.dynamic)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from service.app import create_app
+from service.bodies import bulk
 from service.bodies.replies import observed
 from service.engine import items
 from service.engine.items import Create, Delete, Observe, Precondition, Single
@@ -352,6 +353,17 @@ def test_a_future_of_a_stream_that_is_not_asked_for_is_refused(client, stream):
     assert "Value error" not in reply.text
 
 
+def test_the_first_refused_rows_are_explained_and_no_more_are_kept_in_memory(client, monkeypatch):
+    kept, read = [], bulk._read_each_line
+    monkeypatch.setattr(bulk, "_read_each_line", lambda *asked: kept.append(read(*asked)) or kept[-1])
+    lines = ["{}", json.dumps(ROWS[0])] * 200  # the others are refused by the engine, as nobody knows the stream
+    reply = client.post("/v1/observations", content="\n".join(lines), headers={"content-type": JSON_LINES}).json()
+
+    assert reply["counts"] == {"unknown_stream": 200, "invalid": 200}
+    assert [one["row"] for one in reply["refused"]] == [0, 1, *range(2, 198, 2)]
+    assert len(kept[0].reasons) == 100
+
+
 def test_observing_an_unknown_stream_says_how_to_create_it(client):
     assert_problem(client.post("/v1/streams/new/observations", json=observations((0, 1.0))), 404, "PUT /v1/streams")
 
@@ -384,6 +396,20 @@ def test_observing_an_unknown_stream_says_how_to_create_it(client):
 def test_a_bad_bulk_body_is_refused_as_a_whole(client, stream, kind, body, status, word):
     assert_problem(client.post("/v1/observations", content=body, headers={"content-type": kind}), status, word)
     assert client.get(stream).json()["version"] == 1
+
+
+@pytest.mark.parametrize("kind", [JSON_LINES, ARROW])
+def test_a_body_of_very_many_rows_is_refused_however_small_they_are(client, stream, monkeypatch, kind):
+    """As rows it would take a hundred times its size."""
+    rows = [row | {"y": None} for row in ROWS]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    body = "\n".join(map(json.dumps, rows)) + "\n" if kind == JSON_LINES else arrow(**columns)
+    headers = {"content-type": kind}
+    monkeypatch.setattr(bulk, "_MOST_ROWS", 2)
+    assert_problem(client.post("/v1/observations", content=body, headers=headers), 413, "more than 2 rows")
+    assert client.get(stream).json()["version"] == 1
+    monkeypatch.setattr(bulk, "_MOST_ROWS", 3)
+    assert client.post("/v1/observations", content=body, headers=headers).json()["counts"] == {"accepted": 3}
 
 
 @pytest.mark.parametrize("declared", [True, False])
