@@ -99,7 +99,7 @@ class Follower:
                 found = self._store.log(record.id, after, until)
                 bases.append(base)
                 rows.append(row)
-                stretches.append(dense(forecaster, found, after, until))
+                stretches.append(dense(forecaster, dict(found), after, until))
                 latest = [*latest, *found][-_COMPARED:]
                 held += until - after
                 if held >= self._steps:

@@ -56,7 +56,10 @@ def forecast_histories(model: ServedModel, body: ForecastsRequest, max_history_s
         states = fold_ragged(
             forecaster,
             forecaster.initial_state(torch.tensor([history.steps[0] for history in histories]), static),
-            [dense(forecaster, zip(h.steps, h.values, strict=True), h.steps[0] - 1, h.steps[-1]) for h in histories],
+            [
+                dense(forecaster, dict(zip(h.steps, h.values, strict=True)), h.steps[0] - 1, h.steps[-1])
+                for h in histories
+            ],
         )
         quantiles = forecaster.forecast(states, want.horizon, want.quantile_levels, future)
     finite = np.isfinite(quantiles).all(axis=(1, 2))

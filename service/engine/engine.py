@@ -11,10 +11,11 @@ import logging
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
@@ -28,7 +29,6 @@ from service.engine.microbatch import MicroBatch, Result
 from service.engine.residents import Residents
 from service.engine.subscriptions import Subscriptions
 from service.engine.survey import Survey
-from service.engine.verdicts import Verdict
 from service.errors import StaleStreams, UnknownOutcome
 from service.metrics import Metrics
 from service.models.served import ServedModel
@@ -388,19 +388,12 @@ class Engine:
         metrics.batch_size.observe(len(items))
         metrics.batch_seconds.observe(seconds)
         metrics.parts(self._parts)
-        verdicts: dict[Verdict, int] = {}
-        filled = 0
-        surprises = []
-        for result in results.values():
-            if isinstance(result, Outcome) and result.surprises is not None:
-                surprises.append(result.surprises)
-            judgement = result.judgement if isinstance(result, Outcome) else None
-            if judgement is not None:
-                filled += judgement.filled
-                for verdict in judgement.verdicts:
-                    verdicts[verdict] = verdicts.get(verdict, 0) + 1
-        for verdict, count in verdicts.items():
+        outcomes = [result for result in results.values() if isinstance(result, Outcome)]
+        judgements = [outcome.judgement for outcome in outcomes if outcome.judgement is not None]
+        for verdict, count in Counter(chain.from_iterable(found.verdicts for found in judgements)).items():
             metrics.observed(verdict, count)
+        filled = sum(found.filled for found in judgements)
+        surprises = [outcome.surprises for outcome in outcomes if outcome.surprises is not None]
         if surprises:
             metrics.placed(np.concatenate(surprises))
         if filled:

@@ -7,8 +7,7 @@ Of a trimmed log, what was before lives on in the snapshots; a model that has no
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ from forecaster import ArtifactError, Forecaster, InputError, StreamState
 from service.errors import StaleStreams
 from service.models.served import ServedModel
 from service.store import Recovery, Store, StreamRecord, Value
-from service.store.values import covariates_of, y_of
+from service.store.values import covariates_of, ys_of
 
 __all__ = [
     "Restored",
@@ -30,6 +29,7 @@ __all__ = [
     "dense",
     "fold_ragged",
     "in_parts",
+    "numbers",
     "restore",
     "rewind",
     "stacked",
@@ -43,28 +43,19 @@ _STEPS = 1_000_000  # of logs that are in memory together, unless one alone is l
 
 
 class Stretch(NamedTuple):
-    """Consecutive steps of one stream: y, NaN where missing, and the model's dynamic covariates if it has any."""
+    """Consecutive steps of one stream: y, None where missing, and the model's dynamic covariates if it has any."""
 
-    values: list[float]
+    values: list[float | None]
     table: npt.NDArray[np.float64] | None = None
 
 
-def dense(forecaster: Forecaster, rows: Iterable[tuple[int, Value]], after: int, last_step: int) -> Stretch:
+def dense(forecaster: Forecaster, rows: Mapping[int, Value], after: int, last_step: int) -> Stretch:
     """The steps after `after` up to `last_step`; missing where there is no row or no value."""
-    values = [math.nan] * (last_step - after)
-    if not forecaster.config.covariates.dynamic:
-        for step, value in rows:
-            y = y_of(value)
-            if y is not None:
-                values[step - after - 1] = y
-        return Stretch(values)
-    given: list[dict[str, Any] | None] = [None] * len(values)
-    for step, value in rows:
-        y, place = y_of(value), step - after - 1
-        given[place] = _readable(forecaster, covariates_of(value))
-        if y is not None:
-            values[place] = y
-    return Stretch(values, forecaster.table(given))
+    values = list(map(rows.get, range(after + 1, last_step + 1)))
+    table = None
+    if forecaster.config.covariates.dynamic:
+        table = forecaster.table([_readable(forecaster, covariates_of(value)) for value in values])
+    return Stretch(ys_of(values), table)
 
 
 def _readable(forecaster: Forecaster, covariates: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -144,6 +135,11 @@ def fold_ragged(
     return folded.select(back)
 
 
+def numbers(values: Sequence[Sequence[float | None]]) -> torch.Tensor:
+    """Rows of equal length as float64, NaN for None."""
+    return torch.from_numpy(np.array(values, dtype=np.float64))
+
+
 def stacked(stretches: Sequence[Stretch]) -> torch.Tensor | None:
     """Tables of all rows, filled up to the longest with missing values; None for models without dynamic covariates."""
     tables = [stretch.table for stretch in stretches if stretch.table is not None]
@@ -163,11 +159,11 @@ def _fold_padded(
     if longest == 0:
         return state, None
     if int(lengths.min()) == longest:
-        y, ends = torch.tensor([stretch.values for stretch in stretches], dtype=torch.float64), None
+        y, ends = numbers([stretch.values for stretch in stretches]), None
     else:
         padded = np.full((len(stretches), longest), np.nan)
         for row, stretch in zip(padded, stretches, strict=True):
-            row[: len(stretch.values)] = stretch.values
+            row[: len(stretch.values)] = np.array(stretch.values, dtype=np.float64)
         y, ends = torch.from_numpy(padded), torch.from_numpy(lengths)
     if placed:
         return forecaster.fold_and_place(state, y, ends, stacked(stretches))
@@ -227,9 +223,8 @@ def restore(model: ServedModel, store: Store, recoveries: Sequence[Recovery]) ->
     for recovery, base, asked in zip(found, bases, recoveries, strict=True):
         last_step = asked.record.last_step
         after = recovery.record.log_step - 1 if base is None else int(base.last_step)
-        # The log may have been read a moment after the record.
-        rows = (row for row in recovery.tail if row[0] <= last_step)
-        tails.append(dense(forecaster, rows, after, last_step))
+        # The log may have been read a moment after the record, and then has later steps, too.
+        tails.append(dense(forecaster, dict(recovery.tail), after, last_step))
     with_base = [i for i, base in enumerate(bases) if base is not None]
     without = [i for i, base in enumerate(bases) if base is None]
     parts = []
@@ -335,5 +330,5 @@ def rewind(
         # Another process went on; the commit would fail.
         raise StaleStreams([record.unique_id])
     places: dict[int, Float] = {}
-    state = fold_ragged(forecaster, base, [dense(forecaster, rows.items(), after, last_step)], places)
+    state = fold_ragged(forecaster, base, [dense(forecaster, rows, after, last_step)], places)
     return Rewound(state, after, places[0], anew)

@@ -7,7 +7,7 @@ computed on copies before the transaction ends, then memory follows; forecasts a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from itertools import chain, repeat
@@ -19,15 +19,15 @@ import torch
 
 from forecaster import InputError, StreamState
 from forecaster.marginals import Block, surprise
-from service.engine.folding import begin, dense, fold_ragged, rewind, stacked
+from service.engine.folding import begin, dense, fold_ragged, numbers, rewind, stacked
 from service.engine.items import Create, Delete, Item, Look, Observe, Outcome, Precondition, wanted
 from service.engine.residents import Resident, Residents
 from service.engine.verdicts import Judgement, Verdict, judge
 from service.models.coming import Coming
 from service.models.served import ServedModel, Want
 from service.problems import Problem, conflict, from_library, unknown_stream
-from service.store import Changes, NewStream, Store, StoredReply, StreamRecord, Value
-from service.store.values import y_of
+from service.store import Changes, NewStream, Store, StoredReply, StreamRecord
+from service.store.values import count_missing
 
 __all__ = ["MicroBatch", "Result", "warm_up"]
 
@@ -260,9 +260,9 @@ class MicroBatch:
 
     def _judge(self, plan: _Plan, observed: list[tuple[Observe, Resident]]) -> None:
         looked_up = {
-            resident.record.id: known_already
+            resident.record.id: [step for step in item.steps if step <= resident.record.last_step]
             for item, resident in observed
-            if (known_already := [step for step in item.steps if step <= resident.record.last_step])
+            if min(item.steps) <= resident.record.last_step
         }
         known = self._store.known(looked_up) if looked_up else {}
         for item, resident in observed:
@@ -285,10 +285,10 @@ class MicroBatch:
             after = record
             if judgement.changes:
                 inserted, updated = judgement.inserted, judgement.updated
-                missing = record.missing + _count_missing(inserted.values())
-                missing += sum(
-                    (y_of(value) is None) - (y_of(known[record.id][step]) is None) for step, value in updated.items()
-                )
+                missing = record.missing + count_missing(list(inserted.values()))
+                if updated:
+                    before = known[record.id]
+                    missing += count_missing(list(updated.values())) - count_missing([before[step] for step in updated])
                 after = StreamRecord(
                     record.id,
                     record.unique_id,
@@ -358,11 +358,11 @@ class MicroBatch:
         for step in steps:
             assert step.judgement is not None
             last = step.resident.record.last_step
-            stretches.append(dense(forecaster, step.judgement.inserted.items(), last, step.judgement.last_step))
+            stretches.append(dense(forecaster, step.judgement.inserted, last, step.judgement.last_step))
         slab, rows = self._residents.slab, [step.resident.row for step in steps]
         places: dict[int, Float] = {}
         if all(len(stretch.values) == 1 for stretch in stretches):
-            y = torch.tensor([stretch.values for stretch in stretches], dtype=torch.float64).squeeze(1)
+            y = numbers([stretch.values for stretch in stretches]).squeeze(1)
             table = stacked(stretches)
             covariates = None if table is None else table.squeeze(1)
             if placed:
@@ -477,14 +477,15 @@ class MicroBatch:
         for step in (*plan.appends, *plan.rewinds):
             judgement, record = step.judgement, step.record
             assert judgement is not None
-            before = step.resident.record
-            changes.streams.append((record, before.version))
-            inserted, updated = judgement.inserted, judgement.updated
+            changes.streams.append((record, step.resident.record.version))
+            inserted = judgement.inserted
             changes.inserted.extend(zip(repeat(record.id), inserted, inserted.values(), strict=False))
+        for step in plan.rewinds:
+            judgement, record = step.judgement, step.record
+            assert judgement is not None
+            updated = judgement.updated
             changes.updated.extend(zip(repeat(record.id), updated, updated.values(), strict=False))
-            changed = min(chain(inserted, updated))
-            if changed <= before.last_step:
-                changes.rewound.append((record.id, changed))
+            changes.rewound.append((record.id, min(chain(judgement.inserted, updated))))
         for item, resident in plan.creates:
             before_or_none = resident.record if resident else None
             record = _new_record(item, before_or_none)
@@ -533,7 +534,7 @@ def warm_up(model: ServedModel, creates: Sequence[Create]) -> StreamState:
     return fold_ragged(
         forecaster,
         begin(forecaster, [_new_record(item, None) for item in creates]),
-        [dense(forecaster, zip(i.steps, i.values, strict=True), i.steps[0] - 1, i.steps[-1]) for i in creates],
+        [dense(forecaster, dict(zip(i.steps, i.values, strict=True)), i.steps[0] - 1, i.steps[-1]) for i in creates],
     )
 
 
@@ -545,7 +546,7 @@ def _new_record(item: Create, before: StreamRecord | None) -> StreamRecord:
         item.steps[-1],
         before.version + 1 if before else 1,
         len(item.steps),
-        _count_missing(item.values),
+        count_missing(item.values),
         item.static,
     )
 
@@ -571,7 +572,3 @@ def _surprise(steps: list[_Step]) -> None:
         found, start = surprise(np.concatenate(places)), 0
         for step, part in zip(steps, places, strict=True):
             step.surprises = found[start : (start := start + len(part))]
-
-
-def _count_missing(values: Iterable[Value]) -> int:
-    return sum([y_of(value) is None for value in values])

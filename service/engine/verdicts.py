@@ -82,7 +82,7 @@ def judge(
     first_step: int,
     last_step: int,
     known: Mapping[int, Value],
-    steps: Sequence[int],
+    steps: list[int],
     values: Sequence[Value],
     *,
     revise: bool,
@@ -111,7 +111,7 @@ def judge(
     """
     count = len(steps)
     if count and 0 <= (gap := steps[0] - last_step - 1) <= max_gap and steps[-1] == steps[0] + count - 1:
-        if count == 1 or list(steps) == list(range(steps[0], steps[0] + count)):  # the usual case: nothing to weigh
+        if count == 1 or steps == list(range(steps[0], steps[0] + count)):  # the usual case: nothing to weigh
             return Judgement([Verdict.ACCEPTED] * count, steps[-1], gap, dict(zip(steps, values, strict=True)))
     verdicts = [Verdict.INVALID] * count
     out = Judgement(verdicts, last_step)

@@ -82,19 +82,8 @@ async def _observe(request: Request) -> Response:
     results: dict[str, Outcome | Problem] = {}
     if grouped:
         ticket = Bundle(len(grouped))
-        items: list[Item] = [
-            Observe(
-                ticket,
-                name,
-                [step for i in numbers if (step := rows.steps[i]) is not None],
-                [rows.values[i] for i in numbers],
-                revise=on_conflict == "revise",
-                whole=False,
-                placed=min_surprise is not None,
-            )
-            for name, numbers in grouped.items()
-        ]
-        engine.submit(items)
+        revise, placed = on_conflict == "revise", min_surprise is not None
+        engine.submit(await asyncio.to_thread(_items, ticket, rows, grouped, revise=revise, placed=placed))
         results = await ticket.future
     return await asyncio.to_thread(_reply, rows, grouped, results, min_surprise)
 
@@ -104,6 +93,21 @@ def _read(reader: Any, body: bytes, model: ServedModel, limit: int) -> tuple[Row
         check_arrow_size(body, limit)
     rows: Rows = reader(body, model)
     return rows, rows.by_stream()
+
+
+def _items(ticket: Bundle, rows: Rows, grouped: dict[str, list[int]], *, revise: bool, placed: bool) -> list[Item]:
+    return [
+        Observe(
+            ticket,
+            name,
+            [step for i in numbers if (step := rows.steps[i]) is not None],
+            [rows.values[i] for i in numbers],
+            revise=revise,
+            whole=False,
+            placed=placed,
+        )
+        for name, numbers in grouped.items()
+    ]
 
 
 def _threshold(text: str | None) -> float | None:

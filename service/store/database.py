@@ -22,6 +22,7 @@ from service.errors import StoreError
 __all__ = ["IDLE_SECONDS", "NAMESPACE", "open_database", "quoted", "reading"]
 
 _BUSY_SECONDS = 30
+_CACHE_KIB = 16384  # as many pages as a full micro-batch touches streams; the default of 2,000 reads them anew
 IDLE_SECONDS = 30
 """How long a process may do nothing within a transaction, which keeps rows locked, before the server undoes it."""
 NAMESPACE = "namespace"
@@ -103,6 +104,7 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
                 raise
             time.sleep(0.02)
     cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     cursor.close()
 
 

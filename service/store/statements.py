@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from itertools import chain
 from typing import cast
 
 from sqlalchemy import Connection
@@ -40,7 +41,7 @@ def _run(connection: Connection, statement: Callable[[int, str], str], rows: Seq
     mark = "?" if connection.dialect.name == "sqlite" else "%s"
     touched = 0
     for block in _blocks(rows):
-        parameters = tuple([value for row in block for value in row])
+        parameters = tuple(chain.from_iterable(block))
         touched += connection.exec_driver_sql(statement(len(block), mark), parameters).rowcount
     return touched
 

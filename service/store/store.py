@@ -495,7 +495,8 @@ class Store:
                     self._forget(connection, changes.deleted)
                 for new in changes.created:
                     created.append(self._create(connection, new))
-                append(connection, changes.inserted)
+                # In the order of the table, so that each page of it is met once.
+                append(connection, sorted(changes.inserted))
                 if changes.updated:
                     connection.execute(self._update, [_changed(*row) for row in changes.updated])
                 if changes.rewound:

@@ -7,11 +7,11 @@ value without covariates is a plain float or None, so streams that have none cos
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import orjson
 
-__all__ = ["Covered", "Value", "covariates_of", "merged", "value_of", "written", "y_of"]
+__all__ = ["Covered", "Value", "count_missing", "covariates_of", "merged", "value_of", "written", "y_of", "ys_of"]
 
 
 class Covered(NamedTuple):
@@ -38,6 +38,19 @@ def value_of(y: float | None, covariates: str | None) -> Value:
 def y_of(value: Value) -> float | None:
     """The y of a value."""
     return value.y if isinstance(value, Covered) else value
+
+
+def ys_of(values: list[Value]) -> list[float | None]:
+    """The y of each value."""
+    # Of many values, nearly all are plain: one look at all their types is worth it.
+    if Covered in map(type, values):
+        return [y_of(value) for value in values]
+    return cast(list[float | None], values)
+
+
+def count_missing(values: list[Value]) -> int:
+    """How many have no y."""
+    return ys_of(values).count(None)
 
 
 def covariates_of(value: Value) -> dict[str, Any] | None:
