@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -180,6 +181,8 @@ def _from_split(data: Any) -> dict[str, list[Any]]:
     names, rows = (data.get("columns"), data.get("data")) if isinstance(data, dict) else (None, None)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError("dataframe_split needs columns, a list of names")
+    if len(set(names)) < len(names):
+        raise InputError(f"column {Counter(names).most_common(1)[0][0]!r} appears twice")
     if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == len(names) for row in rows):
         raise InputError(f"dataframe_split needs data, a list of rows of {len(names)} values")
     return {name: [row[place] for row in rows] for place, name in enumerate(names)}
