@@ -610,6 +610,10 @@ class Forecaster:
                     f"quantile level {level:g} is outside {lowest:g} to {highest:g}, "
                     "the levels this model was trained for"
                 )
+        if len({f"{level:g}" for level in levels}) < len(set(levels)):
+            raise InputError(
+                f"quantile levels are {', '.join(map(str, levels))}: six digits name them, and must differ"
+            )
         return levels
 
     def check_panel(self, panel: Panel) -> None:

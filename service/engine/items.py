@@ -195,13 +195,37 @@ class Look(Item):
         self.copy = copy
 
 
-class Observe(Item):
+class _Carrying(Item):
+    """Something to do with observations of one stream."""
+
+    __slots__ = ("precondition", "steps", "values")
+
+    def __init__(
+        self,
+        ticket: Single | Bundle,
+        unique_id: str,
+        steps: list[int],
+        values: list[Value],
+        precondition: Precondition | None,
+    ) -> None:
+        super().__init__(ticket, unique_id)
+        self.steps = steps
+        self.values = values
+        self.precondition = precondition
+
+    @property
+    def weight(self) -> int:
+        """Observations it carries, up to the most that count."""
+        return min(len(self.steps), HEAVIEST)
+
+
+class Observe(_Carrying):
     """Take observations; all or none of them if `whole`, and once only if under a `key`.
 
     Each is placed in what was forecast for it if the caller wants it `placed`.
     """
 
-    __slots__ = ("future", "key", "placed", "precondition", "render", "revise", "steps", "values", "want", "whole")
+    __slots__ = ("future", "key", "placed", "render", "revise", "want", "whole")
 
     def __init__(
         self,
@@ -219,25 +243,17 @@ class Observe(Item):
         precondition: Precondition | None = None,
         key: Key | None = None,
     ) -> None:
-        super().__init__(ticket, unique_id)
+        super().__init__(ticket, unique_id, steps, values, precondition)
         self.key = key
-        self.steps = steps
-        self.values = values
         self.render = render
         self.revise = revise
         self.whole = whole
         self.placed = placed
         self.want = want
         self.future = future
-        self.precondition = precondition
-
-    @property
-    def weight(self) -> int:
-        """Observations it carries, up to the most that count."""
-        return min(len(self.steps), HEAVIEST)
 
 
-class Create(Item):
+class Create(_Carrying):
     """Create or replace a stream; `steps` ascend strictly.
 
     Attributes
@@ -246,7 +262,7 @@ class Create(Item):
         Its state, if it was folded beforehand, and the key of the model.
     """
 
-    __slots__ = ("precondition", "static", "steps", "values", "warmed")
+    __slots__ = ("static", "warmed")
 
     def __init__(
         self,
@@ -257,17 +273,9 @@ class Create(Item):
         precondition: Precondition | None = None,
         static: str | None = None,
     ) -> None:
-        super().__init__(ticket, unique_id)
-        self.steps = steps
-        self.values = values
+        super().__init__(ticket, unique_id, steps, values, precondition)
         self.static = static
-        self.precondition = precondition
         self.warmed: tuple[str, StreamState] | None = None
-
-    @property
-    def weight(self) -> int:
-        """Observations it carries, up to the most that count."""
-        return min(len(self.steps), HEAVIEST)
 
     def state_under(self, key: str) -> StreamState | None:
         """Its state under a model, if it comes with that."""

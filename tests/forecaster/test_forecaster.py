@@ -108,6 +108,13 @@ def test_a_level_beyond_the_trained_ones_is_refused(tiny_forecaster: Forecaster,
         tiny_forecaster.forecast(tiny_forecaster.warm_up([HISTORY], [0]), 6, levels)
 
 
+def test_levels_that_would_share_a_name_are_refused(tiny_forecaster: Forecaster) -> None:
+    with pytest.raises(InputError, match=r"0.1234567, 0.12345678: six digits name them"):
+        tiny_forecaster.check_levels([0.1234567, 0.12345678])
+
+    assert tiny_forecaster.check_levels([0.5, 0.123457, 0.5]) == (0.5, 0.123457, 0.5)
+
+
 def test_no_levels_at_all_are_refused(tiny_forecaster: Forecaster) -> None:
     with pytest.raises(InputError, match="empty"):
         tiny_forecaster.forecast(tiny_forecaster.warm_up([HISTORY], [0]), 6, [])
