@@ -33,7 +33,7 @@ LARGEST_VALIDATION = 512
 """Series validated at most: a sample of a larger panel tells as much, sooner."""
 
 ENOUGH_JUDGED = 512
-"""Values of the validation part, about, that tell weights apart; it may grow to that, ..."""
+"""Values of the validation part, about, that tell weights apart; it may grow to that and to the longest season, ..."""
 
 LARGEST_JUDGED = 1 / 16
 """... but to no more than this share of a series."""
@@ -182,12 +182,13 @@ def _blocks(learnt: Panel, config: Config, generator: np.random.Generator) -> li
 def held_out_steps(panel: Panel, config: Config) -> int:
     """Steps held out of every series for validation; 0 where most series are too short to spare them.
 
-    As many horizons as the configuration says; more where few series make that a sample of chance.
+    As many horizons as the configuration says; more where few series make that a sample of chance, or where it is a
+    part of the longest season: one day happens to all series, and weights that suit it need not suit a week.
     """
     least, horizon, usual = config.training.validation_horizons, config.horizon, float(np.median(panel.lengths))
     if not least:
         return 0
-    wanted = math.ceil(ENOUGH_JUDGED / (len(panel) * horizon))
+    wanted = max(math.ceil(ENOUGH_JUDGED / (len(panel) * horizon)), math.ceil(max(config.seasonality) / horizon))
     steps = horizon * max(least, min(wanted, int(LARGEST_JUDGED * usual / horizon)))
     return steps if usual >= 2 * steps + config.seasonality[0] else 0
 

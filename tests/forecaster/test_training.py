@@ -671,6 +671,15 @@ def test_few_series_are_judged_by_more_horizons_as_far_as_they_can_spare_them(
     assert held_out_steps(panel, with_training(validation_horizons=0)) == 0
 
 
+def test_weights_are_judged_by_the_longest_season_as_far_as_series_can_spare_it() -> None:
+    weekly = dataclasses.replace(CONFIG, seasonality=(4, 28))
+
+    for length, horizons in (9000, 7), (320, 5), (80, 1):
+        panel = Panel.from_series(Calendar("1"), [(f"s{i}", 0, np.ones(length)) for i in range(200)])
+
+        assert held_out_steps(panel, weekly) == horizons * CONFIG.horizon
+
+
 def test_held_out_steps_that_leave_nothing_are_refused() -> None:
     with pytest.raises(PanelError, match="before the 500 steps held out"):
         fitted(held_out=500)
