@@ -163,7 +163,12 @@ class Head(nn.Module, ABC):
     def reset_calibration(self) -> None:
         """Take back what `calibrate` did."""
 
-    def calibrate(self, parameters: Tensor, target: Tensor, frame: Frame) -> None:
+    def around(self, parameters: Tensor, center: Tensor) -> Tensor:
+        """Parameters [N, K, H] whose median is `center` [N, H], in scaled coordinates, for `drift`."""
+        del center
+        return parameters
+
+    def calibrate(self, parameters: Tensor, target: Tensor, frame: Frame, expected: float | Tensor = 1.0) -> None:
         """Adapt what is decoded from now on so that it covers what it says on windows that were not learnt from.
 
         Parameters
@@ -174,6 +179,8 @@ class Head(nn.Module, ABC):
             In units of y, float64, shape [N, H]; NaN is unknown.
         frame
             Coordinates, fields of shape [N].
+        expected
+            How many times as wide intervals should be without any window; a number, or shape [H].
         """
 
     def drift(self, parameters: Tensor, target: Tensor, frame: Frame, moments: int) -> Tensor:

@@ -98,11 +98,16 @@ class QuantileHead(Head):
         """Steps as decoded."""
         self.widening.fill_(1.0)
 
-    def calibrate(self, parameters: Tensor, target: Tensor, frame: Frame) -> None:
+    def around(self, parameters: Tensor, center: Tensor) -> Tensor:
+        """Quantiles moved side by side."""
+        middle = len(self.levels) // 2
+        return parameters - parameters[:, middle : middle + 1] + center.unsqueeze(1)
+
+    def calibrate(self, parameters: Tensor, target: Tensor, frame: Frame, expected: float | Tensor = UNSEEN) -> None:
         """Widen or narrow the steps between neighbouring quantiles, as far as it does not cost too much."""
         distance, steps = self._from_median(parameters, target, frame)
         tails = [2 * level for level in reversed(self.levels[: steps.shape[1]])]
-        factors = widening(distance, steps, tails, UNSEEN).repeat(2, 1)
+        factors = widening(distance, steps, tails, expected).repeat(2, 1)
         most = DEAREST * self._error(parameters, target, frame)
         for share in (1.0, 0.75, 0.5, 0.25, 0.0):
             kept = factors**share

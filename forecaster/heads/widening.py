@@ -11,13 +11,12 @@ Axes: N window, E end of a step between neighbouring levels, from the median out
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["UNSEEN", "widening"]
+__all__ = ["UNSEEN", "observed", "widening"]
 
 GROUPS = 4
 
@@ -35,7 +34,11 @@ LARGEST = 4.0
 
 
 def widening(
-    distance: Tensor, steps: Tensor, tails: Sequence[float], expected: float = 1.0, observations: float | None = None
+    distance: Tensor,
+    steps: Tensor,
+    tails: Sequence[float],
+    expected: float | Tensor = 1.0,
+    observations: float | None = None,
 ) -> Tensor:
     """Factors for the steps between neighbouring levels, from the median outward, shape [E, H].
 
@@ -48,7 +51,7 @@ def widening(
     tails
         Share of truths wanted beyond each end, both sides together.
     expected
-        Factor without any window.
+        Factor without any window; a number, or shape [H].
     observations
         How many the windows count as; None: as if they had nothing to do with each other.
 
@@ -59,18 +62,22 @@ def widening(
     """
     horizon = distance.shape[1]
     if observations is None:
-        observations = int((~torch.isnan(distance)).any(1).sum()) * max(horizon / TOGETHER, 1)
+        observations = observed(int((~torch.isnan(distance)).any(1).sum()), horizon)
     general, grouped = (observations / (observations + caution) for caution in CAUTION)
     number = min(GROUPS, horizon)
     groups = torch.arange(horizon) * number // horizon
-    everywhere = math.log(expected) + general * (_outward(distance, steps, tails) - math.log(expected))
-    logs = torch.empty(len(tails), horizon)
+    beforehand = torch.as_tensor(expected).log().expand(len(tails), horizon)
+    logs = torch.lerp(beforehand, _outward(distance, steps, tails).unsqueeze(1), general)
     for group in range(number):
         here = groups == group
-        logs[:, here] = torch.lerp(everywhere, _outward(distance[:, here], steps[..., here], tails), grouped).unsqueeze(
-            1
-        )
+        alone = _outward(distance[:, here], steps[..., here], tails).unsqueeze(1)
+        logs[:, here] = torch.lerp(logs[:, here], alone, grouped)
     return logs.exp()
+
+
+def observed(windows: int, horizon: int) -> float:
+    """As how many observations windows count that have nothing to do with each other."""
+    return windows * max(horizon / TOGETHER, 1)
 
 
 def _outward(distance: Tensor, steps: Tensor, tails: Sequence[float]) -> Tensor:

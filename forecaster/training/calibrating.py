@@ -1,20 +1,24 @@
-"""Calibration after training: the head's intervals against blocks that the weights have not learnt from."""
+"""Calibration after training: the head's intervals against blocks that the weights have not learnt from.
+
+A short panel has next to none. It has the errors of its anchors, which nothing was fitted to.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from forecaster.heads.widening import UNSEEN
+from forecaster.heads.widening import UNSEEN, observed
 from forecaster.holdout import Block
 from forecaster.network import ForecastNetwork
 from forecaster.panel import Panel
-from forecaster.scaling import Frame
+from forecaster.scaling import Frame, transform
 
 __all__ = ["calibrate", "drift_of"]
 
@@ -23,7 +27,22 @@ LARGEST_WORK = 2**20
 
 ROWS, SPAN = 128, 256
 
+FEW = 8
+"""Observations in blocks below which anchors are asked, too."""
+
+OVERLAP = 8
+"""Windows per horizon that they are tried on."""
+
 Float = npt.NDArray[np.float64]
+
+
+class _Windows(NamedTuple):
+    """Forecasts [N, K, H] from N origins, what came [N, H], frames [N], and the anchors [N, A, H]."""
+
+    parameters: Tensor
+    target: Tensor
+    frame: Frame
+    anchors: Tensor
 
 
 @torch.no_grad()
@@ -37,7 +56,7 @@ def calibrate(network: ForecastNetwork, panel: Panel, blocks: Sequence[Block], s
     panel
         The series that the blocks lie in.
     blocks
-        One horizon each; none: the head widens by what is usual.
+        One horizon each; none: the head widens by what is expected.
     seed
         Of the sample that a large panel is reduced to.
     """
@@ -45,11 +64,35 @@ def calibrate(network: ForecastNetwork, panel: Panel, blocks: Sequence[Block], s
     network.head.reset_calibration()
     if network.config.calibration == "off":
         return
-    found = _windows(network, panel, blocks, seed)
+    expected, found = _expected(network, panel, blocks, seed), _windows(network, panel, blocks, seed)
     if found is None:
-        network.head.widen(torch.full((network.config.horizon,), UNSEEN))
+        network.head.widen(expected)
     else:
-        network.head.calibrate(*found)
+        network.head.calibrate(found.parameters, found.target, found.frame, expected)
+
+
+def _expected(network: ForecastNetwork, panel: Panel, blocks: Sequence[Block], seed: int) -> Tensor:
+    """How many times as wide intervals should be, as far as blocks do not tell, shape [H].
+
+    Weights that have little to learn from may know it by heart, and nobody knows how well they do beside the best of
+    their anchors. So: the geometric mean of what is usual and of what the errors of that anchor call for.
+    """
+    horizon, season = network.config.horizon, network.config.seasonality[0]
+    usual = torch.full((horizon,), UNSEEN)
+    if observed(len(blocks), horizon) >= FEW:
+        return usual
+    everywhere = [
+        Block(name, start, start + horizon)
+        for name, length in zip(panel.unique_ids, panel.lengths.tolist(), strict=True)
+        for start in range(horizon + season, length - horizon + 1, -(-horizon // OVERLAP))
+    ]
+    tried = _windows(network, panel, everywhere, seed)
+    if tried is None:
+        return usual
+    truth = transform(tried.target, tried.frame, network.transform).unsqueeze(1)
+    best = int((truth - tried.anchors).abs().nanmean((0, 2)).argmin())
+    moved = network.head.around(tried.parameters, tried.anchors[:, best])
+    return usual.sqrt() * network.head.drift(moved, tried.target, tried.frame, len(tried.target))
 
 
 @torch.no_grad()
@@ -79,13 +122,13 @@ def drift_of(network: ForecastNetwork, panel: Panel, unseen: int, seed: int) -> 
             windows += [Block(name, start, start + horizon) for start in starts]
             moments |= {first + start for start in starts}
     found = None if network.config.calibration == "off" else _windows(network, panel, windows, seed)
-    return torch.ones(horizon) if found is None else network.head.drift(*found, len(moments))
+    if found is None:
+        return torch.ones(horizon)
+    return network.head.drift(found.parameters, found.target, found.frame, len(moments))
 
 
-def _windows(
-    network: ForecastNetwork, panel: Panel, blocks: Sequence[Block], seed: int
-) -> tuple[Tensor, Tensor, Frame] | None:
-    """Parameters, targets and frames of the blocks of a sample of series; None if there are none."""
+def _windows(network: ForecastNetwork, panel: Panel, blocks: Sequence[Block], seed: int) -> _Windows | None:
+    """Those of the blocks of a sample of series; None if there are none."""
     origins: dict[str, list[int]] = defaultdict(list)
     for name, start, _ in blocks:
         origins[name].append(start - 1)
@@ -102,12 +145,12 @@ def _windows(
         parts += _forecasts(network, chosen, [origins[name] for name in rows])
     if not parts:
         return None
-    parameters, targets, *frame = (torch.cat(column) for column in zip(*parts, strict=True))
-    return parameters, targets, Frame(*frame)
+    parameters, targets, anchors, *frame = (torch.cat(column) for column in zip(*parts, strict=True))
+    return _Windows(parameters, targets, Frame(*frame), anchors)
 
 
 def _forecasts(network: ForecastNetwork, panel: Panel, origins: list[list[int]]) -> list[tuple[Tensor, ...]]:
-    """Parameters, targets and frames at all origins of some series, folded side by side as in serving."""
+    """Parameters, targets, anchors and frames at all origins of some series, folded side by side as in serving."""
     horizon = network.config.horizon
     total = max(max(row) for row in origins) + 1
     y, covariates = _padded(panel.values, total + horizon), _padded(panel.tables, total + horizon)
@@ -122,7 +165,8 @@ def _forecasts(network: ForecastNetwork, panel: Panel, origins: list[list[int]])
         if len(row):
             chosen = encoded.at((row, at - start))
             ahead = row.unsqueeze(1), at.unsqueeze(1) + 1 + torch.arange(horizon)
-            parts.append((network.decode(chosen, covariates[ahead][..., :known]), y[ahead], *chosen.frame))
+            parameters = network.decode(chosen, covariates[ahead][..., :known])
+            parts.append((parameters, y[ahead], network.choices(chosen.scaled, horizon), *chosen.frame))
     return parts
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from itertools import islice
@@ -31,12 +32,13 @@ from forecaster import (
     backtest,
 )
 from forecaster.chunks import Chunk
+from forecaster.heads.widening import LARGEST, UNSEEN
 from forecaster.losses import pinball_loss
 from forecaster.network import ForecastNetwork
 from forecaster.recurrent import RecurrentState
 from forecaster.scaling import transform
 from forecaster.training import Fitted, choosing, fit
-from forecaster.training.calibrating import drift_of
+from forecaster.training.calibrating import calibrate, drift_of
 from forecaster.training.choosing import ENSEMBLE, choose
 from forecaster.training.data import MOST_PASSES, SHORTEST_EPOCH, ChunkDataModule, held_out_steps
 from forecaster.training.module import TrainingModule, mixed_precision
@@ -876,6 +878,22 @@ def test_intervals_widen_where_the_latest_steps_were_harder_and_never_narrow() -
     for few in (panel_of(calm[:1]), panel_of(wild[:1]), together):
         one = drift_of(network, few, width, seed=0)
         assert ((one >= 1) & (one < 1.4)).all()
+
+
+@pytest.mark.parametrize(("shape", "asked"), [(-6.0, LARGEST), (6.0, 1.0)])
+def test_where_blocks_tell_little_the_best_anchor_is_asked_too(shape: float, asked: float) -> None:
+    """Intervals too narrow or too wide for its errors are widened by the mean of what these ask for and what is usual."""
+    panel = panel_of(histories())
+    network = Forecaster.create(dataclasses.replace(CONFIG, calibration="static"))._network
+    for decoder in network.head.decoders:
+        torch.nn.init.constant_(decoder.get_parameter("bias")[-len(network.head.first_shape) :], shape)
+
+    calibrate(network, panel, [], seed=0)
+    widened = network.head.state_dict()["widening"].clone()
+    calibrate(network, panel.tail(CONFIG.horizon), [], seed=0)
+
+    torch.testing.assert_close(widened, torch.full_like(widened, math.sqrt(UNSEEN * asked)), rtol=0.05, atol=0)
+    assert (network.head.state_dict()["widening"] == UNSEEN).all()
 
 
 def test_origins_before_any_value_was_seen_teach_nothing() -> None:
