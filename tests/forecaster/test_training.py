@@ -882,7 +882,7 @@ def test_intervals_widen_where_the_latest_steps_were_harder_and_never_narrow() -
 
 @pytest.mark.parametrize(("shape", "asked"), [(-6.0, LARGEST), (6.0, 1.0)])
 def test_where_blocks_tell_little_the_best_anchor_is_asked_too(shape: float, asked: float) -> None:
-    """Intervals too narrow or too wide for its errors are widened by the mean of what these ask for and what is usual."""
+    """Intervals too narrow or wide for its errors are widened by the mean of what these ask for and what is usual."""
     panel = panel_of(histories())
     network = Forecaster.create(dataclasses.replace(CONFIG, calibration="static"))._network
     for decoder in network.head.decoders:
