@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.engine import Engine
+from service.engine.folding import MOST_STEPS
 from service.engine.rederive import rederive
 from service.metrics import Metrics
 from service.models.served import ServedModel
@@ -130,7 +131,7 @@ class Switch:
         if self._forgetting is not None:
             self._forgetting.cancel()
 
-    def _derive(self, model: ServedModel, deadline: float | None = None, most: int | None = None) -> bool:
+    def _derive(self, model: ServedModel, deadline: float | None = None, most: int = MOST_STEPS) -> bool:
         replay = self.replay = Replay(model, self._store.count())
 
         def told(done: int, steps: int) -> bool:

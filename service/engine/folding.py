@@ -22,13 +22,13 @@ from service.store import Recovery, Store, StreamRecord, Value
 from service.store.values import covariates_of, ys_of
 
 __all__ = [
+    "MOST_STEPS",
     "Restored",
     "Rewound",
     "Stretch",
     "begin",
     "dense",
     "fold_ragged",
-    "in_parts",
     "numbers",
     "restore",
     "rewind",
@@ -39,7 +39,8 @@ __all__ = [
 Float = npt.NDArray[np.float64]
 
 _CELLS = 1 << 20  # values of one padded batch, to bound memory
-_STEPS = 1_000_000  # of logs that are in memory together, unless one alone is longer
+MOST_STEPS = 1_000_000
+"""Of logs that are in memory together, unless one alone is longer."""
 
 
 class Stretch(NamedTuple):
@@ -187,23 +188,6 @@ class Restored(NamedTuple):
     unsaved: list[int]
     damaged: int
     begun: int
-
-
-def in_parts(lengths: Mapping[str, int], most: int | None = None) -> list[list[str]]:
-    """Streams, by the length of what is to be read of each, in parts that may be restored at once.
-
-    None of `most` steps together, by default as many as memory allows, unless one alone is longer.
-    """
-    most = most or _STEPS
-    parts: list[list[str]] = []
-    steps = 0
-    for name, length in lengths.items():
-        if not parts or steps + length > most:
-            parts.append([])
-            steps = 0
-        parts[-1].append(name)
-        steps += length
-    return parts
 
 
 def restore(model: ServedModel, store: Store, recoveries: Sequence[Recovery]) -> Restored:

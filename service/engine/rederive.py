@@ -6,9 +6,9 @@ switch needs no work: a stream's first touch finds its snapshot and folds the fe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from service.engine.folding import in_parts, restore
+from service.engine.folding import MOST_STEPS, restore
 from service.models.served import ServedModel
 from service.store import Store
 
@@ -21,7 +21,7 @@ def rederive(
     model: ServedModel,
     store: Store,
     told: Callable[[int, int], bool] = lambda _done, _steps: True,
-    most: int | None = None,
+    most: int = MOST_STEPS,
 ) -> bool:
     """Write snapshots of all streams under `model`.
 
@@ -46,7 +46,7 @@ def rederive(
         unfolded = store.unfolded([record.unique_id for record in records], model.key)
         behind = {name: steps for name, steps in unfolded.items() if steps}
         done += len(records) - len(behind)
-        for part in in_parts(behind, most) or [[]]:
+        for part in _parts(behind, most) or [[]]:
             found = list(store.recover(part, model.key).values())
             done += len(part)
             folded = 0
@@ -60,3 +60,16 @@ def rederive(
             if not told(done, folded):
                 return False
     return True
+
+
+def _parts(lengths: Mapping[str, int], most: int) -> list[list[str]]:
+    """Streams, by the length of what is to be folded of each, in parts of `most` steps, unless one alone has more."""
+    parts: list[list[str]] = []
+    steps = 0
+    for name, length in lengths.items():
+        if not parts or steps + length > most:
+            parts.append([])
+            steps = 0
+        parts[-1].append(name)
+        steps += length
+    return parts

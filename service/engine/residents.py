@@ -16,12 +16,12 @@ from itertools import islice
 
 from forecaster import StreamState
 from forecaster.marginals import Block
-from service.engine.folding import in_parts, restore
+from service.engine.folding import MOST_STEPS, restore
 from service.engine.slab import Slab
 from service.engine.survey import Survey
 from service.metrics import Metrics
 from service.models.served import ServedModel
-from service.store import Store, StreamRecord
+from service.store import Recovery, Store, StreamRecord
 
 __all__ = ["Resident", "Residents"]
 
@@ -91,19 +91,19 @@ class Residents:
             else:
                 self._by_name[unique_id] = resident
         for start in range(0, len(absent), _RESTORE):
-            names = absent[start : start + _RESTORE]
-            # Without snapshots, under a model that was not there when they were observed, whole logs are to be read.
-            for part in in_parts(self._store.unfolded(names, self.model.key)) if len(names) > 1 else [names]:
-                self._restore(part)
+            left = absent[start : start + _RESTORE]
+            while left:
+                # Under a model that was not there when they were observed, whole logs are to be read.
+                found, left = self._store.recover_some(left, self.model.key, MOST_STEPS)
+                if found:
+                    self._restore(list(found.values()))
 
-    def _restore(self, unique_ids: Sequence[str]) -> None:
-        found = list(self._store.recover(unique_ids, self.model.key).values())
-        if found:
-            restored = restore(self.model, self._store, found)
-            self.add([recovery.record for recovery in found], restored.states, restored.unsaved)
-            self._metrics.restored.inc(len(found))
-            self._metrics.damaged_snapshots.inc(restored.damaged)
-            self.count_begun(restored.begun)
+    def _restore(self, found: Sequence[Recovery]) -> None:
+        restored = restore(self.model, self._store, found)
+        self.add([recovery.record for recovery in found], restored.states, restored.unsaved)
+        self._metrics.restored.inc(len(found))
+        self._metrics.damaged_snapshots.inc(restored.damaged)
+        self.count_begun(restored.begun)
 
     def trimmed(self, begins: Mapping[str, tuple[int, int]]) -> None:
         """Learn where logs begin now: unique_id → (stream id, step). A log known longer than it is does no harm."""

@@ -8,6 +8,7 @@ needs, so whatever snapshot there is, the log after it is whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from secrets import token_hex
 from threading import Lock
 from typing import Any, NamedTuple, Self, TypeVar
 
-from sqlalchemy import Connection, Engine, and_, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, Subquery, and_, bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from service.errors import StaleStreams, StoreError, UnknownOutcome
@@ -333,31 +334,63 @@ class Store:
 
     def recover(self, unique_ids: Sequence[str], model_key: str) -> dict[str, Recovery]:
         """Latest snapshot and the log after it, of those streams that exist, all seen at one moment."""
+        return self.recover_some(unique_ids, model_key, math.inf)[0]
+
+    def recover_some(
+        self, unique_ids: Sequence[str], model_key: str, most: float
+    ) -> tuple[dict[str, Recovery], list[str]]:
+        """As `recover`, of as many streams as have `most` steps after their snapshots together, at least one.
+
+        Returns
+        -------
+        found, left
+            Those, and the streams that are to be asked for again.
+        """
         streams = self._tables.streams
         found: dict[str, Recovery] = {}
+        left: list[str] = []
         with reading(self._engine) as connection:
             for chunk in _chunks(unique_ids):
+                if left:
+                    left.extend(chunk)
+                    continue
                 records = [
                     StreamRecord(*row)
                     for row in connection.execute(select(streams).where(streams.c.unique_id.in_(chunk)))
                 ]
-                found.update(self._recover_chunk(connection, records, model_key))
-        return found
+                states = self._latest_states(connection, [record.id for record in records], model_key)
+                chosen: list[StreamRecord] = []
+                for record in records:
+                    most -= record.last_step - (states[record.id][0] if record.id in states else record.log_step - 1)
+                    if most >= 0 or not (found or chosen):
+                        chosen.append(record)
+                    else:
+                        left.append(record.unique_id)
+                tails = self._tails(connection, [record.id for record in chosen], model_key)
+                for record in chosen:
+                    step, state = states.get(record.id, (None, None))
+                    tail = tails[record.id]
+                    if state is None and record.retained_step is not None:
+                        tail = [row for row in tail if row[0] >= record.retained_step]
+                    found[record.unique_id] = Recovery(record, state, step, tail)
+        return found, left
 
-    def _recover_chunk(
-        self, connection: Connection, records: list[StreamRecord], model_key: str
-    ) -> Iterator[tuple[str, Recovery]]:
-        if not records:
-            return
-        snapshots, observations = self._tables.snapshots.c, self._tables.observations.c
-        ids = [record.id for record in records]
-        newest = (
+    def _newest(self, ids: Sequence[int], model_key: str) -> Subquery:
+        """Of each stream, the step of its latest snapshot."""
+        snapshots = self._tables.snapshots.c
+        return (
             select(snapshots.stream_id, func.max(snapshots.step).label("step"))
             .where(snapshots.stream_id.in_(ids), snapshots.model_key == model_key)
             .group_by(snapshots.stream_id)
             .subquery()
         )
-        states = select(snapshots.stream_id, snapshots.step, snapshots.state).join(
+
+    def _latest_states(
+        self, connection: Connection, ids: Sequence[int], model_key: str
+    ) -> dict[int, tuple[int, bytes]]:
+        """Stream id → step and state of the latest snapshot."""
+        snapshots, newest = self._tables.snapshots.c, self._newest(ids, model_key)
+        query = select(snapshots.stream_id, snapshots.step, snapshots.state).join(
             newest,
             and_(
                 snapshots.stream_id == newest.c.stream_id,
@@ -365,22 +398,21 @@ class Store:
                 snapshots.model_key == model_key,
             ),
         )
-        tails = (
+        return {row[0]: (row[1], row[2]) for row in connection.execute(query)}
+
+    def _tails(self, connection: Connection, ids: Sequence[int], model_key: str) -> dict[int, list[tuple[int, Value]]]:
+        """Stream id → (step, value) of the log after the latest snapshot."""
+        observations, newest = self._tables.observations.c, self._newest(ids, model_key)
+        query = (
             select(observations.stream_id, observations.step, observations.y, observations.covariates)
             .outerjoin_from(self._tables.observations, newest, observations.stream_id == newest.c.stream_id)
             .where(observations.stream_id.in_(ids), observations.step > func.coalesce(newest.c.step, _BEFORE_ALL))
             .order_by(observations.stream_id, observations.step)
         )
-        by_id = {row[0]: (row[1], row[2]) for row in connection.execute(states)}
         rows: dict[int, list[tuple[int, Value]]] = {i: [] for i in ids}
-        for stream_id, step, y, covariates in connection.execute(tails):
+        for stream_id, step, y, covariates in connection.execute(query):
             rows[stream_id].append((step, value_of(y, covariates)))
-        for record in records:
-            step, state = by_id.get(record.id, (None, None))
-            tail = rows[record.id]
-            if state is None and record.retained_step is not None:
-                tail = [row for row in tail if row[0] >= record.retained_step]
-            yield record.unique_id, Recovery(record, state, step, tail)
+        return rows
 
     def recover_before(self, record: StreamRecord, model_key: str, step: int, skip: int = 0) -> Recovery:
         """A snapshot of one stream that has not folded `step`, and the log after it, seen at one moment.

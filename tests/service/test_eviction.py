@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.app import create_app
-from service.engine import folding
+from service.engine import residents
 from service.engine.residents import Residents
 from service.settings import Settings
 from tests.service.kit import LocalClient, assert_same_state, ds, history, observations, recompute
@@ -167,20 +167,20 @@ def test_whole_logs_are_read_a_few_at_a_time(settings, any_store_url, challenger
     with LocalClient(create_app(settings)) as client:
         for name, log in logs.items():
             client.put(f"/v1/streams/{name}", json=history(list(log.values())))
-    monkeypatch.setattr(folding, "_STEPS", 10)
+    monkeypatch.setattr(residents, "MOST_STEPS", 10)
     with LocalClient(create_app(settings.model_copy(update={"model": str(challenger_artifact)}))) as client:
-        engine, recover, read = client.service.engine, client.service.store.recover, []
-        monkeypatch.setattr(client.service.store, "recover", lambda *a: read.append(recover(*a)) or read[-1])
+        engine, recover, read = client.service.engine, client.service.store.recover_some, []
+        monkeypatch.setattr(client.service.store, "recover_some", lambda *a: read.append(recover(*a)) or read[-1])
         reply = client.post("/v1/observations", content=lines, headers=LINES).json()
 
         assert reply["counts"] == {"accepted": 9}
-        assert [len(part) for part in read] == [2, 2, 2, 2, 1]
+        assert [len(part) for part, _ in read] == [2, 2, 2, 2, 1]
         for log in logs.values():
             log[BASE + 5] = 4.0
         found = engine._residents.slab.gather([engine._residents.get(name).row for name in logs])
         assert_same_state(found, recompute(challenger, logs.values()))
     with LocalClient(create_app(settings.model_copy(update={"model": str(challenger_artifact)}))) as client:
-        recover, read = client.service.store.recover, []
-        monkeypatch.setattr(client.service.store, "recover", lambda *a: read.append(recover(*a)) or read[-1])
+        recover, read = client.service.store.recover_some, []
+        monkeypatch.setattr(client.service.store, "recover_some", lambda *a: read.append(recover(*a)) or read[-1])
         client.post("/v1/observations", content=lines, headers=LINES)
-        assert [len(part) for part in read] == [9]
+        assert [len(part) for part, _ in read] == [9]
