@@ -39,10 +39,7 @@ LARGEST_JUDGED = 1 / 16
 """... but to no more than this share of a series."""
 
 UPDATES = 1200
-"""Updates of a run where the configuration names none, or up to twice as many ..."""
-
-ENOUGH_PASSES = 20
-"""... to pass over a large panel so often."""
+"""Updates of a run where the configuration names none."""
 
 MOST_PASSES = 100
 """Passes over a panel at most: what a small one can teach, it has taught by then."""
@@ -131,8 +128,7 @@ class ChunkDataModule(LightningDataModule):
             beside=len(beside),
         )
         a_pass = self.lanes.chunks_per_pass
-        usual = min(max(UPDATES, ENOUGH_PASSES * a_pass), 2 * UPDATES, MOST_PASSES * a_pass)
-        updates = settings.updates or max(usual, min(a_pass, LARGEST_RUN * UPDATES))
+        updates = settings.updates or max(min(UPDATES, MOST_PASSES * a_pass), min(a_pass, LARGEST_RUN * UPDATES))
         epoch = min(settings.epoch_updates, max(SHORTEST_EPOCH, EPOCH_PASSES * a_pass))
         self.epochs = -(-updates // epoch)
         self.epoch_updates = -(-updates // self.epochs)

@@ -40,14 +40,7 @@ from forecaster.scaling import transform
 from forecaster.training import Fitted, choosing, fit
 from forecaster.training.calibrating import calibrate, drift_of
 from forecaster.training.choosing import ENSEMBLE, choose
-from forecaster.training.data import (
-    ENOUGH_PASSES,
-    MOST_PASSES,
-    SHORTEST_EPOCH,
-    UPDATES,
-    ChunkDataModule,
-    held_out_steps,
-)
+from forecaster.training.data import MOST_PASSES, SHORTEST_EPOCH, ChunkDataModule, held_out_steps
 from forecaster.training.module import TrainingModule, mixed_precision
 from forecaster.training.preparing import Preparation, Prepared, ahead
 from tests.forecaster.kit import Float, assert_identical_state, assert_same_state, network_of
@@ -600,19 +593,6 @@ def test_a_small_panel_is_passed_so_often_and_validated_the_more_often_with_the_
     assert small.updates <= MOST_PASSES * small.lanes.chunks_per_pass + small.epoch_updates
     assert SHORTEST_EPOCH <= small.epoch_updates < 75
     assert small.patience * small.epoch_updates == pytest.approx(6 * 75, abs=small.epoch_updates)
-
-
-def test_a_large_panel_is_passed_often_enough_in_up_to_twice_the_updates() -> None:
-    def chosen(series: int, steps: int) -> ChunkDataModule:
-        return ChunkDataModule(panel_of(histories(series, steps)), with_training(updates=0, lanes=4, chunk_length=8))
-
-    usual, large, larger = chosen(4, 400), chosen(8, 300), chosen(8, 1200)
-
-    assert usual.lanes.chunks_per_pass * ENOUGH_PASSES <= UPDATES <= usual.updates
-    assert usual.updates < UPDATES + usual.epoch_updates
-    assert UPDATES < large.lanes.chunks_per_pass * ENOUGH_PASSES <= large.updates < 2 * UPDATES
-    assert 2 * UPDATES < larger.lanes.chunks_per_pass * ENOUGH_PASSES
-    assert 2 * UPDATES <= larger.updates < 2 * UPDATES + larger.epoch_updates
 
 
 def test_training_stops_when_validation_no_longer_improves() -> None:
