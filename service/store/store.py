@@ -358,6 +358,8 @@ class Store:
                     StreamRecord(*row)
                     for row in connection.execute(select(streams).where(streams.c.unique_id.in_(chunk)))
                 ]
+                if not records:
+                    continue  # new names, as a rule
                 states = self._latest_states(connection, [record.id for record in records], model_key)
                 chosen: list[StreamRecord] = []
                 for record in records:
