@@ -153,8 +153,8 @@ class Challenger:
 
     def _fail(self, process: subprocess.Popen[bytes], what: str) -> None:
         if process is self.process:  # else it was told to end
-            self.trouble = f"the challenger {what}"
             self._metrics.challenger_failures.inc()
+            self.trouble = f"the challenger {what}"
             logging.getLogger("service").error(self.trouble)
 
     def _compare(self, model: ServedModel, said: dict[str, Any]) -> None:

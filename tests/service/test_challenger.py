@@ -98,13 +98,14 @@ def test_its_figures_stand_beside_the_champions_until_it_dies_and_is_started_aga
 
         died = client.service.challenger.process
         assert settings.store not in " ".join(died.args)  # it may hold a password
-        client.service.challenger._pause = 1.0
-        os.kill(died.pid, signal.SIGKILL)
-        until(lambda: described()["trouble"] == "the challenger ended with status -9")
-        reply = client.post("/v1/streams/a/observations", json=observations((70, 5.0)))
-        assert (reply.status_code, reply.json()["model"]["name"]) == (200, "tiny")
-        assert "forecaster_challenger_failures_total 1.0" in client.get("/metrics").text
-        assert client.get("/readyz").status_code == httpx.codes.OK
+        client.service.challenger._pause = 0.1
+        with client.service.challenger._starting:  # not before all this has been seen
+            os.kill(died.pid, signal.SIGKILL)
+            until(lambda: described()["trouble"] == "the challenger ended with status -9")
+            reply = client.post("/v1/streams/a/observations", json=observations((70, 5.0)))
+            assert (reply.status_code, reply.json()["model"]["name"]) == (200, "tiny")
+            assert "forecaster_challenger_failures_total 1.0" in client.get("/metrics").text
+            assert client.get("/readyz").status_code == httpx.codes.OK
 
         until(lambda: described()["trouble"] is None, 120)
         assert client.service.challenger.process is not died
@@ -126,7 +127,7 @@ def test_one_that_hangs_is_ended(client, store_url, challenger_artifact):
         until(lambda: shadow.trouble is not None, 120)
 
         assert "was silent" in shadow.trouble
-        assert process.wait(10) == -signal.SIGKILL
+        assert process.wait(60) == -signal.SIGKILL
         assert client.put("/v1/streams/a", json=history([1.0])).status_code == 201
     finally:
         shadow.close()
