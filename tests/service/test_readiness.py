@@ -112,17 +112,24 @@ def test_a_commit_that_fails_at_its_very_end_may_have_been_kept_and_nobody_is_to
 
 
 def test_a_trimmer_whose_database_hangs_does_not_keep_the_process_from_ending(settings, tiny_forecaster, monkeypatch):
-    store, released = Store.open(settings.store), threading.Event()
-    monkeypatch.setattr(store, "page_by_id", lambda *_: released.wait(30) and [])
+    store, asked, released = Store.open(settings.store), threading.Event(), threading.Event()
+
+    def hang(*_asked):
+        asked.set()
+        released.wait(60)
+        return []
+
+    monkeypatch.setattr(store, "page_by_id", hang)
     trimmer = Trimmer(store, Metrics(), lambda _begins: None, 60.0)
     trimmer.follow(ServedModel("tiny", "1", tiny_forecaster), 100)
     trimmer.start()
+    assert asked.wait(60)
 
     trimmer.stop(0.05)
 
     assert trimmer._thread.is_alive()
     released.set()
-    trimmer.stop(30)
+    trimmer.stop(60)
     assert not trimmer._thread.is_alive()
     store.close()
 
