@@ -7,34 +7,46 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.service.kit import ROOT, history, observations
-from tests.service.processes import HTTP, Server
+from tests.service.kit import ROOT, history, observations, until
+from tests.service.processes import HTTP, Server, Template
 
 MOST = 60  # connections
 HEAD = b"POST /v1/forecasts HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 
 
+@contextmanager
+def serving(template: Template, artifact: Path, folder: Path, **bounds: str) -> Iterator[Server]:
+    """A server with a stream."""
+    with Server(template, artifact, f"sqlite:///{folder / 'log.db'}", folder / "log", **bounds).start() as running:
+        until(lambda: HTTP.put(f"{running.url}/v1/streams/a", json=history([1.0, 2.0])).is_success)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def hasty(template, artifact, tmp_path_factory):
+    """One that waits for nobody."""
+    bounds = {"head_seconds": "0.6", "body_seconds": "0.8", "read_seconds": "0.6"}
+    with serving(template, artifact, tmp_path_factory.mktemp("hasty"), **bounds) as running:
+        yield running
+
+
 @pytest.fixture(scope="module")
 def server(template, artifact, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("connections")
-    bounds = {
-        "FORECASTER_HEAD_SECONDS": "0.6",
-        "FORECASTER_BODY_SECONDS": "0.8",
-        "FORECASTER_READ_SECONDS": "0.6",
-        "FORECASTER_MAX_CONNECTIONS": str(MOST),
-        "FORECASTER_MAX_BODY_BYTES": "65536",
-    }
-    with Server(template, artifact, f"sqlite:///{folder / 'log.db'}", folder / "log", **bounds).start() as running:
-        HTTP.put(f"{running.url}/v1/streams/a", json=history([1.0, 2.0])).raise_for_status()
+    """One that waits as long as usual: this machine may be slow too."""
+    bounds = {"max_connections": str(MOST), "max_body_bytes": "65536"}
+    with serving(template, artifact, tmp_path_factory.mktemp("server"), **bounds) as running:
         yield running
 
 
 def connect(server: Server) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
 
@@ -69,8 +81,8 @@ def problem(reply: bytes) -> dict:
     ],
     ids=["nothing", "half a line", "half a head", "a false content-length", "half a chunk"],
 )
-def test_who_does_not_finish_a_request_is_told_and_cut_off(server, sent):
-    with connect(server) as connection:
+def test_who_does_not_finish_a_request_is_told_and_cut_off(hasty, sent):
+    with connect(hasty) as connection:
         connection.sendall(sent)
         found = problem(everything(connection))
 
@@ -79,15 +91,15 @@ def test_who_does_not_finish_a_request_is_told_and_cut_off(server, sent):
 
 
 @pytest.mark.parametrize("part", ["head", "body"])
-def test_a_drop_at_a_time_is_no_progress(server, part):
+def test_a_drop_at_a_time_is_no_progress(hasty, part):
     """What counts is the whole request, not that something comes now and then."""
     line = HEAD if part == "head" else HEAD + b"content-length: 5000\r\n\r\n"
     started = time.monotonic()
-    with connect(server) as connection:
+    with connect(hasty) as connection:
         connection.sendall(line)
         connection.settimeout(0.1)
         reply = b""
-        while not reply and time.monotonic() < started + 15:
+        while not reply and time.monotonic() < started + 60:
             try:
                 connection.sendall(b"x")
                 reply = connection.recv(65536)
@@ -97,7 +109,7 @@ def test_a_drop_at_a_time_is_no_progress(server, part):
                 break
 
     assert reply == b"" or problem(reply)["status"] == 408
-    assert time.monotonic() < started + 15
+    assert time.monotonic() < started + 60
 
 
 @pytest.mark.parametrize(
@@ -132,12 +144,12 @@ def test_a_length_that_is_too_small_leaves_rubbish_that_is_refused(server):
     assert HTTP.get(f"{server.url}/v1/streams/a").json()["version"] == 1
 
 
-def test_who_never_reads_is_cut_off(server):
+def test_who_never_reads_is_cut_off(hasty):
     """A reply that nobody takes must not be kept for ever."""
-    with connect(server) as connection:
+    with connect(hasty) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         requests = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * 500
-        connection.settimeout(15)
+        connection.settimeout(60)
         cut_off = False
         while not cut_off:
             try:
@@ -159,19 +171,19 @@ def test_too_many_connections_are_refused_and_the_next_one_is_welcome(server):
     finally:
         for connection in crowd:
             connection.close()
-    for _ in range(100):
+
+    def let_in() -> bool:
         try:
-            if HTTP.get(f"{server.url}/healthz").status_code == 200:
-                return
+            return HTTP.get(f"{server.url}/healthz").status_code == 200
         except httpx.TransportError:
-            pass
-        time.sleep(0.05)
-    raise AssertionError("the crowd has gone, and still nobody is let in")
+            return False
+
+    until(let_in)
 
 
-def test_ordinary_clients_keep_their_connections(server):
+def test_ordinary_clients_keep_their_connections(hasty):
     """Idle for longer than any of the bounds, then used again."""
-    with connect(server) as connection:
+    with connect(hasty) as connection:
         for pause in (0.0, 1.5, 1.5):
             time.sleep(pause)
             connection.sendall(b"GET /v1/streams/a HTTP/1.1\r\nhost: x\r\n\r\n")
