@@ -11,20 +11,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import httpx
 import numpy as np
 import pytest
-from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.app import create_app
 from service.models.served import load_model
 from service.settings import Settings
-from service.store import Changes, NewStream, Store, StreamRecord, database
+from service.store import Changes, NewStream, Store, StoredReply, StreamRecord, database
 from tests.service.kit import LocalClient, ds, history, observations, recompute, until
 from tests.service.processes import Server
 from tests.service.servers import new_database
 
 BASE = 473352
 PATH = "/v1/streams/a/observations"
-LOCKS = text("SELECT count(*) FROM pg_locks WHERE relation = 'observations'::regclass AND mode = 'RowExclusiveLock'")
 
 
 @pytest.fixture
@@ -111,22 +109,29 @@ def test_lists_that_hang_in_the_database_keep_nobody_else_waiting(url, artifact)
 def test_a_transaction_of_a_stopped_process_does_not_keep_the_others_waiting(url, monkeypatch):
     """It holds locks until the server undoes it; when it goes on it learns that nothing was written."""
     one, two = Store.open(url), Store.open(url)
+    record = one.commit(Changes(created=[NewStream(StreamRecord(0, "a", 0, 0, 1, 1, 0), None, [(0, 1.0)])]))[0]
     monkeypatch.setattr(database, "IDLE_SECONDS", 1)
     one._engine.dispose()  # its next connection has the shorter time
-    record = one.commit(Changes(created=[NewStream(StreamRecord(0, "a", 0, 0, 1, 1, 0), None, [(0, 1.0)])]))[0]
     after = record._replace(last_step=1, version=2, observations=2)
 
     def changes(y: float) -> Changes:
         return Changes(inserted=[(record.id, 1, y)], streams=[(after, 1)])
 
-    awake: Future[None] = Future()
+    asleep, awake = threading.Event(), threading.Event()
+
+    class Asleep(Future[list[StoredReply]]):
+        """What a commit waits for when it has written all and holds its locks."""
+
+        def result(self, timeout: float | None = None) -> list[StoredReply]:
+            asleep.set()
+            assert awake.wait(60)
+            return []
+
     with ThreadPoolExecutor(1) as stopped:
-        half_done = stopped.submit(one.commit, changes(1.0), awake)
-        with two._engine.connect() as connection:
-            while not connection.execute(LOCKS).scalar():
-                threading.Event().wait(0.01)
+        half_done = stopped.submit(one.commit, changes(1.0), Asleep())
+        assert asleep.wait(60)
         two.commit(changes(2.0))
-        awake.set_result(None)
+        awake.set()
         with pytest.raises(SQLAlchemyError, match="idle-in-transaction"):
             half_done.result()
     assert two.log(record.id) == one.log(record.id) == [(0, 1.0), (1, 2.0)]
