@@ -94,7 +94,7 @@ def test_a_log_that_nobody_reads_costs_lines_and_never_a_request():
         released = threading.Event()
 
         def writelines(self, lines):
-            self.released.wait(30)
+            self.released.wait(60)
             super().writelines(lines)
 
     stream = Stuck()
@@ -106,6 +106,7 @@ def test_a_log_that_nobody_reads_costs_lines_and_never_a_request():
     assert writer._queue.qsize() <= 40_000
     Stuck.released.set()
     writer.close()
+    writer._thread.join(60)
     lines = stream.getvalue().splitlines()
 
     dropped = [line for line in lines if "were dropped" in line]
