@@ -54,7 +54,7 @@ class Writer:
         self.book = Book([f"w{number}-{k}" for k in range(streams)])
         self._prefix = f"{prefix}/v1/streams/"
         self._random = random.Random(f"{seed} {number} {prefix}")
-        self._open: list[tuple[str, int, float]] = []
+        self.at_work: list[tuple[str, int, float]] = []
         self.refused = 0
 
     async def create(self, client: Client) -> None:
@@ -69,8 +69,8 @@ class Writer:
 
     def _next(self) -> list[tuple[str, int, float]]:
         chance = self._random
-        if self._open and chance.random() < 0.8:
-            return self._open  # as most clients do that got no answer
+        if self.at_work and chance.random() < 0.8:
+            return self.at_work  # as most clients do that got no answer
         name = chance.choice(list(self.book.possible))
         y = round(chance.uniform(5, 20), 3)
         last, kind = self.book.last(name), chance.random()
@@ -87,7 +87,7 @@ class Writer:
             _, client = await asyncio.get_running_loop().create_connection(Client, "127.0.0.1", port)
             while not stop.is_set():
                 rows = self._next()
-                self._open = rows
+                self.at_work = rows
                 for name, hour, y in rows:
                     self.book.sends(name, hour, y)
                 body = observations(*((hour, y) for _, hour, y in rows), on_conflict="revise", horizon=1)
@@ -98,7 +98,7 @@ class Writer:
                     await asyncio.sleep(0.01)
                     continue
                 assert status == 200, reply
-                self._open = []
+                self.at_work = []
                 for name, hour, y in rows:
                     self.book.hears(name, hour, y)
         except OSError:
