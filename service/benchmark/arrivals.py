@@ -157,12 +157,14 @@ class _Crowd:
                 self._send(due - arrived, now)
                 arrived = due
             await asyncio.sleep(_TICK)
-        self._closed = False
         wall = perf_counter() - self._began
+        # On a busy machine the last look may have been long before the end; what nobody was there to send arrived too.
+        arrived = self._sent if self._closed else int(wall * rate)
+        self._closed = False
         taken = sorted(time for times in self._taken_after for time in times)
         return {
             "seconds": wall,
-            "arrived_per_second": max(arrived, self._sent) / wall,
+            "arrived_per_second": arrived / wall,
             "sent_per_second": self._sent / wall,
             "taken_per_second": len(taken) / wall,
             "refused_per_second": len(self._refused_after) / wall,

@@ -57,7 +57,7 @@ def test_overload_is_measured_against_the_peak_and_the_log_against_what_clients_
     (found,) = measure_overload(artifact, tmp_path, **options)
 
     assert found["ratio"] == pytest.approx(found["value"] / found["reference"], abs=0.02)
-    assert found["arrived_per_second"] == pytest.approx(TIMES * found["reference"], rel=0.5)
+    assert found["arrived_per_second"] == pytest.approx(TIMES * found["reference"], abs=3)
     assert found["arrived_per_second"] >= found["sent_per_second"]
     assert 0 < found["p50_ms"] <= found["p99_ms"]
     assert found["acknowledged"] > 0
