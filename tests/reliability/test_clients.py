@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import signal
 import socket
 import time
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from service.benchmark.load import Client, request_bytes
 from tests.reliability.kit import ABSENT, Book, Writer, audit, audit_states, create_all, load, read_log
-from tests.service.kit import history, observations
+from tests.service.kit import history, observations, until
 from tests.service.processes import HTTP, Server
 
 
@@ -116,7 +117,7 @@ def test_clients_that_leave_in_the_middle_leave_all_or_nothing(server, any_store
     while waiting := pending(server.url):
         if waiting < least:
             least, since = waiting, time.monotonic()
-        assert time.monotonic() < since + 20, f"{waiting} are counted as waiting, and nothing moves"
+        assert time.monotonic() < since + 60, f"{waiting} are counted as waiting, and nothing moves"
         time.sleep(0.1)
     logs = audit([book, *(writer.book for writer in writers)], any_store_url)
     audit_states(server, logs, tiny_forecaster)
@@ -271,8 +272,13 @@ def test_overload_is_shed_and_what_is_let_in_is_served(
     async def phase(clients: list[Pusher]) -> float:
         before = sum(pusher.book.acknowledged for pusher in clients)
         connections = await asyncio.gather(*(connected(server.port) for _ in clients))
+        assert server.process is not None
+        server.process.send_signal(signal.SIGSTOP)  # so that all are there at once, however fast it is
         end = time.perf_counter() + seconds  # from now on, as a busy machine may take that long to connect them all
-        await asyncio.gather(*(pusher.push(own, end) for pusher, own in zip(clients, connections, strict=True)))
+        pushing = [asyncio.create_task(pusher.push(own, end)) for pusher, own in zip(clients, connections, strict=True)]
+        await asyncio.sleep(0)  # each has sent
+        server.process.send_signal(signal.SIGCONT)
+        await asyncio.gather(*pushing)
         return (sum(pusher.book.acknowledged for pusher in clients) - before) / seconds
 
     with server.start():
@@ -281,9 +287,7 @@ def test_overload_is_shed_and_what_is_let_in_is_served(
         asyncio.run(phase(pushers[:few]))
         peak = asyncio.run(phase(pushers[:few]))
         goodput = asyncio.run(phase(pushers))
-        started = time.perf_counter()
-        while HTTP.get(f"{server.url}/readyz").status_code != 200:
-            assert time.perf_counter() < started + 10
+        until(lambda: HTTP.get(f"{server.url}/readyz").status_code == 200)
         after = asyncio.run(phase(pushers[:few]))
         refused = sum(pusher.refused for pusher in pushers)
         print(f"peak {peak:.0f}/s, overloaded {goodput:.0f}/s ({refused} refused), afterwards {after:.0f}/s")  # noqa: T201
