@@ -20,6 +20,7 @@ from forecaster import Forecaster, StreamState
 
 ROOT = Path(__file__).resolve().parents[2]
 START = datetime(2024, 1, 1)
+_TAKEN: list[socket.socket] = []  # ports, until the process ends
 
 
 def ds(hour: int) -> str:
@@ -62,15 +63,19 @@ def recompute(forecaster: Forecaster, logs: Iterable[dict[int, float | None]]) -
 
 
 def free_port() -> int:
-    """A port nobody listens on, and that no outgoing connection is given while a server restarts on it."""
+    """A port nobody listens on, and that neither another test nor an outgoing connection gets while no server does."""
     while True:
         port = 15_000 + secrets.randbelow(17_000)  # not `random`, which starts alike in all processes of a test run
-        with socket.socket() as tried:
-            try:
+        taken = socket.socket(type=socket.SOCK_DGRAM)  # the same number elsewhere, which all processes here ask for
+        try:
+            with socket.socket() as tried:
                 tried.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
+            taken.bind(("127.0.0.1", port))
+        except OSError:
+            taken.close()
+            continue
+        _TAKEN.append(taken)
+        return port
 
 
 class LocalClient:
@@ -102,7 +107,7 @@ class LocalClient:
 
     def call(self, coroutine: Any) -> Any:
         """Run a coroutine on the application's loop."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(120)
 
     @property
     def service(self) -> Any:
