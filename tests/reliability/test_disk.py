@@ -96,7 +96,7 @@ def test_dying_at_any_write_or_flush_leaves_all_or_nothing_of_each_request(
                 finished += 1  # the script has fewer calls than this
                 server.kill()
             else:
-                server.wait(10)
+                server.wait()
                 died += 1
             server.start()
             logs = audit([book], f"sqlite:///{folder / 'log.db'}")

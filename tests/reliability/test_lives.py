@@ -73,7 +73,7 @@ def test_sigterm_under_load_finishes_what_was_taken_in_and_leaves_whole_snapshot
         while sum(writer.book.acknowledged for writer in writers) < 200:
             await asyncio.sleep(0.005)
         assert server.process is not None
-        async with httpx.AsyncClient(base_url=server.url, verify=False) as client:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60, verify=False) as client:
             server.process.terminate()
             before = sum(writer.book.acknowledged for writer in writers)
             while True:

@@ -66,7 +66,7 @@ def test_sixty_four_clients_on_five_hundred_streams(template, artifact, tmp_path
     with Server(template, artifact, f"sqlite:///{tmp_path / 'log.db'}", tmp_path / "log").start() as server:
         run(all_of_it(server.port))
         forecasts = {}
-        with httpx.Client(base_url=server.url) as client:
+        with httpx.Client(base_url=server.url, timeout=60) as client:
             for name in (*names[::10], *SHARED):
                 forecasts[name] = client.get(f"/v1/streams/{name}/forecast").json()
 

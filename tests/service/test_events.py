@@ -49,7 +49,7 @@ class Reader:
 
     async def _leave(self):
         self._gone.set()
-        await asyncio.wait_for(self._task, 10)
+        await asyncio.wait_for(self._task, 50)
 
     async def _receive(self):
         await self._gone.wait()
@@ -66,7 +66,7 @@ class Reader:
 
     def next(self):
         """The next event, or None at the end."""
-        return self.client.call(asyncio.wait_for(self._next(), 20))
+        return self.client.call(asyncio.wait_for(self._next(), 50))
 
     async def _next(self):
         while True:
@@ -148,11 +148,11 @@ def test_a_new_model_that_cannot_answer_ends_the_events_and_says_why_to_who_come
     shorter = ServedModel("shorter", "2", forecaster_of(config_of().with_overrides({"horizon": 2}), 1))
     with Reader(stream, query="horizon=24") as reader:
         assert len(reader.next()["data"]["ds"]) == 24
-        stream.service.engine.swap(shorter).result(20)
+        stream.service.engine.swap(shorter).result(60)
         observe(stream, 20)
         assert reader.next() is None
     with Reader(stream, query="horizon=24") as reader:
-        stream.call(asyncio.wait_for(reader._task, 10))
+        stream.call(asyncio.wait_for(reader._task, 50))
         assert reader.status == 422
 
 
@@ -191,7 +191,7 @@ def test_what_another_process_commits_makes_events_too(settings):
 )
 def test_events_that_cannot_be_given_are_refused_as_anything_else(stream, path, query, headers, status):
     with Reader(stream, path, query, headers) as reader:
-        stream.call(asyncio.wait_for(reader._task, 10))
+        stream.call(asyncio.wait_for(reader._task, 50))
 
         assert (reader.status, reader.headers[b"content-type"]) == (status, b"application/problem+json")
 
@@ -202,7 +202,7 @@ def test_there_are_only_so_many_readers(settings):
         with Reader(client) as first:
             first.next()
             with Reader(client) as second:
-                client.call(asyncio.wait_for(second._task, 10))
+                client.call(asyncio.wait_for(second._task, 50))
                 assert (second.status, second.headers[b"retry-after"]) == (503, b"1")
 
 
@@ -284,4 +284,4 @@ def test_readers_that_never_read_are_cut_off_and_the_others_are_told_when_the_se
                 pass
             server.process.send_signal(signal.SIGTERM)
             assert not any(line.startswith("data:") for line in lines)  # and the reply has an end
-        assert server.process.wait(20) == 0
+        assert server.wait() == 0

@@ -121,7 +121,7 @@ def test_of_sixty_four_writers_one_wins_each_version_and_no_update_is_lost(setti
         assert one.put(PATH, json=history([1.0])).status_code == 201
         half = asyncio.run_coroutine_threadsafe(write_all(other, range(WRITERS // 2, WRITERS)), other._loop)
         one.call(write_all(one, range(WRITERS // 2)))
-        half.result(60)
+        half.result(120)
         log = one.service.store.log(one.service.store.page("", 1)[0].id)
 
     assert sorted(wins) == list(range(2, WRITERS + 2))
