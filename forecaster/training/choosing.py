@@ -6,9 +6,8 @@ served code's forecasts of the validation part decide.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +20,7 @@ from forecaster.forecaster import Forecaster
 from forecaster.panel import Panel
 from forecaster.training.data import sample
 
-__all__ = ["Choice", "choose", "choose_covariates", "race_length"]
+__all__ = ["Choice", "Trials", "choose", "choose_covariates", "race_length"]
 
 RACE_SHARE = 0.15
 """Share of a run's updates that each candidate of a race is trained for."""
@@ -42,15 +41,29 @@ RING_LENGTHS = 4
 SMALL_PANEL = 2**19
 """Observed values up to which chance rules what a training finds, and an ensemble pays for its cost."""
 
-ENSEMBLE = 4
-"""Members of it."""
+ENSEMBLES = (4, 2)
+"""Members of it: the first number that a time box has room for, if it has room for any."""
+
+ENOUGH_ROOM = 0.75
+"""Share of a run's updates that a time box must have room for: one network that has learnt all its run can teach is
+better than four that have learnt half."""
 
 TINY_PANEL = 2**13
 """Observed values up to which series are imagined beside the panel's own."""
 
 JUDGED_BY = ("smape", "mase", "wql")
 
-Train = Callable[[Config], Forecaster]
+
+class Trials(Protocol):
+    """Short trainings on a panel without its validation part."""
+
+    def train(self, config: Config) -> Forecaster:
+        """A candidate, trained for a short while."""
+        ...
+
+    def room(self, config: Config) -> float:
+        """Share of the updates of a whole run that there is time for; infinite without a time box."""
+        ...
 
 
 class Choice(NamedTuple):
@@ -67,7 +80,7 @@ def race_length(config: Config) -> int:
     return updates if updates >= SHORTEST_RACE else 0
 
 
-def choose(config: Config, panel: Panel, held_out: int, train: Train) -> Choice:
+def choose(config: Config, panel: Panel, held_out: int, trials: Trials) -> Choice:
     """Choose support, company for a tiny panel, transform and the size of the ensemble.
 
     Parameters
@@ -78,8 +91,8 @@ def choose(config: Config, panel: Panel, held_out: int, train: Train) -> Choice:
         What may be learnt from, validation part included.
     held_out
         Steps of the validation part, at the end of each series; 0 if there is none.
-    train
-        Trains a candidate for a short while on a panel without its validation part.
+    trials
+        Train candidates, and know what there is time for.
     """
     lowest, name = min((float(np.nanmin(y)), name) for name, _, y in panel if np.isfinite(y).any())
     below = f"series {name!r} has values below 0 (down to {lowest:g})"
@@ -92,10 +105,10 @@ def choose(config: Config, panel: Panel, held_out: int, train: Train) -> Choice:
         config, because = _choose_imagined(config, panel)
         said = (*said, f"imagined series {config.training.imagined}: {because}")
     if config.transform == "auto":
-        config, because = _choose_transform(config, panel, held_out, train, below if lowest < 0 else "")
+        config, because = _choose_transform(config, panel, held_out, trials, below if lowest < 0 else "")
         said = (*said, f"transform {config.transform}: {because}")
     if not config.network.members:
-        config, because = _choose_members(config, panel)
+        config, because = _choose_members(config, panel, trials)
         said = (*said, f"members {config.network.members}: {because}")
     return Choice(config, said)
 
@@ -118,19 +131,23 @@ def _observed(panel: Panel) -> int:
     return sum(int(np.isfinite(y).sum()) for y in panel.values)
 
 
-def _choose_members(config: Config, panel: Panel) -> tuple[Config, str]:
+def _choose_members(config: Config, panel: Panel, trials: Trials) -> tuple[Config, str]:
     """One network, or several whose chance errors cancel."""
+
+    def ensemble(members: int) -> Config:
+        return replace(config, network=replace(config.network, members=members))
+
     count = _observed(panel)
-    small = count <= SMALL_PANEL
-    because = (
-        f"{count:,} values leave much to chance, which {ENSEMBLE} networks average out"
-        if small
-        else f"{count:,} values teach one network enough"
-    )
-    return replace(config, network=replace(config.network, members=ENSEMBLE if small else 1)), because
+    if count > SMALL_PANEL:
+        return ensemble(1), f"{count:,} values teach one network enough"
+    chance = f"{count:,} values leave much to chance"
+    for members in ENSEMBLES:
+        if trials.room(ensemble(members)) >= ENOUGH_ROOM:
+            return ensemble(members), f"{chance}, which {members} networks average out"
+    return ensemble(1), f"{chance}, but there is no time for more than one network"
 
 
-def _choose_transform(config: Config, panel: Panel, held_out: int, train: Train, below: str) -> tuple[Config, str]:
+def _choose_transform(config: Config, panel: Panel, held_out: int, trials: Trials, below: str) -> tuple[Config, str]:
     """Logarithm or not; `below` says which series forbids it, if one does."""
     if below:
         return replace(config, transform="linear"), below
@@ -140,7 +157,7 @@ def _choose_transform(config: Config, panel: Panel, held_out: int, train: Train,
     candidates = [replace(config, transform=kind) for kind in ("log", "linear")]
     known = RING_LENGTHS * config.ring_length + held_out
     judges = sample(panel, RUNNERS, config.training.seed).tail(known)
-    log, linear = (_errors(train(candidate), judges, held_out) for candidate in candidates)
+    log, linear = (_errors(trials.train(candidate), judges, held_out) for candidate in candidates)
     comparable = np.isfinite(log) & np.isfinite(linear) & (log > 0) & (linear > 0)
     # The mean of the logarithms: no metric outweighs another by its size.
     ratio = float(np.exp(np.log(log[comparable] / linear[comparable]).mean())) if comparable.any() else 1.0

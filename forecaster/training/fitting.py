@@ -41,6 +41,9 @@ FINISHING_RATE = 0.5
 RACE_BOX = 0.1
 """Share of the time box that each candidate of a race may take at most."""
 
+PACED_UPDATES = 10
+"""Updates that tell how long one takes, where no race has told."""
+
 
 class Fitted(NamedTuple):
     """What came out of a training run.
@@ -101,8 +104,8 @@ def fit(
     on_epoch
         Called with each row of the history as it is made.
     on_weights
-        Called after each epoch with the seconds since the start and a forecaster of the weights at that time, as they
-        would be served.
+        Called with the seconds since the start and a forecaster of the weights at that time, as they would be served:
+        after each epoch, and where training goes on from the winner of a race, after that.
 
     Raises
     ------
@@ -131,8 +134,8 @@ def fit(
         unseen = held_out_steps(learnt, config) if validation is None else validation
         config, told = choose_covariates(config, learnt, unseen)
         panel, learnt = panel.with_covariates(config.covariates), learnt.with_covariates(config.covariates)
-        runner = _Runner(learnt.drop_last(unseen), clock)
-        config, reasons = choose(config, learnt, unseen, runner.train)
+        trials = _Trials(learnt.drop_last(unseen), clock)
+        config, reasons = choose(config, learnt, unseen, trials)
         reasons = told + reasons
         if on_gpu:
             reasons += (f"trained on {torch.cuda.get_device_name()}: PyTorch finds it",)
@@ -140,7 +143,11 @@ def fit(
         torch.manual_seed(settings.seed)
         data = ChunkDataModule(learnt, config, validation)
         share = settings.finish if held_out or data.validation else 0.0
-        network = _fresh(config, data)
+        network = trials.trained.get(config)
+        if network is None:
+            network = _fresh(config, data)
+        else:  # who has won a race goes on
+            clock.show(network, clock.elapsed)
         done = _train(network, data, data.updates, clock.until(1 - share), progress=progress)
         calibrate(network, learnt, data.blocks, settings.seed)
         drift = drift_of(network, learnt, data.held_out, settings.seed)
@@ -162,22 +169,55 @@ def fit(
         return Fitted(Forecaster(network), judged, clock.history, reasons)
 
 
-class _Runner:
-    """Trains candidates of a race, each for an equal share of the time that races may take of a time box."""
+class _Trials:
+    """Trains candidates of a race, each for an equal share of the time that races may take of a time box.
+
+    Attributes
+    ----------
+    trained
+        The candidates' networks, by their configurations; single ones where the size of an ensemble is left open.
+    pace
+        Seconds per update of one network, once one was trained.
+    """
 
     def __init__(self, panel: Panel, clock: _Clock) -> None:
         self.panel, self.clock = panel, clock
+        self.trained: dict[Config, ForecastNetwork] = {}
+        self.pace = 0.0
 
     def train(self, config: Config) -> Forecaster:
         """Train one candidate from scratch."""
-        settings = replace(config.training, validation_horizons=0)
-        torch.manual_seed(settings.seed)
-        config = replace(config, training=settings)
-        data = ChunkDataModule(self.panel, config)
+        if not config.network.members:
+            config = _single(config)
+        self.trained[config] = self._train(config, race_length(config))
+        return Forecaster(self.trained[config])
+
+    def room(self, config: Config) -> float:
+        """By the pace of one network; several take as many times as long."""
+        if self.clock.seconds is None:
+            return math.inf
+        if not self.pace:
+            for updates in (1, PACED_UPDATES):  # the first one ever compiles
+                self._train(_single(config), updates)
+        whole = self._data(_single(config)).updates / (1 - config.training.finish)
+        return (self.clock.seconds - self.clock.elapsed) / (whole * self.pace * config.network.num_members)
+
+    def _train(self, config: Config, updates: int) -> ForecastNetwork:
+        data = self._data(config)
+        torch.manual_seed(config.training.seed)
         network = _fresh(config, data)
         seconds = None if self.clock.seconds is None else RACE_BOX * self.clock.seconds
-        _train(network, data, min(race_length(config), data.updates), _Clock(seconds, None).until(1))
-        return Forecaster(network)
+        clock = _Clock(seconds, None)
+        done = _train(network, data, min(updates, data.updates), clock.until(1))
+        self.pace = clock.elapsed / (max(done, 1) * config.network.num_members)
+        return network
+
+    def _data(self, config: Config) -> ChunkDataModule:
+        return ChunkDataModule(self.panel, replace(config, training=replace(config.training, validation_horizons=0)))
+
+
+def _single(config: Config) -> Config:
+    return replace(config, network=replace(config.network, members=1))
 
 
 def _fresh(config: Config, data: ChunkDataModule) -> ForecastNetwork:
@@ -314,14 +354,18 @@ class _Clock:
         return None if self.seconds is None else max(self.seconds * self.share - self.elapsed, 1.0)
 
     def add(self, row: dict[str, float], network: ForecastNetwork) -> None:
-        """Keep a row, with its place in the whole run, and tell; also of the weights, if they are asked for."""
+        """Keep a row, with its place in the whole run, and tell; also of the weights."""
         row["epoch"], row["seconds"] = float(len(self.history)), self.elapsed
         row["progress"] = self.share_before + (self.share - self.share_before) * row["progress"]
         self.history.append(row)
         if self.on_epoch is not None:
             self.on_epoch(row)
+        self.show(network, row["seconds"])
+
+    def show(self, network: ForecastNetwork, seconds: float) -> None:
+        """Tell of the weights as they are at this time, if they are asked for."""
         if self.on_weights is not None:
-            self.on_weights(row["seconds"], Forecaster(network))
+            self.on_weights(seconds, Forecaster(network))
 
 
 class _Rows(Callback):

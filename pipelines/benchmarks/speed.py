@@ -92,11 +92,11 @@ def benchmark_training(shape: Shape, *, rounds: int, seconds: float) -> Iterator
         step, which is the work that a forking-sequences loss cannot avoid; and an ensemble, as the default is on a
         panel of this size, against the one bare `nn.LSTM`.
     """
-    from forecaster.training.choosing import ENSEMBLE
+    from forecaster.training.choosing import ENSEMBLES
 
     turns: dict[str, Callable[[float], float]] = {
         "ours": ours(shape),
-        "ensemble": ours(shape, members=ENSEMBLE),
+        "ensemble": ours(shape, members=ENSEMBLES[0]),
         "lstm": bare(shape, decoder=False),
         "lstm_decoder": bare(shape, decoder=True),
     }
@@ -116,7 +116,7 @@ def benchmark_training(shape: Shape, *, rounds: int, seconds: float) -> Iterator
     for benchmark, subject, rival, target, reference in (
         ("training", "ours", "lstm", 0.7, lstm),
         ("training", "ours", "lstm_decoder", None, "bare nn.LSTM with a linear quantile decoder at every step"),
-        ("training_ensemble", "ensemble", "lstm", None, f"one {lstm}; here an update trains {ENSEMBLE} networks"),
+        ("training_ensemble", "ensemble", "lstm", None, f"one {lstm}; here an update trains {ENSEMBLES[0]} networks"),
     ):
         yield {
             "benchmark": benchmark,

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 from hypothesis import strategies as st
 
@@ -42,6 +43,17 @@ def config_of(
         network=NetworkConfig(**options),
         head=head,  # type: ignore[arg-type]
     )
+
+
+class Untimed:
+    """Trials that nothing is left to, without a time box."""
+
+    def train(self, config: Config) -> Forecaster:
+        pytest.fail(f"nothing is left to a race: {config}")
+
+    def room(self, config: Config) -> float:
+        del config
+        return np.inf
 
 
 TINY = config_of("log")

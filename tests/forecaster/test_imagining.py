@@ -15,7 +15,7 @@ from forecaster.chunks import COMPANY, OWN_SHARE, Lanes
 from forecaster.training import fit
 from forecaster.training.choosing import TINY_PANEL, choose
 from forecaster.training.imagining import _autoregression, imagine
-from tests.forecaster.kit import Float, config_of
+from tests.forecaster.kit import Float, Untimed, config_of
 
 
 def panel_of(lengths: list[int]) -> Panel:
@@ -128,7 +128,7 @@ def test_every_pass_plays_all_of_the_panels_own_and_some_of_their_company(
 def test_a_tiny_panel_gets_company(values: int, head: str, imagined: str, because: str) -> None:
     config = config_of("log", head=head)
 
-    choice = choose(config, panel_of([values]), 0, lambda _: pytest.fail("nothing is left to a race"))
+    choice = choose(config, panel_of([values]), 0, Untimed())
 
     assert choice.config.training.imagined == imagined
     assert f"imagined series {imagined}: {because}" in choice.reasons

@@ -39,11 +39,11 @@ from forecaster.recurrent import RecurrentState
 from forecaster.scaling import transform
 from forecaster.training import Fitted, choosing, fit
 from forecaster.training.calibrating import calibrate, drift_of
-from forecaster.training.choosing import ENSEMBLE, choose
+from forecaster.training.choosing import ENSEMBLES, choose
 from forecaster.training.data import MOST_PASSES, SHORTEST_EPOCH, ChunkDataModule, held_out_steps
 from forecaster.training.module import TrainingModule, mixed_precision
 from forecaster.training.preparing import Preparation, Prepared, ahead
-from tests.forecaster.kit import Float, assert_identical_state, assert_same_state, network_of
+from tests.forecaster.kit import Float, Untimed, assert_identical_state, assert_same_state, network_of
 
 CONFIG = Config(
     "1",
@@ -768,12 +768,13 @@ def test_a_race_decides_the_transform_where_no_value_is_negative(better: str) ->
     auto = dataclasses.replace(with_training(updates=600, validation_horizons=2), transform="auto")
     panel = panel_of([np.abs(y) + 1 for y in histories()])
 
-    def train(candidate: Config) -> Forecaster:
-        if candidate.transform != better:
-            return Forecaster.create(candidate)
-        return fit(panel, dataclasses.replace(candidate, training=CONFIG.training)).forecaster
+    class Race(Untimed):
+        def train(self, config: Config) -> Forecaster:
+            if config.transform != better:
+                return Forecaster.create(config)
+            return fit(panel, dataclasses.replace(config, training=CONFIG.training)).forecaster
 
-    choice = choose(auto, panel, 8, train)
+    choice = choose(auto, panel, 8, Race())
 
     assert choice.config == dataclasses.replace(auto, transform=better, support="nonnegative")
     assert len(choice.reasons) == 2
@@ -792,6 +793,30 @@ def test_a_race_is_run_inside_a_fit_and_repeats_itself() -> None:
     assert one.forecaster.fingerprint() == two.forecaster.fingerprint()
 
 
+def test_who_has_won_a_race_goes_on() -> None:
+    """A single network: what it has learnt is not thrown away, and can be looked at before the first epoch."""
+    auto = dataclasses.replace(with_training(updates=340, epoch_updates=170, validation_horizons=2), transform="auto")
+    panel, seen = panel_of([np.abs(y) + 1 for y in histories()]), []
+
+    raced = fit(panel, auto, on_weights=lambda seconds, _: seen.append(seconds))
+    fresh = fit(panel, dataclasses.replace(auto, transform=raced.forecaster.config.transform))
+
+    assert len(seen) == len(raced.history) + 1
+    assert seen[0] < raced.history[0]["seconds"]
+    assert raced.history[0]["train_loss"] < fresh.history[0]["train_loss"]
+
+
+def test_a_race_and_the_run_after_it_leave_out_the_same_blocks() -> None:
+    """Or calibration would be held against what the winner has learnt."""
+    panel = panel_of(histories())
+    config = dataclasses.replace(with_training(validation_horizons=2), calibration="static")
+    run = ChunkDataModule(panel, config)
+    race = ChunkDataModule(panel.drop_last(run.held_out), config.with_overrides({"training.validation_horizons": 0}))
+
+    assert run.blocks
+    assert race.blocks == run.blocks
+
+
 def test_a_small_panel_is_given_an_ensemble_and_a_large_one_a_single_network(monkeypatch: pytest.MonkeyPatch) -> None:
     auto = dataclasses.replace(with_training(updates=2), network=dataclasses.replace(CONFIG.network, members=0))
     panel = panel_of(histories(2))
@@ -800,11 +825,39 @@ def test_a_small_panel_is_given_an_ensemble_and_a_large_one_a_single_network(mon
     monkeypatch.setattr(choosing, "SMALL_PANEL", 0)
     large = fit(panel, auto)
 
-    assert small.forecaster.config.network.members == ENSEMBLE
+    assert small.forecaster.config.network.members == ENSEMBLES[0]
     assert "average out" in small.reasons[-1]
     assert large.forecaster.config.network.members == 1
     assert "teach one network enough" in large.reasons[-1]
-    assert small.forecaster.num_parameters == ENSEMBLE * large.forecaster.num_parameters
+    assert small.forecaster.num_parameters == ENSEMBLES[0] * large.forecaster.num_parameters
+
+
+@pytest.mark.parametrize(("room", "members"), [(4.0, 4), (0.75 * 4, 4), (2.9, 2), (1.5, 2), (1.4, 1), (0.1, 1)])
+def test_an_ensemble_is_as_large_as_there_is_time_for(room: float, members: int) -> None:
+    """`room` is that of one network; several take as many times as long."""
+
+    class Timed(Untimed):
+        def room(self, config: Config) -> float:
+            return room / config.network.num_members
+
+    auto = dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, members=0))
+
+    choice = choose(auto, panel_of(histories(2)), 0, Timed())
+
+    assert choice.config.network.members == members
+    assert ("no time" in choice.reasons[-1]) == (members == 1)
+
+
+def test_what_a_time_box_has_room_for_is_measured() -> None:
+    """A box that a hundred thousandth of the run would fill, and one that holds the run many times."""
+    auto = dataclasses.replace(with_training(updates=10**6), network=dataclasses.replace(CONFIG.network, members=0))
+    panel = panel_of(histories(2))
+
+    short = fit(panel, auto, max_minutes=2 / 60)
+    long = fit(panel, auto.with_overrides({"training.updates": 8}), max_minutes=60)
+
+    assert short.forecaster.config.network.members == 1
+    assert long.forecaster.config.network.members == ENSEMBLES[0]
 
 
 def test_members_of_an_ensemble_learn_each_by_itself() -> None:
