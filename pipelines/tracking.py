@@ -179,7 +179,9 @@ class TrainingRun:
 
 
 @contextmanager
-def start_run(client: MlflowClient, experiment: str, *, tracking_uri: str | None = None) -> Iterator[TrainingRun]:
+def start_run(
+    client: MlflowClient, experiment: str, name: str | None = None, *, tracking_uri: str | None = None
+) -> Iterator[TrainingRun]:
     """Open a run; it ends with the block: finished, failed on an error, killed on Ctrl-C.
 
     Parameters
@@ -188,6 +190,8 @@ def start_run(client: MlflowClient, experiment: str, *, tracking_uri: str | None
         An open connection.
     experiment
         Name of the experiment; created if there is none.
+    name
+        Of the run, for people; None: MLflow draws one.
     tracking_uri
         Where the store is, to place the artifacts of a local one beside it.
     """
@@ -199,7 +203,7 @@ def start_run(client: MlflowClient, experiment: str, *, tracking_uri: str | None
         experiment_id = (
             found.experiment_id if found is not None else client.create_experiment(experiment, artifact_location=root)
         )
-        run = mlflow.start_run(experiment_id=experiment_id)
+        run = mlflow.start_run(experiment_id=experiment_id, run_name=name)
     with _ending(run.info.run_id):
         yield TrainingRun(client, run.info.run_id)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forecaster import Backtest, Config, Forecaster, Panel
@@ -151,7 +152,8 @@ def fit_step(plan: Plan, request: TrainRequest, reporter: Reporter | None = None
     tracking_uri = tracking_uri_or_default(request.tracking_uri)
     client = connect(tracking_uri, create=True)
     windows = plan.windows
-    with start_run(client, request.name, tracking_uri=tracking_uri) as run:
+    (latest,) = plan.panel.calendar.format([int(plan.panel.last_steps.max())])
+    with start_run(client, request.name, f"{Path(request.data).stem} to {latest}", tracking_uri=tracking_uri) as run:
         run.log_config(plan.config)
         run.log_panel(plan.panel, source=request.data, context="training")
         run.log_environment()

@@ -111,8 +111,9 @@ def run_accuracy(request: AccuracyRequest, reporter: Reporter | None = None) -> 
         naive = naive_scores(task)
         for seed in request.seeds:
             config = request.config(protocol, seed)
-            reporter.notice(f"{protocol.name}, {request.label}, seed {seed}: {task.panel}")
-            with start_run(client, request.experiment, tracking_uri=uri) as run:
+            name = f"{protocol.name}, {request.label}, seed {seed}"
+            reporter.notice(f"{name}: {task.panel}")
+            with start_run(client, request.experiment, name, tracking_uri=uri) as run:
                 run.log_config(config)
                 run.log_panel(task.learnable, source=", ".join(protocol.files), context="training")
                 run.log_environment()

@@ -213,6 +213,7 @@ def test_a_row_and_a_run_for_every_seed(tmp_path: Path, tracking_uri: str) -> No
     for row in rows:
         run = client.get_run(row["run_id"])
         assert run.data.metrics["test/mase"] == row["mase"]
+        assert run.info.run_name == f"exchange-rate, default, seed {row['seed']}"
         assert run.data.params["training.seed"] == run.data.tags["benchmark.seed"] == str(row["seed"])
         assert row["parameters"] > 0
         assert row["state_bytes"] > 0

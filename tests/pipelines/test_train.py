@@ -56,6 +56,7 @@ def test_a_training_writes_down_all_that_explains_it(request_: TrainRequest, tra
     client = connect(tracking_uri)
     run = client.get_run(result.run_id)
     assert run.info.status == "FINISHED"
+    assert run.info.run_name == f"data to {long_frame()['ds'].max().isoformat()}"
     assert run.data.params["network.hidden_size"] == "8"
     assert run.data.params["training.seed"] == "3"
     assert set(run.data.metrics) >= CURVES
