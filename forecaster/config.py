@@ -119,7 +119,7 @@ class TrainingConfig:
         Steps of a chunk that count in the loss: ``all``, or only the ``last``, as with windows (for comparison).
     updates
         Updates of the weights, the length of the learning-rate schedule. 0: as many as the panel's size calls for,
-        1,200 on most.
+        1,200 on most, 2,400 on large ones.
     epoch_updates
         Updates in an epoch, which ends with a validation; fewer on small panels.
     learning_rate

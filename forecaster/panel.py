@@ -182,6 +182,11 @@ class Panel:
         return np.array([len(series) for series in self.values], dtype=np.int64)
 
     @property
+    def observed(self) -> int:
+        """Values that are not missing, of all series."""
+        return sum(int(np.isfinite(y).sum()) for y in self.values)
+
+    @property
     def last_steps(self) -> Steps:
         """Step number of each series' last value, shape [N]."""
         return self.first_steps + self.lengths - 1

@@ -18,7 +18,7 @@ from forecaster.config import Config
 from forecaster.errors import PanelError
 from forecaster.forecaster import Forecaster
 from forecaster.panel import Panel
-from forecaster.training.data import sample
+from forecaster.training.data import SMALL_PANEL, sample
 
 __all__ = ["Choice", "Trials", "choose", "choose_covariates", "race_length"]
 
@@ -37,9 +37,6 @@ FEWEST_JUDGED = 64
 
 RING_LENGTHS = 4
 """Rings of history that the judged forecasts start from: as much as a state remembers well."""
-
-SMALL_PANEL = 2**19
-"""Observed values up to which chance rules what a training finds, and an ensemble pays for its cost."""
 
 ENSEMBLES = (4, 2)
 """Members of it: the first number that a time box has room for, if it has room for any."""
@@ -115,7 +112,7 @@ def choose(config: Config, panel: Panel, held_out: int, trials: Trials) -> Choic
 
 def _choose_imagined(config: Config, panel: Panel) -> tuple[Config, str]:
     """Whether to learn from a prior too."""
-    count = _observed(panel)
+    count = panel.observed
     tiny = count <= TINY_PANEL and not config.counts
     because = (
         f"{count:,} values do not tell what series are like"
@@ -127,17 +124,13 @@ def _choose_imagined(config: Config, panel: Panel) -> tuple[Config, str]:
     return replace(config, training=replace(config.training, imagined="on" if tiny else "off")), because
 
 
-def _observed(panel: Panel) -> int:
-    return sum(int(np.isfinite(y).sum()) for y in panel.values)
-
-
 def _choose_members(config: Config, panel: Panel, trials: Trials) -> tuple[Config, str]:
     """One network, or several whose chance errors cancel."""
 
     def ensemble(members: int) -> Config:
         return replace(config, network=replace(config.network, members=members))
 
-    count = _observed(panel)
+    count = panel.observed
     if count > SMALL_PANEL:
         return ensemble(1), f"{count:,} values teach one network enough"
     chance = f"{count:,} values leave much to chance"

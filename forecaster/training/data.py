@@ -39,7 +39,11 @@ LARGEST_JUDGED = 1 / 16
 """... but to no more than this share of a series."""
 
 UPDATES = 1200
-"""Updates of a run where the configuration names none."""
+"""Updates of a run where the configuration names none; twice as many for a panel that is not small."""
+
+SMALL_PANEL = 2**19
+"""Observed values up to which chance rules what a training finds: a longer one learns by heart, and several networks
+average out what one cannot know."""
 
 MOST_PASSES = 100
 """Passes over a panel at most: what a small one can teach, it has taught by then."""
@@ -128,7 +132,8 @@ class ChunkDataModule(LightningDataModule):
             beside=len(beside),
         )
         a_pass = self.lanes.chunks_per_pass
-        updates = settings.updates or max(min(UPDATES, MOST_PASSES * a_pass), min(a_pass, LARGEST_RUN * UPDATES))
+        usual = UPDATES if learnt.observed <= SMALL_PANEL else 2 * UPDATES
+        updates = settings.updates or max(min(usual, MOST_PASSES * a_pass), min(a_pass, LARGEST_RUN * UPDATES))
         epoch = min(settings.epoch_updates, max(SHORTEST_EPOCH, EPOCH_PASSES * a_pass))
         self.epochs = -(-updates // epoch)
         self.epoch_updates = -(-updates // self.epochs)

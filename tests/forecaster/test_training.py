@@ -40,7 +40,7 @@ from forecaster.scaling import transform
 from forecaster.training import Fitted, choosing, fit
 from forecaster.training.calibrating import calibrate, drift_of
 from forecaster.training.choosing import ENSEMBLES, choose
-from forecaster.training.data import MOST_PASSES, SHORTEST_EPOCH, ChunkDataModule, held_out_steps
+from forecaster.training.data import MOST_PASSES, SHORTEST_EPOCH, UPDATES, ChunkDataModule, held_out_steps
 from forecaster.training.module import TrainingModule, mixed_precision
 from forecaster.training.preparing import Preparation, Prepared, ahead
 from tests.forecaster.kit import Float, Untimed, assert_identical_state, assert_same_state, network_of
@@ -593,6 +593,18 @@ def test_a_small_panel_is_passed_so_often_and_validated_the_more_often_with_the_
     assert small.updates <= MOST_PASSES * small.lanes.chunks_per_pass + small.epoch_updates
     assert SHORTEST_EPOCH <= small.epoch_updates < 75
     assert small.patience * small.epoch_updates == pytest.approx(6 * 75, abs=small.epoch_updates)
+
+
+def test_a_panel_that_is_not_small_is_learnt_from_for_twice_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    panel, config = panel_of(histories(2, 1200)), with_training(updates=0)
+
+    monkeypatch.setattr("forecaster.training.data.SMALL_PANEL", panel.observed)
+    small = ChunkDataModule(panel, config, held_out=0)
+    monkeypatch.setattr("forecaster.training.data.SMALL_PANEL", panel.observed - 1)
+    large = ChunkDataModule(panel, config, held_out=0)
+
+    assert MOST_PASSES * small.lanes.chunks_per_pass >= 2 * UPDATES
+    assert (small.updates, large.updates) == (UPDATES, 2 * UPDATES)
 
 
 def test_training_stops_when_validation_no_longer_improves() -> None:
