@@ -105,7 +105,7 @@ def fit(
         Called with each row of the history as it is made.
     on_weights
         Called with the seconds since the start and a forecaster of the weights at that time, as they would be served:
-        after each epoch, and where training goes on from the winner of a race, after that.
+        after each candidate of a race and after each epoch.
 
     Raises
     ------
@@ -143,11 +143,7 @@ def fit(
         torch.manual_seed(settings.seed)
         data = ChunkDataModule(learnt, config, validation)
         share = settings.finish if held_out or data.validation else 0.0
-        network = trials.trained.get(config)
-        if network is None:
-            network = _fresh(config, data)
-        else:  # who has won a race goes on
-            clock.show(network, clock.elapsed)
+        network = trials.trained.get(config) or _fresh(config, data)  # who has won a race goes on
         done = _train(network, data, data.updates, clock.until(1 - share), progress=progress)
         calibrate(network, learnt, data.blocks, settings.seed)
         drift = drift_of(network, learnt, data.held_out, settings.seed)
@@ -189,8 +185,9 @@ class _Trials:
         """Train one candidate from scratch."""
         if not config.network.members:
             config = _single(config)
-        self.trained[config] = self._train(config, race_length(config))
-        return Forecaster(self.trained[config])
+        network = self.trained[config] = self._train(config, race_length(config))
+        self.clock.show(network, self.clock.elapsed)
+        return Forecaster(network)
 
     def room(self, config: Config) -> float:
         """By the pace of one network; several take as many times as long."""

@@ -51,8 +51,8 @@ class AccuracyRequest:
     experiment
         In MLflow.
     milestones
-        Whether to score the weights of every epoch, for the time that training took to reach the seasonal naive's WQL
-        and that of a rival.
+        Whether to score the weights of every candidate of a race and of every epoch, for the time that training took
+        to reach the seasonal naive's WQL and that of a rival.
     rivals
         Name and WQL of the best other method, by set.
     """
@@ -155,7 +155,7 @@ def measure(
     reporter, on_epoch
         Told how it goes.
     snapshots
-        Gets the weights of every epoch.
+        Gets the weights of every candidate of a race and of every epoch.
 
     Returns
     -------
