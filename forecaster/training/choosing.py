@@ -41,9 +41,9 @@ RING_LENGTHS = 4
 ENSEMBLES = (4, 2)
 """Members of it: the first number that a time box has room for, if it has room for any."""
 
-ENOUGH_ROOM = 0.75
-"""Share of a run's updates that a time box must have room for: one network that has learnt all its run can teach is
-better than four that have learnt half."""
+ENOUGH_ROOM = 0.5
+"""Share of a run's updates that a time box must have room for: four networks after half of it are no worse than one
+after all of it, but after a quarter they are."""
 
 TINY_PANEL = 2**13
 """Observed values up to which series are imagined beside the panel's own."""
