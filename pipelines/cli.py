@@ -192,19 +192,11 @@ def predict(
 
     Writes a long frame: unique_id, ds, then one column per quantile level, named by the level.
     """
-    from pipelines.predict import predict as run
+    from pipelines.predict import answer, forecasts
 
     reporter = Reporter()
-    done = run(
-        data,
-        model,
-        future=future,
-        out=out,
-        horizon=horizon,
-        quantile_levels=quantile_level or None,
-        tracking_uri=tracking_uri,
-        notice=reporter.notice,
-    )
+    ask = forecasts(horizon, quantile_level or None)
+    done = answer(data, model, ask, future=future, out=out, tracking_uri=tracking_uri, notice=reporter.notice)
     reporter.notice(f"{len(done.frame):,} forecasts for {done.n_series:,} series are in {out}")
     levels = [float(column) for column in done.frame.columns if column not in ("unique_id", "ds")]
     described = {"reference": done.model.reference, "name": done.model.name, "version": done.model.version}
@@ -238,20 +230,11 @@ def simulate(
     Writes a long frame: unique_id, sample, ds, y. At every step the paths have the quantiles that predict writes; from
     step to step they hang together, so that sums and peaks of a path mean something.
     """
-    from pipelines.simulate import simulate as run
+    from pipelines.predict import answer, paths
 
     reporter = Reporter()
-    done = run(
-        data,
-        model,
-        future=future,
-        out=out,
-        horizon=horizon,
-        num_samples=samples,
-        seed=seed,
-        tracking_uri=tracking_uri,
-        notice=reporter.notice,
-    )
+    ask = paths(horizon, samples, seed)
+    done = answer(data, model, ask, future=future, out=out, tracking_uri=tracking_uri, notice=reporter.notice)
     reporter.notice(f"{samples:,} paths of each of {done.n_series:,} series are in {out}")
     described = {"reference": done.model.reference, "name": done.model.name, "version": done.model.version}
     emit(

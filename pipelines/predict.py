@@ -1,41 +1,53 @@
-"""Batch forecasts: every series of a file, from its last row onwards, with a stored model."""
+"""Batch forecasts and sample paths: what comes after the last row of every series of a file, by a stored model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from forecaster import Panel
+from forecaster import Forecaster, Panel
 from pipelines.data import Notice, check_output, read_future, read_panel, write_frame
 from pipelines.loading import LoadedModel, load_model
 
-__all__ = ["Prediction", "forecast_panel", "predict"]
+__all__ = ["Answer", "Ask", "answer", "forecasts", "paths"]
+
+Ask = Callable[[Forecaster, Panel, pd.DataFrame | None], pd.DataFrame]
+"""From a model, all series and the known covariates of the coming steps, to a long frame of what comes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
-    """Forecasts (`unique_id`, `ds`, one column per quantile level) and the model that made them."""
+class Answer:
+    """A long frame about the coming steps of all series, and the model that it is from."""
 
     frame: pd.DataFrame
     model: LoadedModel
     n_series: int
 
 
-def predict(
+def forecasts(horizon: int | None = None, quantile_levels: Sequence[float] | None = None) -> Ask:
+    """Quantiles of every step: the trained horizon and 0.1 to 0.9 by default."""
+    return lambda forecaster, panel, ahead: forecaster.forecast_frame(panel, horizon, quantile_levels, ahead)
+
+
+def paths(horizon: int | None = None, num_samples: int = 100, seed: int = 0) -> Ask:
+    """Sample paths of every series; the same seed, the same paths."""
+    return lambda forecaster, panel, ahead: forecaster.simulate_frame(panel, horizon, num_samples, seed, ahead)
+
+
+def answer(
     data: str | Path,
     model: str,
+    ask: Ask,
     *,
     future: str | Path | None = None,
     out: str | Path | None = None,
-    horizon: int | None = None,
-    quantile_levels: Sequence[float] | None = None,
     tracking_uri: str | None = None,
     notice: Notice | None = None,
-) -> Prediction:
-    """Forecast all series of a file, and write the forecasts if asked to.
+) -> Answer:
+    """Ask a stored model about all series of a file, and write the answer if asked to.
 
     Parameters
     ----------
@@ -43,14 +55,12 @@ def predict(
         CSV or Parquet file, or a folder of them.
     model
         Artifact folder, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+    ask
+        What is asked: see `forecasts` and `paths`.
     future
         File of the known covariates at the coming steps; None: `data` has them, in rows without y after a series' last.
     out
         CSV or Parquet file to write.
-    horizon
-        Steps; by default the trained horizon.
-    quantile_levels
-        By default 0.1 to 0.9.
     tracking_uri
         Where the registry is.
     notice
@@ -59,7 +69,7 @@ def predict(
     Raises
     ------
     InputError
-        Data, model, horizon or output are wrong; nothing was written.
+        Data, model, options or output are wrong; nothing was written.
     """
     if out is not None:
         check_output(out)
@@ -68,25 +78,7 @@ def predict(
     zone = config.time_zone
     panel = read_panel(data, config.freq, config.covariates, time_zone=zone, notice=notice)
     ahead = None if future is None else read_future(future, config.freq, config.covariates, time_zone=zone)
-    frame = forecast_panel(loaded, panel, horizon=horizon, quantile_levels=quantile_levels, future=ahead)
+    frame = ask(loaded.forecaster, panel, ahead)
     if out is not None:
         write_frame(frame, out)
-    return Prediction(frame, loaded, len(panel))
-
-
-def forecast_panel(
-    model: LoadedModel,
-    panel: Panel,
-    *,
-    horizon: int | None = None,
-    quantile_levels: Sequence[float] | None = None,
-    future: pd.DataFrame | None = None,
-) -> pd.DataFrame:
-    """Forecast a panel that is already read.
-
-    Raises
-    ------
-    InputError
-        The panel is not on the model's grid, the horizon or a level is out of range, or a coming step is not known.
-    """
-    return model.forecaster.forecast_frame(panel, horizon, quantile_levels, future)
+    return Answer(frame, loaded, len(panel))
