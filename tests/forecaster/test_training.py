@@ -6,9 +6,10 @@ import copy
 import dataclasses
 import logging
 import math
+import time
 import warnings
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -656,13 +657,21 @@ def test_without_held_out_steps_there_is_nothing_to_finish_with() -> None:
     assert forecaster is judged
 
 
+@pytest.fixture
+def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that goes on by ten milliseconds whenever it is looked at: how busy the machine is does not count."""
+    looks = count()
+    monkeypatch.setattr(time, "monotonic", lambda: next(looks) / 100)
+
+
+@pytest.mark.usefixtures("ticking")
 def test_a_boxed_run_keeps_a_share_of_its_box_for_finishing() -> None:
     config = with_training(**FINISHING, updates=10**6, epoch_updates=10, patience=10**6)
 
     history = fitted(config, held_out=6, max_minutes=4 / 60).history
 
     assert "val_loss" not in history[-1]
-    assert history[-1]["seconds"] < 20
+    assert history[-1]["seconds"] < 5
 
 
 def test_a_box_too_short_for_all_stages_still_makes_a_model() -> None:
@@ -729,12 +738,13 @@ def test_the_learning_rate_rises_then_falls_to_a_fiftieth() -> None:
     assert factors[0] > 0
 
 
+@pytest.mark.usefixtures("ticking")
 def test_a_boxed_run_ends_with_its_box_and_a_usable_model() -> None:
     forecaster, _, history, _ = fitted(
         with_training(updates=10**6, epoch_updates=10, patience=10**6), max_minutes=2 / 60
     )
 
-    assert history[-1]["seconds"] < 10
+    assert history[-1]["seconds"] < 3
     assert np.isfinite(forecaster.forecast(forecaster.warm_up([histories(1)[0]], [0]))).all()
 
 
