@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from functools import partial
 
 import pytest
 
@@ -18,14 +19,13 @@ from tests.service.test_http import assert_problem
 
 
 @pytest.fixture
-def client(settings):
-    """The application, quick to lose patience."""
-    hasty = settings.model_copy(update={"stall_seconds": 1.0, "drain_seconds": 5})
-    with LocalClient(create_app(hasty)) as running:
+def hasty(settings):
+    """The application, quick to lose patience; tests of other things ask the usual one, as the disk may be slow."""
+    settings = settings.model_copy(update={"stall_seconds": 1.0, "drain_seconds": 5})
+    with LocalClient(create_app(settings)) as running:
         # The first calls load compiled code, which may take longer than that.
-        until(lambda: running.put("/v1/streams/a", json=history([1.0])).status_code == 200)
-        until(lambda: running.post("/v1/streams/a/observations", json=observations((1, 1.0))).status_code == 200)
-        until(lambda: running.delete("/v1/streams/a").status_code == 204)
+        until(lambda: running.put("/v1/streams/first", json=history([1.0])).is_success)
+        until(lambda: running.post("/v1/streams/first/observations", json=observations((1, 1.0))).is_success)
         yield running
 
 
@@ -35,7 +35,7 @@ def test_a_store_that_hangs_is_asked_once_and_found_out(client, monkeypatch):
 
     def hang():
         asked.append(1)
-        released.wait(30)
+        released.wait(60)
 
     with monkeypatch.context() as patch:
         patch.setattr(client.service.store, "probe", hang)
@@ -47,45 +47,46 @@ def test_a_store_that_hangs_is_asked_once_and_found_out(client, monkeypatch):
     until(lambda: client.get("/readyz").status_code == 200)
 
 
-def test_a_stuck_engine_leaves_nobody_waiting_and_loses_nothing(client, monkeypatch):
+def test_a_stuck_engine_leaves_nobody_waiting_and_loses_nothing(hasty, monkeypatch):
     """Those at work are told that their outcome is unknown, others that nothing changed; then all goes on."""
-    client.put("/v1/streams/a", json=history([1.0]))
-    client.put("/v1/streams/b", json=history([1.0]))
-    released, commit = threading.Event(), client.service.store.commit
+    for name in "ab":
+        new = partial(hasty.put, f"/v1/streams/{name}", json=history([1.0]), headers={"if-none-match": "*"})
+        until(lambda new=new: new().status_code in (201, 412))
+    released, commit = threading.Event(), hasty.service.store.commit
 
     def hang(*arguments):
-        released.wait(30)
+        released.wait(60)
         return commit(*arguments)
 
     replies = {}
 
     def observe(name):
-        replies[name] = client.post(f"/v1/streams/{name}/observations", json=observations((1, 2.0)))
+        replies[name] = hasty.post(f"/v1/streams/{name}/observations", json=observations((1, 2.0)))
 
     with monkeypatch.context() as patch:
-        patch.setattr(client.service.store, "commit", hang)
+        patch.setattr(hasty.service.store, "commit", hang)
         first = threading.Thread(target=observe, args=("a",))
         first.start()
-        until(lambda: client.service.engine.busy_seconds() > 0)
+        until(lambda: hasty.service.engine.busy_seconds() > 0)
         second = threading.Thread(target=observe, args=("b",))
         second.start()
-        first.join(20)
-        second.join(20)
+        first.join()
+        second.join()
         assert_problem(replies["a"], 503, "not known", "not taken twice")
         assert_problem(replies["b"], 503, "nothing was changed")
-        assert_problem(client.post("/v1/streams/b/observations", json=observations((1, 2.0))), 503, "does not answer")
-        assert_problem(client.get("/readyz"), 503, "engine: busy")
-        assert_problem(client.get("/v1/quality"), 503, "does not answer")
+        assert_problem(hasty.post("/v1/streams/b/observations", json=observations((1, 2.0))), 503, "does not answer")
+        assert_problem(hasty.get("/readyz"), 503, "engine: busy")
+        assert_problem(hasty.get("/v1/quality"), 503, "does not answer")
         released.set()
-    until(lambda: client.get("/readyz").status_code == 200)
-    until(lambda: client.service.engine.busy_seconds() == 0)
+    until(lambda: hasty.get("/readyz").status_code == 200)
+    until(lambda: hasty.service.engine.busy_seconds() == 0)
 
-    assert client.get("/v1/streams/a").json()["version"] == 2
-    assert client.get("/v1/streams/b").json()["version"] == 1
-    again = client.post("/v1/streams/a/observations", json=observations((1, 2.0))).json()
+    assert hasty.get("/v1/streams/a").json()["version"] == 2
+    assert hasty.get("/v1/streams/b").json()["version"] == 1
+    again = hasty.post("/v1/streams/a/observations", json=observations((1, 2.0))).json()
     assert (again["duplicate"], again["accepted"]) == (1, 0)
-    assert client.post("/v1/streams/b/observations", json=observations((1, 2.0))).json()["accepted"] == 1
-    assert (client.service.engine._intake.pending, client.service.engine._intake.waiting) == (0, 0)
+    assert hasty.post("/v1/streams/b/observations", json=observations((1, 2.0))).json()["accepted"] == 1
+    assert (hasty.service.engine._intake.pending, hasty.service.engine._intake.waiting) == (0, 0)
 
 
 def test_a_commit_that_fails_at_its_very_end_may_have_been_kept_and_nobody_is_told_otherwise(client, monkeypatch):
@@ -135,18 +136,18 @@ def test_a_trimmer_whose_database_hangs_does_not_keep_the_process_from_ending(se
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_engine_that_died_is_not_alive(client, monkeypatch):
+def test_an_engine_that_died_is_not_alive(hasty, monkeypatch):
     """Only a new process helps, so liveness says so, and who waited is not left alone."""
 
     def die(_items):
         raise SystemExit
 
-    monkeypatch.setattr(client.service.engine, "_process", die)
-    reply = client.put("/v1/streams/a", json=history([1.0]))
+    monkeypatch.setattr(hasty.service.engine, "_process", die)
+    reply = hasty.put("/v1/streams/a", json=history([1.0]))
 
     assert_problem(reply, 503, "not known")
-    assert_problem(client.get("/healthz"), 503, "engine")
-    assert_problem(client.get("/readyz"), 503, "engine: stopped")
+    assert_problem(hasty.get("/healthz"), 503, "engine")
+    assert_problem(hasty.get("/readyz"), 503, "engine: stopped")
 
 
 def test_who_leaves_is_not_ready_and_still_answers(client):
