@@ -40,7 +40,7 @@ Float = npt.NDArray[np.float64]
 
 _CELLS = 1 << 20  # values of one padded batch, to bound memory
 MOST_STEPS = 1_000_000
-"""Of logs that are in memory together, unless one alone is longer."""
+"""Of logs that are in memory together; one that alone is longer is read a stretch at a time."""
 
 
 class Stretch(NamedTuple):
@@ -194,6 +194,11 @@ def restore(model: ServedModel, store: Store, recoveries: Sequence[Recovery]) ->
     """States of streams from their latest snapshot and the log after it.
 
     A snapshot that cannot be read is passed over for the one before it, the last of them for the retained log.
+
+    Raises
+    ------
+    StaleStreams
+        A log that is read a stretch at a time has been trimmed meanwhile.
     """
     forecaster = model.forecaster
     bases, damaged = _read_snapshots(forecaster, [r.snapshot for r in recoveries])
@@ -204,9 +209,16 @@ def restore(model: ServedModel, store: Store, recoveries: Sequence[Recovery]) ->
             found[i], bases[i], more = _nearest(model, store, record, record.last_step + 1, skip=1)
             damaged += more
     tails: list[Stretch] = []
-    for recovery, base, asked in zip(found, bases, recoveries, strict=True):
-        last_step = asked.record.last_step
-        after = recovery.record.log_step - 1 if base is None else int(base.last_step)
+    unsaved: list[int] = []
+    begun = 0
+    for i, (recovery, asked) in enumerate(zip(found, recoveries, strict=True)):
+        record, base, last_step = recovery.record, bases[i], asked.record.last_step
+        begun += base is None and record.retained_step is not None
+        after = record.log_step - 1 if base is None else int(base.last_step)
+        unsaved.append(last_step - after)
+        if recovery.too_long:
+            start = begin(forecaster, [record]) if base is None else base
+            bases[i], after = _fold_log(forecaster, store, record, start, {}, last_step), last_step
         # The log may have been read a moment after the record, and then has later steps, too.
         tails.append(dense(forecaster, dict(recovery.tail), after, last_step))
     with_base = [i for i, base in enumerate(bases) if base is not None]
@@ -220,8 +232,32 @@ def restore(model: ServedModel, store: Store, recoveries: Sequence[Recovery]) ->
     states = fold_ragged(forecaster, StreamState.concat(parts), [tails[i] for i in order])
     back = torch.empty(len(order), dtype=torch.int64)
     back[torch.tensor(order)] = torch.arange(len(order))
-    begun = sum(found[i].record.retained_step is not None for i in without)
-    return Restored(states.select(back), [len(tail.values) for tail in tails], damaged, begun)
+    return Restored(states.select(back), unsaved, damaged, begun)
+
+
+def _fold_log(
+    forecaster: Forecaster,
+    store: Store,
+    record: StreamRecord,
+    state: StreamState,
+    changed: Mapping[int, Value],
+    last_step: int,
+    places: list[Float] | None = None,
+) -> StreamState:
+    """Fold the log of one stream and what changes it, `MOST_STEPS` at a time; places as in `rewind`, if asked for."""
+    after = int(state.last_step)
+    while after < last_step:
+        until = min(after + MOST_STEPS, last_step)
+        rows = dict(store.log(record.id, after, until)) | {s: v for s, v in changed.items() if after < s <= until}
+        found: dict[int, Float] | None = None if places is None else {}
+        state = fold_ragged(forecaster, state, [dense(forecaster, rows, after, until)], found)
+        if places is not None and found is not None:
+            places.append(found[0])
+        after = until
+    _, retained = store.versions([record.id]).get(record.id, (0, None))
+    if retained != record.retained_step:
+        raise StaleStreams([record.unique_id])
+    return state
 
 
 def _nearest(
@@ -230,7 +266,7 @@ def _nearest(
     """The newest readable state from before a step, with the log after it, and how many could not be read."""
     damaged = 0
     while True:
-        recovery = store.recover_before(record, model.key, step, skip + damaged)
+        recovery = store.recover_before(record, model.key, step, skip + damaged, MOST_STEPS)
         (base,), unreadable = _read_snapshots(model.forecaster, [recovery.snapshot])
         if not unreadable:
             return recovery, base, damaged
@@ -309,10 +345,14 @@ def rewind(
     if base is None:
         base = begin(forecaster, [recovery.record])
     after = int(base.last_step)
-    rows = dict(recovery.tail) | changed
-    if max(rows) > last_step:
+    if recovery.record.version != record.version:
         # Another process went on; the commit would fail.
         raise StaleStreams([record.unique_id])
+    if recovery.too_long:
+        parts: list[Float] = []
+        state = _fold_log(forecaster, store, recovery.record, base, changed, last_step, parts)
+        return Rewound(state, after, np.concatenate(parts), anew)
     places: dict[int, Float] = {}
+    rows = dict(recovery.tail) | changed
     state = fold_ragged(forecaster, base, [dense(forecaster, rows, after, last_step)], places)
     return Rewound(state, after, places[0], anew)

@@ -6,11 +6,12 @@ switch needs no work: a stream's first touch finds its snapshot and folds the fe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from service.engine.folding import MOST_STEPS, restore
+from service.errors import StaleStreams
 from service.models.served import ServedModel
-from service.store import Store
+from service.store import Recovery, Store
 
 __all__ = ["rederive"]
 
@@ -33,8 +34,8 @@ def rederive(
         Called now and then with the number of streams done so far and of steps folded since the last call; False ends
         it early.
     most
-        Steps folded at once. A state counts for nothing if its stream has changed before it was stored, so the fewer,
-        the busier a stream may be.
+        Steps folded at once. A state counts for nothing if its stream's log has changed before its end until it was
+        stored, so the fewer, the likelier it is of use.
 
     Returns
     -------
@@ -47,19 +48,27 @@ def rederive(
         behind = {name: steps for name, steps in unfolded.items() if steps}
         done += len(records) - len(behind)
         for part in _parts(behind, most) or [[]]:
-            found = list(store.recover(part, model.key).values())
+            folded, left = 0, part
+            while left:
+                found, left = store.recover_some(left, model.key, MOST_STEPS)
+                folded += _derive(model, store, list(found.values()))
             done += len(part)
-            folded = 0
-            if found:
-                states, steps, *_ = restore(model, store, found)
-                folded = sum(steps)
-                store.save_snapshots(
-                    model.key,
-                    {recovery.record: state for recovery, state in zip(found, states.to_bytes(), strict=True)},
-                )
             if not told(done, folded):
                 return False
     return True
+
+
+def _derive(model: ServedModel, store: Store, found: Sequence[Recovery]) -> int:
+    """Fold and store; returns how many steps."""
+    if not found:
+        return 0
+    try:
+        states, steps, *_ = restore(model, store, found)
+    except StaleStreams:
+        return 0  # its log is no longer what it was; it is folded when it is touched
+    records = [recovery.record for recovery in found]
+    store.save_snapshots(model.key, dict(zip(records, states.to_bytes(), strict=True)))
+    return sum(steps)
 
 
 def _parts(lengths: Mapping[str, int], most: int) -> list[list[str]]:

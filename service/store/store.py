@@ -41,7 +41,11 @@ _T = TypeVar("_T")
 
 
 class StreamRecord(NamedTuple):
-    """One row of the stream table; `retained_step` None: nothing has been trimmed."""
+    """One row of the stream table.
+
+    `retained_step` None: nothing has been trimmed. `rewound_version`: since that change of the log before its end, it
+    has only grown; None: it never did anything else.
+    """
 
     id: int
     unique_id: str
@@ -52,6 +56,7 @@ class StreamRecord(NamedTuple):
     missing: int
     static: str | None = None
     retained_step: int | None = None
+    rewound_version: int | None = None
 
     @property
     def log_step(self) -> int:
@@ -68,12 +73,16 @@ class Filter(NamedTuple):
 
 
 class Recovery(NamedTuple):
-    """What is needed to rebuild one state: a snapshot, if there is one, and the log after it."""
+    """What is needed to rebuild one state: a snapshot, if there is one, and the log after it.
+
+    A log that is too long to be held at once is not in `tail` but to be read a stretch at a time.
+    """
 
     record: StreamRecord
     snapshot: bytes | None
     snapshot_step: int | None
     tail: list[tuple[int, Value]]
+    too_long: bool = False
 
 
 class NewStream(NamedTuple):
@@ -138,6 +147,10 @@ class Store:
         )
         self._void = delete(tables.snapshots).where(
             snapshots.stream_id == bindparam("b_id"), snapshots.step >= bindparam("b_step")
+        )
+        streams = tables.streams
+        self._mark_rewound = (
+            update(streams).where(streams.c.id == bindparam("b_id")).values(rewound_version=streams.c.version)
         )
 
     @classmethod
@@ -341,6 +354,8 @@ class Store:
     ) -> tuple[dict[str, Recovery], list[str]]:
         """As `recover`, of as many streams as have `most` steps after their snapshots together, at least one.
 
+        One that has more by itself is found without its log.
+
         Returns
         -------
         found, left
@@ -362,19 +377,22 @@ class Store:
                     continue  # new names, as a rule
                 states = self._latest_states(connection, [record.id for record in records], model_key)
                 chosen: list[StreamRecord] = []
+                too_long: set[int] = set()
                 for record in records:
                     most -= record.last_step - (states[record.id][0] if record.id in states else record.log_step - 1)
                     if most >= 0 or not (found or chosen):
                         chosen.append(record)
+                        if most < 0:
+                            too_long.add(record.id)
                     else:
                         left.append(record.unique_id)
-                tails = self._tails(connection, [record.id for record in chosen], model_key)
+                tails = self._tails(connection, [r.id for r in chosen if r.id not in too_long], model_key)
                 for record in chosen:
                     step, state = states.get(record.id, (None, None))
-                    tail = tails[record.id]
+                    tail = tails.get(record.id, [])
                     if state is None and record.retained_step is not None:
                         tail = [row for row in tail if row[0] >= record.retained_step]
-                    found[record.unique_id] = Recovery(record, state, step, tail)
+                    found[record.unique_id] = Recovery(record, state, step, tail, record.id in too_long)
         return found, left
 
     def _newest(self, ids: Sequence[int], model_key: str) -> Subquery:
@@ -416,7 +434,9 @@ class Store:
             rows[stream_id].append((step, value_of(y, covariates)))
         return rows
 
-    def recover_before(self, record: StreamRecord, model_key: str, step: int, skip: int = 0) -> Recovery:
+    def recover_before(
+        self, record: StreamRecord, model_key: str, step: int, skip: int = 0, most: float = math.inf
+    ) -> Recovery:
         """A snapshot of one stream that has not folded `step`, and the log after it, seen at one moment.
 
         Parameters
@@ -451,8 +471,9 @@ class Store:
             now = StreamRecord(*row)
             found = connection.execute(query).one_or_none()
             after = now.log_step - 1 if found is None else found[0]
-            tail = self._log(connection, record.id, after)
-        return Recovery(now, found and found[1], found and found[0], tail)
+            too_long = now.last_step - after > most
+            tail = [] if too_long else self._log(connection, record.id, after)
+        return Recovery(now, found and found[1], found and found[0], tail, too_long)
 
     def log(self, stream_id: int, after: int | None = None, until: int | None = None) -> list[tuple[int, Value]]:
         """(step, value) of the log of one stream after a step, up to another one, in order."""
@@ -536,6 +557,7 @@ class Store:
                 if changes.rewound:
                     self._check_retained(connection, changes)
                     connection.execute(self._void, [{"b_id": i, "b_step": s} for i, s in changes.rewound])
+                    connection.execute(self._mark_rewound, [{"b_id": i} for i, _ in changes.rewound])
                 if proceed is not None and (replies := proceed.result()):
                     write_replies(connection, replies, replies_since)
                 ending = True
@@ -581,6 +603,7 @@ class Store:
             stream_id = connection.execute(insert(streams).values(**values).returning(streams.c.id)).scalar_one()
         else:
             stream_id = new.replaces.id
+            values["rewound_version"] = record.version
             replaced = (
                 update(streams)
                 .where(streams.c.id == stream_id, streams.c.version == new.replaces.version)
@@ -618,7 +641,7 @@ class Store:
             return forget_replies(connection, self._tables.replies, before, limit)
 
     def save_snapshots(self, model_key: str, states: Mapping[StreamRecord, bytes], *, bases: int = 0) -> int:
-        """Store states, each only if its stream still has the version it was taken at.
+        """Store states, each only if its stream's log has at most grown since.
 
         The two newest snapshots of a stream and model remain, and the one that a trimmed log begins after.
 
@@ -639,25 +662,30 @@ class Store:
         with self._writing() as connection:
             if self.is_embedded:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
-            current: dict[int, int] = {}
+            valid: dict[int, tuple[range, int]] = {}  # versions, and the least step: the retained log follows it
             spared: dict[int, int] = {}
             older: dict[int, list[int]] = {}
             for chunk in _chunks([record.id for record in states]):
                 # The locks keep another process's rewind from slipping in between.
-                query = select(streams.id, streams.version, streams.retained_step).where(streams.id.in_(chunk))
-                for stream_id, version, retained in connection.execute(query.order_by(streams.id).with_for_update()):
-                    current[stream_id] = version
+                query = select(streams.id, streams.version, streams.rewound_version, streams.retained_step)
+                locked = query.where(streams.id.in_(chunk)).order_by(streams.id).with_for_update()
+                for stream_id, version, rewound, retained in connection.execute(locked):
+                    valid[stream_id] = (
+                        range(rewound or 0, version + 1),
+                        _BEFORE_ALL if retained is None else retained - 1,
+                    )
                     spared[stream_id] = bases if retained is None else max(bases, 1)
                 stored = select(snapshots.stream_id, snapshots.step).where(
                     snapshots.stream_id.in_(chunk), snapshots.model_key == model_key
                 )
                 for stream_id, step in connection.execute(stored.order_by(snapshots.step.desc())):
                     older.setdefault(stream_id, []).append(step)
-            fresh: list[dict[str, Any]] = [
-                {"stream_id": record.id, "model_key": model_key, "step": record.last_step, "state": state}
-                for record, state in states.items()
-                if current.get(record.id) == record.version and record.last_step not in older.get(record.id, ())
-            ]
+            fresh: list[dict[str, Any]] = []
+            for record, state in states.items():
+                versions, least = valid.get(record.id, (range(0), 0))
+                step = record.last_step
+                if record.version in versions and step >= least and step not in older.get(record.id, ()):
+                    fresh.append({"stream_id": record.id, "model_key": model_key, "step": step, "state": state})
             if not fresh:
                 return 0
             connection.execute(insert(self._tables.snapshots), fresh)

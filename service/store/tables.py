@@ -3,6 +3,7 @@
 It is where `revisions` lead, and knows only column types that SQLite and PostgreSQL share. Invariant: a step between a
 stream's first and last one without a row was never observed ("filled"); a row whose y is NULL was reported as missing.
 Of a trimmed log, rows before `retained_step` are gone or about to go, and count for nothing.
+After `rewound_version` a log has only grown; a copy of it begins without.
 Static and other covariates are JSON objects, NULL where there are none.
 """
 
@@ -62,6 +63,7 @@ def build_tables() -> Tables:
         Column("missing", BigInteger, nullable=False),
         Column("static", Text, nullable=True),
         Column("retained_step", BigInteger, nullable=True),
+        Column("rewound_version", BigInteger, nullable=True),
         # Ids are never given out twice, or a snapshot of a deleted stream could meet its successor.
         sqlite_autoincrement=True,
     )

@@ -80,11 +80,49 @@ def test_a_rewind_voids_the_snapshots_it_makes_wrong_of_every_model(store):
     assert store.recover_before(record, "two", 100).snapshot is None
 
 
-def test_a_snapshot_of_an_outdated_version_is_not_stored(store):
-    record = created(store)
-    store.commit(advanced(record))
+def test_a_snapshot_is_stored_if_its_log_has_only_grown_since(store):
+    record = created(store, steps=10)
+    changes = advanced(record)
+    store.commit(changes)
 
-    assert store.save_snapshots("key", {record: b"old"}) == 0
+    assert store.save_snapshots("key", {record: b"at 9"}) == 1
+    recovery = store.recover(["a"], "key")["a"]
+    assert (recovery.snapshot, recovery.snapshot_step, recovery.tail) == (b"at 9", 9, [(10, 9.0)])
+
+
+@pytest.mark.parametrize("then", ["nothing", "growth"])
+def test_a_snapshot_is_not_stored_if_its_log_has_changed_since_but_one_from_after_that_is(store, then):
+    """Also if the change lies behind the snapshot's last step: nobody looks."""
+    record = created(store, steps=10)
+    after = record._replace(version=2)
+    store.commit(Changes(updated=[(record.id, 5, 5.5)], streams=[(after, 1)], rewound=[(record.id, 5)]))
+    if then == "growth":
+        store.commit(advanced(after))
+
+    assert store.save_snapshots("key", {record: b"wrong"}) == 0
+    assert store.save_snapshots("key", {after: b"right"}) == 1
+
+
+def test_a_snapshot_of_what_was_replaced_deleted_or_is_to_come_is_not_stored(store):
+    first, second = created(store, "a"), created(store, "b")
+    anew = first._replace(version=2)
+    store.commit(Changes(created=[NewStream(anew, first, [(s, 7.0) for s in range(3)])], deleted=[second]))
+
+    assert store.save_snapshots("key", {first: b"replaced", second: b"deleted"}) == 0
+    assert store.save_snapshots("key", {first._replace(version=3): b"to come"}) == 0
+    assert store.save_snapshots("key", {anew: b"anew"}) == 1
+
+
+def test_a_snapshot_from_before_what_a_trimmed_log_retains_is_not_stored(store):
+    record, key = created(store, steps=10), "key"
+    changes = advanced(record)
+    store.commit(changes)
+    grown = changes.streams[0][0]
+    store.save_snapshots(key, {grown: b"at 10"})
+    assert store.raise_floors(key, 0, [record.id]) == {record.id: 11}
+
+    assert store.save_snapshots("other", {record: b"at 9, and step 10 may be gone"}) == 0
+    assert store.save_snapshots("other", {grown: b"at 10"}) == 1
 
 
 def test_two_snapshots_of_a_stream_are_kept_and_the_nearest_earlier_one_is_found(store):

@@ -17,6 +17,10 @@ import torch
 
 from service import switching
 from service.app import create_app
+from service.engine import folding
+from service.engine import rederive as rederiving
+from service.engine.folding import restore, rewind
+from service.engine.rederive import rederive
 from service.errors import ModelError
 from service.metrics import Metrics
 from service.models.registry import MlflowRegistry, Reference, Watcher, parse_reference
@@ -335,31 +339,101 @@ def test_states_of_the_model_before_are_forgotten_after_the_stated_time(settings
         assert client.get("/v1/models").json()["before"] is None
 
 
-def test_busy_streams_are_derived_a_few_at_a_time_so_that_their_states_do_not_come_too_late(
-    client, challenger_artifact, monkeypatch
-):
-    """Each stream gets an observation while several are folded at once, which takes long."""
+def between(store, monkeypatch, act):
+    """`act` while several streams are folded at once: after their logs have been read, before states are stored."""
+    recover = store.recover_some
+
+    def slowly(unique_ids, key, most):
+        found, left = recover(unique_ids, key, most)
+        if len(found) > 1:
+            act()
+        return found, left
+
+    monkeypatch.setattr(store, "recover_some", slowly)
+
+
+def test_streams_that_never_rest_have_states_nonetheless(client, challenger_artifact, monkeypatch):
+    """Each gets an observation while its log is folded: what was folded is still the beginning of its log."""
     names, hours = [f"s{i}" for i in range(3)], iter(range(5, 99))
     for name in names:
         client.put(f"/v1/streams/{name}", json=history([5.0, 6.0, 7.0, 8.0, 9.0]))
-    recover = client.service.store.recover
 
-    def slowly(unique_ids, key):
-        found = recover(unique_ids, key)
-        if len(found) > 1:
-            hour = next(hours)
-            for name in names:
-                assert client.post(f"/v1/streams/{name}/observations", json=observations((hour, 1.0))).is_success
-        return found
+    def go_on():
+        hour = next(hours)
+        for name in names:
+            assert client.post(f"/v1/streams/{name}/observations", json=observations((hour, 1.0))).is_success
+
+    coming, store = load_model(challenger_artifact), client.service.store
+    with monkeypatch.context() as patch:
+        between(store, patch, go_on)
+        assert rederive(coming, store)
+
+    assert snapshots_of(client)[coming.key] == 3
+    assert next(hours) == 6
+    found = store.recover(names, coming.key)
+    assert [len(found[name].tail) for name in names] == [1, 1, 1]
+    restored = restore(coming, store, list(found.values()))
+    whole = [5.0, 6.0, 7.0, 8.0, 9.0, 1.0]
+    expected = coming.forecaster.warm_up([whole] * 3, first_steps=[found[name].record.first_step for name in names])
+    assert_same_state(restored.states, expected)
+
+
+def test_streams_with_late_values_are_derived_a_few_at_a_time_so_that_their_states_do_not_come_too_late(
+    client, challenger_artifact, monkeypatch
+):
+    """A value of each is revised while several are folded at once, which takes long."""
+    names, values = [f"s{i}" for i in range(3)], iter(range(50, 99))
+    for name in names:
+        client.put(f"/v1/streams/{name}", json=history([5.0, 6.0, 7.0, 8.0, 9.0]))
+
+    def revise():
+        value = float(next(values))
+        for name in names:
+            body = observations((2, value), on_conflict="revise")
+            assert client.post(f"/v1/streams/{name}/observations", json=body).is_success
 
     coming = load_model(challenger_artifact)
     monkeypatch.setattr(switching, "_FEW", 4)
     with monkeypatch.context() as patch:
-        patch.setattr(client.service.store, "recover", slowly)
+        between(client.service.store, patch, revise)
         client.service.switch.take(coming)
 
     assert snapshots_of(client)[coming.key] == 3
-    assert next(hours) == 6
+    assert next(values) == 51
+
+
+@pytest.mark.parametrize("trimmed", [False, True])
+def test_a_log_too_long_to_be_held_is_folded_a_stretch_at_a_time(client, challenger_artifact, monkeypatch, trimmed):
+    """Restored, derived under another model, and rewound: the state is that of the whole."""
+    values = [float(5 + i % 7) for i in range(60)]
+    client.put("/v1/streams/a", json=history(values))
+    store, coming = client.service.store, load_model(challenger_artifact)
+    read, log = [], store.log
+    monkeypatch.setattr(folding, "MOST_STEPS", 25)
+    monkeypatch.setattr(rederiving, "MOST_STEPS", 25)
+
+    def spied(*args):
+        if trimmed and not read:
+            with store._engine.begin() as connection:
+                connection.exec_driver_sql("UPDATE streams SET retained_step = first_step + 3")
+        read.append(log(*args))
+        return read[-1]
+
+    monkeypatch.setattr(store, "log", spied)
+    assert rederive(coming, store)
+
+    assert [len(rows) for rows in read] == [25, 25, 10]
+    found = store.recover(["a"], coming.key)["a"]
+    assert (found.snapshot is None) == trimmed, "what was folded is no longer what is retained"
+    if not trimmed:
+        (state,) = [restore(coming, store, [found]).states]
+        first = found.record.first_step
+        assert_same_state(state, coming.forecaster.warm_up([values], first_steps=[first]))
+        rewound = rewind(coming, store, found.record, {first + 3: 8.5}, found.record.last_step)
+        changed = [*values[:3], 8.5, *values[4:]]
+        assert [len(rows) for rows in read[3:]] == [25, 25, 10]
+        assert len(rewound.places) == 60
+        assert_same_state(rewound.state, coming.forecaster.warm_up([changed], first_steps=[first]))
 
 
 def test_states_of_a_coming_model_are_not_forgotten_with_those_of_a_former_one(
