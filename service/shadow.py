@@ -22,23 +22,19 @@ from forecaster import StreamState
 from service.engine.folding import Stretch, begin, dense, fold_ragged
 from service.engine.slab import Slab
 from service.models.served import ServedModel, load_model
-from service.store import Store, StreamRecord, Value
-
-Entry = tuple[int, Value]
+from service.store import Store, StreamRecord
 
 __all__ = ["Follower", "main"]
 
 _PAGE = 256
-_COMPARED = 24  # latest entries of a log by which a change of what was folded is noticed
 _NICE = 19  # the least of priorities
 
 
 class _Known(NamedTuple):
-    """A stream as it was folded: its record, its row, and the latest entries of its log."""
+    """A stream as it was folded: its record and its row."""
 
     record: StreamRecord
     row: int
-    latest: list[Entry]
 
 
 class Follower:
@@ -63,7 +59,7 @@ class Follower:
         self._known: dict[int, _Known] = {}
 
     def look(self) -> None:
-        """Fold what is new; a stream whose log has changed is folded anew, but for a revision far back among news."""
+        """Fold what is new; a stream whose log has done more than grow is folded anew."""
         after, seen = 0, set[int]()
         while len(seen) < self._limit:
             page = self._store.page_by_id(after, min(_PAGE, self._limit - len(seen)))
@@ -89,9 +85,8 @@ class Follower:
         for record in records:
             known = self._known.get(record.id)
             row = self._slab.take(1)[0] if known is None else known.row
-            latest: list[Entry] = []
-            if known is not None and self._goes_on(known, record):
-                after, base, latest = known.record.last_step, self._slab.gather([row]), known.latest
+            if known is not None and _goes_on(known.record, record):
+                after, base = known.record.last_step, self._slab.gather([row])
             else:
                 after, base = record.log_step - 1, begin(forecaster, [record])
             while True:
@@ -100,7 +95,6 @@ class Follower:
                 bases.append(base)
                 rows.append(row)
                 stretches.append(dense(forecaster, dict(found), after, until))
-                latest = [*latest, *found][-_COMPARED:]
                 held += until - after
                 if held >= self._steps:
                     fold()
@@ -108,20 +102,8 @@ class Follower:
                 if until == record.last_step:
                     break
                 after, base = until, self._slab.gather([row])
-            self._known[record.id] = _Known(record, row, latest)
+            self._known[record.id] = _Known(record, row)
         fold()
-
-    def _goes_on(self, known: _Known, record: StreamRecord) -> bool:
-        """Whether the log has only grown at its end since it was folded."""
-        before, step = known.record, known.record.last_step
-        grown = record.observations - before.observations
-        return (
-            bool(known.latest)
-            and before.first_step == record.first_step
-            # Every change has brought an observation, and all of them lie at the end.
-            and record.version - before.version <= grown == self._store.log_size(record.id, step, record.last_step)
-            and self._store.log(record.id, known.latest[0][0] - 1, step) == known.latest
-        )
 
     def line(self) -> bytes:
         """What is known, as JSON."""
@@ -134,6 +116,11 @@ class Follower:
             "recent": recent.tolist(),
         }
         return orjson.dumps(said) + b"\n"
+
+
+def _goes_on(before: StreamRecord, now: StreamRecord) -> bool:
+    """Whether a log has only grown, and what was added is still there."""
+    return (now.rewound_version or 0) <= before.version and now.log_step <= before.last_step + 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -480,13 +480,6 @@ class Store:
         with self._engine.connect() as connection:
             return self._log(connection, stream_id, after, until)
 
-    def log_size(self, stream_id: int, after: int, until: int) -> int:
-        """How many observations the log of one stream has after a step, up to another one."""
-        c = self._tables.observations.c
-        query = select(func.count()).where(c.stream_id == stream_id, c.step > after, c.step <= until)
-        with self._engine.connect() as connection:
-            return connection.execute(query).scalar_one()
-
     def _log(
         self, connection: Connection, stream_id: int, after: int | None, until: int | None = None
     ) -> list[tuple[int, Value]]:

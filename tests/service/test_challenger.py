@@ -72,7 +72,10 @@ def test_a_follower_knows_what_a_fold_of_the_log_knows(client, challenger, steps
     client.put("/v1/streams/b", json=history(values("b")[10:70]))
     client.delete("/v1/streams/a")
     check(b=values("b")[10:70], c=[1.0])
-    assert max(map(len, read)) <= max(steps, 24)  # the latest values, by which changes are noticed, are 24
+    client.post("/v1/streams/b/observations", json=observations((60, 6.0), (61, 7.0), (62, 8.0)))
+    client.post("/v1/streams/b/observations", json=observations((2, 99.0), on_conflict="revise"))
+    check(b=[*values("b")[10:12], 99.0, *values("b")[13:70], 6.0, 7.0, 8.0], c=[1.0])  # fewer changes than values
+    assert max(map(len, read)) <= steps
 
 
 def test_its_figures_stand_beside_the_champions_until_it_dies_and_is_started_again_and_the_champion_goes_on(
