@@ -683,12 +683,14 @@ class Store:
                 return 0
             connection.execute(insert(self._tables.snapshots), fresh)
             stale = []
-            for stream_id in (row["stream_id"] for row in fresh):
-                steps = older.get(stream_id, [])  # descending
+            for row in fresh:
+                stream_id = row["stream_id"]
+                # Where another process was faster, what is fresh is not the newest.
+                steps = sorted([*older.get(stream_id, []), row["step"]], reverse=True)
                 count = spared[stream_id]
-                if len(steps) > 1 + count:
+                if len(steps) > 2 + count:
                     oldest = steps[-count] if count else _BEFORE_ALL
-                    stale.append({"b_id": stream_id, "b_after": oldest, "b_before": steps[0]})
+                    stale.append({"b_id": stream_id, "b_after": oldest, "b_before": steps[1]})
             if stale:
                 connection.execute(
                     delete(self._tables.snapshots).where(

@@ -138,6 +138,21 @@ def test_two_snapshots_of_a_stream_are_kept_and_the_nearest_earlier_one_is_found
     assert store.recover_before(record, "key", 4).snapshot is None
 
 
+@pytest.mark.parametrize(("bases", "kept"), [(0, [14, 13]), (1, [14, 13, 11])])
+def test_the_two_newest_snapshots_are_kept_also_when_an_older_one_comes_later(store, bases, kept):
+    """Of another process, which has seen less of the log."""
+    records = [created(store, steps=12)]
+    for _ in range(3):
+        changes = advanced(records[-1])
+        store.commit(changes)
+        records.append(changes.streams[0][0])
+    for late in (0, 1, 3, 2):
+        store.save_snapshots("key", {records[late]: b"state"}, bases=bases)
+
+    found = [store.recover_before(records[-1], "key", 100, skip).snapshot_step for skip in range(4)]
+    assert [step for step in found if step is not None] == kept
+
+
 def test_a_transaction_waits_for_its_leave_and_is_undone_without(store):
     record = created(store)
     go, no = Future(), Future()
