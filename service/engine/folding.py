@@ -198,7 +198,7 @@ def restore(model: ServedModel, store: Store, recoveries: Sequence[Recovery]) ->
     Raises
     ------
     StaleStreams
-        A log that is read a stretch at a time has been trimmed meanwhile.
+        A log that is read a stretch at a time has meanwhile done more than grow.
     """
     forecaster = model.forecaster
     bases, damaged = _read_snapshots(forecaster, [r.snapshot for r in recoveries])
@@ -254,8 +254,7 @@ def _fold_log(
         if places is not None and found is not None:
             places.append(found[0])
         after = until
-    _, retained = store.versions([record.id]).get(record.id, (0, None))
-    if retained != record.retained_step:
+    if not store.has_only_grown(record):
         raise StaleStreams([record.unique_id])
     return state
 

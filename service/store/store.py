@@ -299,6 +299,17 @@ class Store:
                 found.update((row[0], (row[1], row[2])) for row in connection.execute(query))
         return found
 
+    def has_only_grown(self, record: StreamRecord) -> bool:
+        """Whether all of a log that was retained is there still, as it was."""
+        c = self._tables.streams.c
+        query = select(c.id).where(
+            c.id == record.id,
+            func.coalesce(c.rewound_version, 0) <= record.version,
+            c.retained_step.is_not_distinct_from(record.retained_step),
+        )
+        with self._engine.connect() as connection:
+            return connection.execute(query).first() is not None
+
     def known(self, wanted: Mapping[int, Sequence[int]]) -> dict[int, dict[int, Value]]:
         """Stream id → (step → value) of the log's rows, at least of those among the wanted steps."""
         found: dict[int, dict[int, Value]] = {stream_id: {} for stream_id in wanted}

@@ -21,7 +21,7 @@ from service.engine import folding
 from service.engine import rederive as rederiving
 from service.engine.folding import restore, rewind
 from service.engine.rederive import rederive
-from service.errors import ModelError
+from service.errors import ModelError, StaleStreams
 from service.metrics import Metrics
 from service.models.registry import MlflowRegistry, Reference, Watcher, parse_reference
 from service.models.served import ServedModel, load_model
@@ -434,6 +434,31 @@ def test_a_log_too_long_to_be_held_is_folded_a_stretch_at_a_time(client, challen
         assert [len(rows) for rows in read[3:]] == [25, 25, 10]
         assert len(rewound.places) == 60
         assert_same_state(rewound.state, coming.forecaster.warm_up([changed], first_steps=[first]))
+
+
+@pytest.mark.parametrize("meanwhile", ["revised", "deleted"])
+def test_a_log_too_long_to_be_held_that_does_more_than_grow_while_it_is_folded_gives_no_state(
+    client, challenger_artifact, monkeypatch, meanwhile
+):
+    """One part of it would be from before, another from after."""
+    client.put("/v1/streams/a", json=history([float(5 + i % 7) for i in range(60)]))
+    store, coming, read = client.service.store, load_model(challenger_artifact), []
+    log = store.log
+    monkeypatch.setattr(folding, "MOST_STEPS", 25)
+
+    def slowly(*args):
+        read.append(log(*args))
+        if len(read) == 1:
+            if meanwhile == "deleted":
+                client.delete("/v1/streams/a")
+            else:
+                client.post("/v1/streams/a/observations", json=observations((2, 99.0), on_conflict="revise"))
+        return read[-1]
+
+    found, _ = store.recover_some(["a"], coming.key, 25)
+    monkeypatch.setattr(store, "log", slowly)
+    with pytest.raises(StaleStreams):
+        restore(coming, store, list(found.values()))
 
 
 def test_states_of_a_coming_model_are_not_forgotten_with_those_of_a_former_one(
