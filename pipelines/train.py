@@ -153,7 +153,7 @@ def fit_step(plan: Plan, request: TrainRequest, reporter: Reporter | None = None
     client = connect(tracking_uri, create=True)
     windows = plan.windows
     (latest,) = plan.panel.calendar.format([int(plan.panel.last_steps.max())])
-    with start_run(client, request.name, f"{Path(request.data).stem} to {latest}", tracking_uri=tracking_uri) as run:
+    with start_run(client, request.name, run_name(request.data, latest), tracking_uri=tracking_uri) as run:
         run.log_config(plan.config)
         run.log_panel(plan.panel, source=request.data, context="training")
         run.log_environment()
@@ -176,6 +176,11 @@ def fit_step(plan: Plan, request: TrainRequest, reporter: Reporter | None = None
         run.log_judged(fitted.judged)
         run.log_learning_curve(fitted.history)
         return TrainedRun(run.run_id, fitted.forecaster, fitted.judged, len(fitted.history), seconds)
+
+
+def run_name(data: str, latest: str | int) -> str:
+    """What a run is of, for people: data and its end. MLflow's databases have room for 250 characters."""
+    return f"{Path(data).absolute().stem[:200]} to {latest}"
 
 
 def backtest_step(

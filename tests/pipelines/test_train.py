@@ -18,7 +18,16 @@ from pipelines.console import Reporter
 from pipelines.loading import load_judged
 from pipelines.registry import CHALLENGER, CHAMPION, version_of_alias
 from pipelines.tracking import backtest_metrics, git_commit
-from pipelines.train import TrainRequest, backtest_step, fit_step, prepare, promotion_step, register_step, train
+from pipelines.train import (
+    TrainRequest,
+    backtest_step,
+    fit_step,
+    prepare,
+    promotion_step,
+    register_step,
+    run_name,
+    train,
+)
 from tests.pipelines.kit import HORIZON, QUICK, SEASON, long_frame
 
 # MLflow 3.17 itself uses what pandas 3 advises against, also when its client only reads.
@@ -48,6 +57,14 @@ def changed(request: TrainRequest, **changes: object) -> TrainRequest:
 
 def artifacts(client: MlflowClient, run_id: str, folder: str = "") -> set[str]:
     return {item.path for item in client.list_artifacts(run_id, folder)}
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [("some/sales.v2.csv", "sales.v2"), (".", Path.cwd().stem), ("sales/", "sales"), (f"{'x' * 251}.csv", "x" * 200)],
+)
+def test_a_run_is_named_by_its_data_whatever_they_are_called(data: str, name: str) -> None:
+    assert run_name(data, "2024-01-01") == f"{name} to 2024-01-01"
 
 
 def test_a_training_writes_down_all_that_explains_it(request_: TrainRequest, tracking_uri: str, tmp_path: Path) -> None:
