@@ -32,7 +32,7 @@ def serving(template: Template, artifact: Path, folder: Path, **bounds: str) -> 
 @pytest.fixture(scope="module")
 def hasty(template, artifact, tmp_path_factory):
     """One that waits for nobody."""
-    bounds = {"head_seconds": "0.6", "body_seconds": "0.8", "read_seconds": "0.6"}
+    bounds = {"head_seconds": "1.5", "body_seconds": "1.5", "read_seconds": "1.5"}
     with serving(template, artifact, tmp_path_factory.mktemp("hasty"), **bounds) as running:
         yield running
 
@@ -184,7 +184,7 @@ def test_too_many_connections_are_refused_and_the_next_one_is_welcome(server):
 def test_ordinary_clients_keep_their_connections(hasty):
     """Idle for longer than any of the bounds, then used again."""
     with connect(hasty) as connection:
-        for pause in (0.0, 1.5, 1.5):
+        for pause in (0.0, 3.0, 3.0):
             time.sleep(pause)
             connection.sendall(b"GET /v1/streams/a HTTP/1.1\r\nhost: x\r\n\r\n")
             reply = b""
