@@ -132,7 +132,7 @@ class ChunkDataModule(LightningDataModule):
             beside=len(beside),
         )
         a_pass = self.lanes.chunks_per_pass
-        usual = UPDATES if learnt.observed <= SMALL_PANEL else 2 * UPDATES
+        usual = UPDATES if panel.observed <= SMALL_PANEL else 2 * UPDATES
         updates = settings.updates or max(min(usual, MOST_PASSES * a_pass), min(a_pass, LARGEST_RUN * UPDATES))
         epoch = min(settings.epoch_updates, max(SHORTEST_EPOCH, EPOCH_PASSES * a_pass))
         self.epochs = -(-updates // epoch)

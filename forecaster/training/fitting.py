@@ -191,8 +191,8 @@ class _Trials:
         return Forecaster(network)
 
     def room(self, config: Config) -> float:
-        """By the pace of one network; several take as many times as long."""
-        if self.clock.seconds is None:
+        """By the pace of one network: several take as many times as long, but not on a GPU, most of which is idle."""
+        if self.clock.seconds is None or uses_gpu(config.training):
             return math.inf
         if not self.pace:
             for updates in (1, PACED_UPDATES):  # the first one ever compiles

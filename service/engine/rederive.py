@@ -64,8 +64,8 @@ def _derive(model: ServedModel, store: Store, found: Sequence[Recovery]) -> int:
         return 0
     try:
         states, steps, *_ = restore(model, store, found)
-    except StaleStreams:
-        return 0  # its log is no longer what it was; it is folded when it is touched
+    except StaleStreams:  # the log of one is no longer what it was; that one is folded when it is touched
+        return sum(_derive(model, store, [one]) for one in found) if len(found) > 1 else 0
     records = [recovery.record for recovery in found]
     store.save_snapshots(model.key, dict(zip(records, states.to_bytes(), strict=True)))
     return sum(steps)
