@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,8 +112,31 @@ def quiet_import() -> Iterator[None]:
 
 
 @contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Put Ctrl-C off until the block is done: amid a transaction it would leave a database locked. Twice is at once."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    asked = False
+
+    def note(*_: object) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
+
+
+@contextmanager
 def mlflow_errors(doing: str, missing: str | None = None) -> Iterator[None]:
-    """Translate MLflow's errors, and keep its warnings about itself away.
+    """Translate MLflow's errors, keep its warnings about itself away, and let Ctrl-C wait for what is under way.
 
     Parameters
     ----------
@@ -130,7 +155,7 @@ def mlflow_errors(doing: str, missing: str | None = None) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
 
     try:
-        with warnings.catch_warnings():
+        with _undisturbed(), warnings.catch_warnings():
             # What MLflow's insides do that newer libraries advise against is not our users' concern.
             warnings.filterwarnings("ignore", module="mlflow")
             yield

@@ -11,7 +11,7 @@ import platform
 import subprocess
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import distributions
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -244,14 +244,13 @@ def backtest_metrics(client: MlflowClient, run_id: str) -> dict[str, float] | No
 @contextmanager
 def _ending(run_id: str) -> Iterator[None]:
     import mlflow
+    from mlflow.exceptions import MlflowException
 
     try:
         yield
-    except KeyboardInterrupt:
-        mlflow.end_run("KILLED")
-        raise
-    except BaseException:
-        mlflow.end_run("FAILED")
+    except BaseException as error:
+        with suppress(MlflowException):  # why it ended matters more than where that is written
+            mlflow.end_run("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     with mlflow_errors(f"run {run_id} cannot be closed"):
         mlflow.end_run("FINISHED")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from forecaster import ArtifactError, InputError, Panel
 from pipelines import registry
-from pipelines.connection import RegistryError, connect
+from pipelines.connection import RegistryError, connect, mlflow_errors
 from pipelines.loading import load_model
 from pipelines.promotion import Decision
 from pipelines.tracking import start_run
@@ -132,3 +135,32 @@ def test_a_model_in_a_folder_is_loaded_from_it_and_damage_is_noticed(tmp_path: P
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00\x01")
     with pytest.raises(ArtifactError):
         load_model(tmp_path / "model")
+
+
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """As in a terminal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
+def test_ctrl_c_waits_for_what_is_being_written_but_not_the_second_time() -> None:
+    """Amid a transaction it left the database locked, and the run could not be marked as killed."""
+    written = []
+
+    def write(interrupts: int) -> None:
+        with mlflow_errors("nothing"):
+            for _ in range(interrupts):
+                signal.raise_signal(signal.SIGINT)
+            written.append(interrupts)
+
+    with pytest.raises(KeyboardInterrupt):
+        write(1)
+    with pytest.raises(KeyboardInterrupt):
+        write(2)
+    assert written == [1]
+    with pytest.raises(RegistryError, match="nothing: it broke"), mlflow_errors("nothing"):
+        raise MlflowException("it broke")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
