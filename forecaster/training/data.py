@@ -42,7 +42,7 @@ UPDATES = 1200
 """Updates of a run where the configuration names none; twice as many for a panel that is not small."""
 
 SMALL_PANEL = 2**19
-"""Observed values up to which chance rules what a training finds: a longer one learns by heart, and several networks
+"""Observed values up to which chance rules what a training finds: longer runs learn them by heart, and several networks
 average out what one cannot know."""
 
 MOST_PASSES = 100

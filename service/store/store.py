@@ -461,6 +461,8 @@ class Store:
         skip
             How many of the newest such snapshots to pass over; beyond the oldest there is none, and the log is all
             that is retained.
+        most
+            Steps of a log that may be held at once; a longer one is found without.
 
         Raises
         ------
