@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from forecaster import Config, Forecaster
+from service.benchmark.bulk import measure_bulk
 from service.benchmark.overload import measure_overload
 from service.benchmark.steps import measure_steps
 from service.benchmark.streams import measure_streams
 from service.benchmark.swaps import measure_swaps
-from service.benchmark.web import measure_bulk, measure_histories, measure_singles
+from service.benchmark.web import measure_histories, measure_singles
 
 __all__ = ["main"]
 
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for result in measure_histories(model, folder, **options):
                 _print(result, json_lines=given.json_lines)
         if given.only in (None, "bulk"):
-            for result in measure_bulk(model, folder, 50_000, given.rounds):
+            for result in measure_bulk(model, folder, rounds=given.rounds):
                 _print(result, json_lines=given.json_lines)
         if given.only == "streams":
             for result in measure_streams(model, folder, given.streams, backup=given.backup):

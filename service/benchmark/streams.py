@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from service.backup import export_streams, import_streams
+from service.benchmark.bulk import arrow_rows
 from service.benchmark.load import Client, request_bytes
-from service.benchmark.web import arrow_rows, ds_of, free_port, post, running_process
+from service.benchmark.web import ds_of, free_port, post, running_process
 from service.bodies.bulk import ARROW
 from service.engine.rederive import rederive
 from service.models.served import ServedModel, load_model

@@ -1,4 +1,4 @@
-"""HTTP measurements against real server processes: single observations, histories sent anew, durable bulk observations.
+"""HTTP measurements against real server processes: single observations, and histories sent anew; what they run on.
 
 Single observations: keep-alive clients in a process of their own, one observation per request, each answered with
 its durable acknowledgement and a full forecast; the reference is stock FastAPI with the same shapes, in its own
@@ -23,18 +23,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
 from service.benchmark.load import Client, request_bytes
-from service.bodies.bulk import ARROW, JSON_LINES
 
 __all__ = [
-    "arrow_rows",
+    "START",
     "create_streams",
     "ds_of",
     "free_port",
-    "measure_bulk",
     "measure_histories",
     "measure_singles",
     "post",
@@ -47,9 +42,8 @@ __all__ = [
 _CREATING = 32  # clients that create streams
 _STREAMS_PER_CLIENT = 16
 _STARTING = 180  # seconds that a process may take until it answers; the first start compiles kernels
-_START = datetime(2024, 1, 1)
-_BULK_STREAMS = 10_000
-_BULK_TARGETS = {"json_lines": 50_000, "arrow": 100_000}  # observations/s
+START = datetime(2024, 1, 1)
+"""Hour 0 of the benchmarks."""
 
 
 def measure_singles(
@@ -115,62 +109,9 @@ def measure_histories(
     }
 
 
-def measure_bulk(model: Path, folder: Path, rows: int, rounds: int) -> Iterator[dict[str, Any]]:
-    """Durable observations per second of bulk bodies, acknowledged row by row."""
-    names = [f"bulk-{i}" for i in range(_BULK_STREAMS)]
-    with running_service(model, folder) as port:
-        create_streams(port, names, hours=200)
-        hour, steps = 200, rows // _BULK_STREAMS
-        for label, kind, write in (("json_lines", JSON_LINES, _json_lines), ("arrow", ARROW, arrow_rows)):
-            target, rates = _BULK_TARGETS[label], []
-            for _ in range(rounds):
-                body = write(names, hour, steps)
-                started = time.perf_counter()
-                reply = post(f"http://127.0.0.1:{port}/v1/observations", body, kind)
-                rates.append(steps * len(names) / (time.perf_counter() - started))
-                if reply["counts"] != {"accepted": steps * len(names)}:
-                    raise RuntimeError(f"bulk rows were not accepted: {reply['counts']}")
-                hour += steps
-            yield {
-                "benchmark": f"bulk_{label}",
-                "value": round(statistics.median(rates)),
-                "unit": "durable observations/s",
-                "reference": target,
-                "reference_is": "the declared target",
-                "ratio": round(statistics.median(rates) / target, 3),
-                "rows_per_body": steps * len(names),
-                "streams": len(names),
-            }
-
-
-def _json_lines(names: list[str], hour: int, steps: int) -> bytes:
-    lines: list[str] = []
-    for h in range(hour, hour + steps):
-        ds = ds_of(h)
-        lines.extend(f'{{"unique_id":"{name}","ds":"{ds}","y":{10 + h % 24}.5}}' for name in names)
-    return "\n".join(lines).encode()
-
-
-def arrow_rows(names: list[str], hour: int, steps: int) -> bytes:
-    """One row of each stream at each hour, as an Arrow stream."""
-    hours = np.repeat(np.arange(hour, hour + steps), len(names))
-    table = pa.table(
-        {
-            "unique_id": pa.array(names * steps).dictionary_encode(),
-            "ds": pa.array(np.datetime64(_START, "s") + hours * np.timedelta64(3600, "s")),
-            "y": pa.array(10.5 + hours % 24),
-        }
-    )
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    body: bytes = sink.getvalue().to_pybytes()
-    return body
-
-
 def ds_of(hour: int) -> str:
     """The ds of an hour of the benchmarks."""
-    return (_START + timedelta(hours=hour)).isoformat()
+    return (START + timedelta(hours=hour)).isoformat()
 
 
 def create_streams(port: int, names: list[str], hours: int) -> None:

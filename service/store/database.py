@@ -104,6 +104,8 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
                 raise
             time.sleep(0.02)
     cursor.execute("PRAGMA synchronous = FULL")
+    # What undoes one statement of many rows would be a file, made and removed with every micro-batch.
+    cursor.execute("PRAGMA temp_store = MEMORY")
     cursor.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     cursor.close()
 

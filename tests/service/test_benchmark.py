@@ -1,10 +1,11 @@
-"""The benchmarks of very many streams and of overload, with few: on real processes, and their figures fit together."""
+"""The benchmarks of bulk bodies, very many streams and overload, with few: on real processes, their figures fit."""
 
 from __future__ import annotations
 
 import pytest
 
 from service.benchmark.arrivals import FIRST_HOUR, value_of
+from service.benchmark.bulk import measure_bulk
 from service.benchmark.overload import TIMES, audited, measure_overload
 from service.benchmark.streams import measure_streams
 
@@ -49,6 +50,16 @@ def test_many_more_streams_than_the_cap_are_touched_and_no_more_than_the_cap_sta
     memory = found["streams_memory"]
     assert memory["touched"] == 3 * memory["cap"]
     assert 0 < memory["resident"] <= memory["cap"]
+
+
+def test_bulk_bodies_are_measured_against_targets_and_histories_sent_anew(artifact, tmp_path):
+    found = list(measure_bulk(artifact, tmp_path, rounds=1, streams=20, steps=3))
+
+    assert [result["benchmark"] for result in found] == ["bulk_json_lines", "bulk_arrow", "bulk_carried_states"]
+    assert {(result["rows_per_body"], result["streams"], result["senders"]) for result in found} == {(30, 20, 2)}
+    assert found[2]["value"] == found[1]["value"]
+    assert all(result["ratio"] == pytest.approx(result["value"] / result["reference"], abs=0.06) for result in found)
+    assert found[2]["ratio"] > 1
 
 
 @pytest.mark.parametrize("places", [pytest.param(None, marks=pytest.mark.slow), 8])
