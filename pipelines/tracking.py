@@ -59,6 +59,14 @@ class TrainingRun:
         with mlflow_errors("parameters cannot be logged"):
             mlflow.log_params({key: str(value) for key, value in flatten(config.to_dict()).items()})
 
+    def log_chosen(self, given: Config, chosen: Config) -> None:
+        """What `given` left open, as it was chosen: so that runs can be compared and searched by it."""
+        import mlflow
+
+        before, after = (flatten(config.to_dict()) for config in (given, chosen))
+        with mlflow_errors("choices cannot be logged"):
+            mlflow.log_params({f"chosen.{key}": str(value) for key, value in after.items() if value != before.get(key)})
+
     def log_panel(self, panel: Panel, *, source: str, context: str) -> None:
         """Fingerprint, size and source of the data, as an MLflow data set.
 

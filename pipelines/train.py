@@ -169,6 +169,7 @@ def fit_step(plan: Plan, request: TrainRequest, reporter: Reporter | None = None
         seconds = time.monotonic() - started
         for reason in fitted.reasons:
             (reporter or Reporter(quiet=True)).notice(reason)
+        run.log_chosen(plan.config, fitted.forecaster.config)
         run.tag({f"choice.{reason.split(maxsplit=1)[0]}": reason for reason in fitted.reasons})
         if request.out is not None:
             fitted.forecaster.save(request.out)

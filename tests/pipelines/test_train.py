@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from forecaster import Forecaster, InputError, backtest
 from pipelines.backtesting import measure_champion
 from pipelines.benchmarks.speed import Shape, benchmark_training
-from pipelines.configuration import build_config
+from pipelines.configuration import build_config, flatten
 from pipelines.connection import connect
 from pipelines.console import Reporter
 from pipelines.loading import load_judged
@@ -76,6 +76,10 @@ def test_a_training_writes_down_all_that_explains_it(request_: TrainRequest, tra
     assert run.info.run_name == f"data to {long_frame()['ds'].max().isoformat()}"
     assert run.data.params["network.hidden_size"] == "8"
     assert run.data.params["training.seed"] == "3"
+    for key, value in flatten(Forecaster.load(tmp_path / "model").config.to_dict()).items():
+        assert run.data.params.get(f"chosen.{key}", run.data.params[key]) == str(value)
+    assert run.data.params["transform"] == "auto"
+    assert run.data.params["chosen.transform"] in ("log", "linear")
     assert set(run.data.metrics) >= CURVES
     assert len(client.get_metric_history(result.run_id, "gradient_norm")) == result.epochs
     assert len(client.get_metric_history(result.run_id, "val_loss")) == 2, "finishing has no validation"
