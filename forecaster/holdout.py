@@ -25,6 +25,9 @@ SHARE = 1 / 16
 
 LARGEST_NUMBER = 4096
 
+MANY = 16
+"""Series that teach each other: of so many, one may lose the later half of its targets to a block."""
+
 
 class Block(NamedTuple):
     """Places `start` to `end` in one series."""
@@ -36,6 +39,9 @@ class Block(NamedTuple):
 
 def scatter_blocks(panel: Panel, *, length: int, earliest: int, generator: np.random.Generator) -> list[Block]:
     """Draw blocks at random places, at most one in each stretch of a series.
+
+    A stretch is as long as two blocks at least, so that some of each series is learnt from; among many series, one
+    block also goes where there is no room for more.
 
     Parameters
     ----------
@@ -51,7 +57,8 @@ def scatter_blocks(panel: Panel, *, length: int, earliest: int, generator: np.ra
     blocks = []
     for name, _, y in panel:
         room = max(len(y) - earliest, 0)
-        count = min(int(SHARE * room / length + generator.random()), room // (2 * length))
+        one = len(panel) >= MANY and len(y) >= 2 * length and room >= length
+        count = min(int(SHARE * room / length + generator.random()), max(room // (2 * length), int(one)))
         for number in range(count):
             stretch = room // count
             start = earliest + number * stretch + int(generator.integers(stretch - length + 1))

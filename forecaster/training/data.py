@@ -180,8 +180,10 @@ class ChunkDataModule(LightningDataModule):
 def _blocks(learnt: Panel, config: Config, generator: np.random.Generator) -> list[Block]:
     if config.calibration == "off":
         return []
-    earliest = config.horizon + config.seasonality[0]
-    return scatter_blocks(learnt, length=config.horizon, earliest=earliest, generator=generator)
+    horizon, usual = config.horizon, int(np.median(learnt.lengths))
+    # After a season and a horizon; of series too short for that, their last horizon, with one before it.
+    earliest = min(horizon + config.seasonality[0], max(horizon, usual - horizon))
+    return scatter_blocks(learnt, length=horizon, earliest=earliest, generator=generator)
 
 
 def held_out_steps(panel: Panel, config: Config) -> int:

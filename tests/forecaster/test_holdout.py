@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import numpy as np
 from hypothesis import given
@@ -48,6 +49,17 @@ def test_blocks_cover_their_share_even_of_series_too_short_for_one_each() -> Non
     room = 400 * 50 + 10 * 1980
     assert abs(10 * len(blocks) / room - SHARE) < 0.015
     assert 0 < sum(block.unique_id == "s0" for block in blocks) + len({b.unique_id for b in blocks}) < 400
+
+
+def test_many_short_series_spare_a_block_here_and_there_but_few_do_not() -> None:
+    many, few = panel_of([27] * 400), panel_of([27] * 12)
+    draw = partial(scatter_blocks, length=12, earliest=15)
+
+    blocks = draw(many, generator=np.random.default_rng(0))
+
+    assert abs(len(blocks) / 400 - SHARE) < 0.03
+    assert {(b.start, b.end) for b in blocks} == {(15, 27)}
+    assert not any(draw(few, generator=np.random.default_rng(seed)) for seed in range(50))
 
 
 def test_no_training_target_lies_in_a_block_and_every_input_is_there() -> None:
