@@ -92,7 +92,7 @@ FutureFile = Annotated[
         show_default="rows of DATA without y",
     ),
 ]
-MaxMinutes = Annotated[float | None, typer.Option(help="Stop fitting after so many minutes.", show_default="no limit")]
+MaxMinutes = Annotated[float | None, typer.Option(help="Be done in about so many minutes.", show_default="no limit")]
 Name = Annotated[str, typer.Option(help="Registered model, and experiment.")]
 Margin = Annotated[
     float,

@@ -38,7 +38,7 @@ class TrainRequest:
     name
         Registered model, and name of the experiment.
     max_minutes
-        Longest time spent fitting; None for no limit.
+        Time box from reading the data to the gate's decision; None for no limit.
     n_windows, step_size
         Backtest windows held out of training; None lets the length of the series decide.
     rules

@@ -42,6 +42,13 @@ __all__ = [
 ]
 
 
+BESIDE_FITTING = 2.0
+"""What is done before and after the fit, by what is done before: reading and describing the data take about as long as
+the backtest and its tables."""
+
+LARGEST_BESIDE = 0.5
+"""Share of a time box that goes to that at most; too short a box has to be exceeded."""
+
 TAGGED_METRICS = ("wql", "mase", "coverage_80", "seasonal_naive_wql")
 """Shown beside each version in the registry; all others are on the run and on the logged model."""
 
@@ -124,8 +131,9 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResul
         MLflow cannot be reached.
     """
     reporter = reporter or Reporter(quiet=True)
+    began = time.monotonic()
     plan = prepare(request, reporter)
-    trained = fit_step(plan, request, reporter)
+    trained = fit_step(plan, request, reporter, began=began)
     result = backtest_step(trained.run_id, plan, request, model=trained.judged)
     version = register_step(trained.run_id, request)
     rival, decision = promotion_step(version, plan, request)
@@ -147,8 +155,19 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResul
     )
 
 
-def fit_step(plan: Plan, request: TrainRequest, reporter: Reporter | None = None) -> TrainedRun:
-    """Open a run, fit on what training may see, log everything about it and the model, save to `out`."""
+def fit_step(
+    plan: Plan, request: TrainRequest, reporter: Reporter | None = None, *, began: float | None = None
+) -> TrainedRun:
+    """Open a run, fit on what training may see, log everything about it and the model, save to `out`.
+
+    Parameters
+    ----------
+    plan, request, reporter
+        As made by `prepare`.
+    began
+        When the time box began, on the monotonic clock; None: now.
+    """
+    began = time.monotonic() if began is None else began
     tracking_uri = tracking_uri_or_default(request.tracking_uri)
     client = connect(tracking_uri, create=True)
     windows = plan.windows
@@ -162,7 +181,7 @@ def fit_step(plan: Plan, request: TrainRequest, reporter: Reporter | None = None
             plan.panel,
             plan.config,
             held_out=windows.held_out,
-            max_minutes=request.max_minutes,
+            max_minutes=minutes_to_fit(request.max_minutes, (started - began) / 60),
             reporter=reporter,
             on_epoch=run.log_epoch,
         )
@@ -177,6 +196,17 @@ def fit_step(plan: Plan, request: TrainRequest, reporter: Reporter | None = None
         run.log_judged(fitted.judged)
         run.log_learning_curve(fitted.history)
         return TrainedRun(run.run_id, fitted.forecaster, fitted.judged, len(fitted.history), seconds)
+
+
+def minutes_to_fit(box: float | None, spent: float) -> float | None:
+    """What of a time box, in minutes, is left for the fit after so many; None without a box.
+
+    Examples
+    --------
+    >>> minutes_to_fit(10, 0.25), minutes_to_fit(1, 5), minutes_to_fit(None, 5)
+    (9.5, 0.5, None)
+    """
+    return None if box is None else box - min(BESIDE_FITTING * spent, LARGEST_BESIDE * box)
 
 
 def run_name(data: str, latest: str | int) -> str:

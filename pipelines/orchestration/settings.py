@@ -36,7 +36,7 @@ class ScheduleSettings(BaseSettings):
     name: str = Field("forecaster", min_length=1, description="registered model")
     cron: str = Field("0 3 * * *", description="when to train, five fields")
     time_zone: str = Field("UTC", description="time zone of the cron expression, IANA name")
-    max_minutes: float | None = Field(None, gt=0, description="training stops after so long")
+    max_minutes: float | None = Field(None, gt=0, description="a training is done in about so long")
     seed: int | None = Field(None, description="seed of the training; default by the library")
     config: str | None = Field(None, description="TOML or JSON file with the keys of the library's Config")
     overrides: Mapping[str, str] = Field(default_factory=dict, description="dotted key to text, as with --set")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
@@ -27,6 +28,7 @@ from pipelines.train import (
     register_step,
     run_name,
     train,
+    train_model,
 )
 from tests.pipelines.kit import HORIZON, QUICK, SEASON, long_frame
 
@@ -102,6 +104,30 @@ def test_a_training_writes_down_all_that_explains_it(request_: TrainRequest, tra
     logged = client.get_logged_model(run.data.tags["model.uri"].removeprefix("models:/"))
     assert {metric.key for metric in logged.metrics} >= {"backtest/wql", "backtest/coverage_80"}
     assert Path(tmp_path / "model" / "manifest.json").exists()
+
+
+def test_a_time_box_holds_the_whole_training_not_only_the_fit(
+    request_: TrainRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes after the fit is expected to take as long as what came before; half of a box is left in any case."""
+    clock, given = [0.0], []
+
+    def reading(*args: object, **options: object) -> object:
+        clock[0] += 90
+        return prepare(*args, **options)  # type: ignore[arg-type]
+
+    def fitting(*args: object, max_minutes: float, **options: object) -> object:
+        given.append(max_minutes)
+        return train_model(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("pipelines.train.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("pipelines.train.prepare", reading)
+    monkeypatch.setattr("pipelines.train.train_model", fitting)
+
+    for box in (10, 2):
+        train(changed(request_, max_minutes=box))
+
+    assert given == [7, 1]
 
 
 def test_the_gate_judges_weights_that_never_saw_the_windows_of_either_rival(
