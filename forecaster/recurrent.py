@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from forecaster.config import NetworkConfig
+from forecaster.dropout import Dropout
 from forecaster.kernels import Float32, lstm_gates
 
 __all__ = ["ROWS_AT_ONCE", "RecurrentEnsemble", "RecurrentStack", "RecurrentState"]
@@ -85,7 +86,7 @@ class RecurrentStack(nn.Module):
             _CELLS[config.cell](size, config.hidden_size, bias=config.bias, **options) for size in sizes[:-1]
         )
         self.norms = nn.ModuleList(nn.LayerNorm(size) for size in sizes[1:-1]) if config.layer_norm else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.cell_size = config.hidden_size if config.cell == "lstm" else 0
         self.mixed = False
         self._packed: list[_Packed] | None = None

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from forecaster.dropout import Dropout
 from forecaster.kernels import weigh
 from forecaster.local import LocalNetwork
 
@@ -60,7 +61,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.sizes, self.first_shape = sizes, tuple(first_shape)
         hidden, horizon = sizes.hidden_size, sizes.horizon
-        self.dropout = nn.Dropout(sizes.dropout)
+        self.dropout = Dropout(sizes.dropout)
         self.context = nn.Linear(hidden, hidden)
         self.rank = min(horizon, LARGEST_RANK)
         self.rows = [sizes.num_anchors, 1, len(self.first_shape)]

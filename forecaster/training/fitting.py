@@ -98,8 +98,9 @@ def fit(
         Steps before those that the judged weights are chosen by, where that split is given; None: as
         `validation_horizons` says.
     max_minutes
-        Time box; the learning-rate schedule is fitted into it. Runs that do not reach it are deterministic, but for
-        the size of an ensemble where that is left open: it is chosen by the time that an update takes.
+        Time box; the learning-rate schedule is fitted into it. Runs that do not reach it are deterministic on
+        as many threads, but for the size of an ensemble where that is left open: it is chosen by the time that an
+        update takes.
     progress
         Whether to show a progress bar.
     on_epoch

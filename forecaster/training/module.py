@@ -23,6 +23,7 @@ from forecaster.network import ForecastNetwork
 from forecaster.recurrent import RecurrentStack, RecurrentState
 from forecaster.training.graph import ChunkGraph
 from forecaster.training.preparing import Prepared
+from forecaster.training.threads import ChunkThreads
 
 __all__ = ["TrainingModule", "mixed_precision"]
 
@@ -51,6 +52,7 @@ class TrainingModule(LightningModule):
         self.validation_carry: RecurrentState | None = None
         self.started: float | None = None
         self.graph: ChunkGraph | None = None
+        self.threads: ChunkThreads | None = None
         self.tally, self.count, self.latest = torch.zeros(3), 0, torch.zeros(())
 
     # -- one chunk -------------------------------------------------------------------------------------------------
@@ -96,6 +98,14 @@ class TrainingModule(LightningModule):
         mixed = mixed_precision(self.network.config, self.on_gpu)
         for stack in self.network.recurrent.stacks:
             cast(RecurrentStack, stack).mixed = mixed
+        if not self.on_gpu and torch.get_num_threads() > 1:
+            self.threads = ChunkThreads(self.network, self.score, torch.get_num_threads())
+
+    def on_fit_end(self) -> None:
+        """End the threads."""
+        if self.threads is not None:
+            self.threads.close()
+            self.threads = None
 
     def means(self) -> dict[str, float]:
         """Mean loss, gradient norm and share of clipped gradients of the updates since the last time.
@@ -123,24 +133,31 @@ class TrainingModule(LightningModule):
                 moved = super().transfer_batch_to_device(batch, self.device, 0)
                 self.graph = ChunkGraph(self.network, self.score, moved)
             loss = self.graph.run(batch)
+        elif self.threads is not None:
+            loss, self.carry = self.threads.run(self.carry, batch)
         else:
             loss, self.carry = self.score(self.carry, batch)
         self.latest = loss.detach()
         return loss
 
+    @property
+    def has_gone_back(self) -> bool:
+        """Whether a training step leaves the gradients in place, anew every time, by a graph or by threads."""
+        return self.graph is not None or self.threads is not None
+
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
-        """A graph writes gradients where they are, anew every time."""
-        if self.graph is None:
+        """Not after the gradients are in place."""
+        if not self.has_gone_back:
             super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def on_validation_model_zero_grad(self) -> None:
         """Likewise."""
-        if self.graph is None:
+        if not self.has_gone_back:
             super().on_validation_model_zero_grad()
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """A graph has gone all the way back already."""
-        if self.graph is None:
+        """Not where a training step has gone all the way back already."""
+        if not self.has_gone_back:
             super().backward(loss, *args, **kwargs)
 
     def on_validation_epoch_start(self) -> None:
@@ -150,7 +167,10 @@ class TrainingModule(LightningModule):
     def validation_step(self, batch: Prepared, batch_idx: int) -> None:
         """Warm a group of lanes up, or score it."""
         del batch_idx
-        loss, self.validation_carry = self.score(self.validation_carry, batch)
+        if self.threads is not None:
+            loss, self.validation_carry = self.threads.run(self.validation_carry, batch, learn=False)
+        else:
+            loss, self.validation_carry = self.score(self.validation_carry, batch)
         if len(batch.kept):
             self.log("val_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.features))
 

@@ -82,6 +82,28 @@ class Prepared(NamedTuple):
     coming: Tensor | None
     future: Tensor
 
+    def of_lanes(self, lanes: slice) -> Prepared:
+        """The same of consecutive lanes alone."""
+        rows, (first, stop, _) = len(self.features), lanes.indices(len(self.features))
+        lane = self.kept % rows
+        mine = ((lane >= first) & (lane < stop)).nonzero().squeeze(1)
+        step, lane = self.kept[mine] // rows, lane[mine]
+        return Prepared(
+            features=self.features[lanes],
+            fresh=self.fresh[lanes],
+            lengths=None if self.lengths is None else self.lengths[lanes],
+            moments=None if self.moments is None else self.moments[lanes],
+            table=self.table[lanes],
+            static=self.static[lanes],
+            kept=step * (stop - first) + lane - first,
+            anchors=self.anchors[mine],
+            target=self.target[mine],
+            frame=self.frame.at(mine),
+            weight=self.weight[mine],
+            coming=None if self.coming is None else self.coming[mine],
+            future=self.future[mine],
+        )
+
     def pinned(self) -> Prepared:
         """The same in memory that a GPU reads by itself, while the processor goes on."""
         frame = Frame(*(part.pin_memory() for part in self.frame))

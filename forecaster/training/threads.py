@@ -1,0 +1,84 @@
+"""A chunk on several cores, forward and backward: each follows some of the lanes all the way.
+
+One operation at these sizes has too little work to be shared out: PyTorch's own threads make an update on two cores a
+tenth faster. Lanes know nothing of each other, so a thread that has some of them to itself waits for nobody until the
+gradients are added up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor, nn
+
+from forecaster.dropout import drawing
+from forecaster.recurrent import RecurrentState
+from forecaster.training.preparing import Prepared
+
+__all__ = ["ChunkThreads"]
+
+FEWEST_LANES = 16
+"""Lanes that are worth a thread: products with fewer rows take hardly less time."""
+
+Score = Callable[[RecurrentState | None, Prepared], tuple[Tensor, RecurrentState]]
+
+
+class ChunkThreads:
+    """Scores chunk after chunk; the gradients are in place afterwards.
+
+    With the same seed and as many threads, the same gradients; with another number they differ in the last digits, and
+    by what dropout draws.
+
+    Parameters
+    ----------
+    network
+        Whose gradients are wanted.
+    score
+        Mean loss of a chunk over its known targets and the carry after it, from the carry before.
+    threads
+        How many, at most.
+    """
+
+    def __init__(self, network: nn.Module, score: Score, threads: int) -> None:
+        self.parameters = [own for own in network.parameters() if own.requires_grad]
+        self.score, self.threads = score, threads
+        self.generators = [torch.Generator().manual_seed(seed) for seed in torch.randint(2**62, (threads,)).tolist()]
+        self.pool = ThreadPoolExecutor(threads, "lanes")
+
+    def close(self) -> None:
+        """End the threads."""
+        self.pool.shutdown()
+        torch.set_num_threads(self.threads)  # what threads that PyTorch has not met yet begin with
+
+    def run(
+        self, carry: RecurrentState | None, batch: Prepared, *, learn: bool = True
+    ) -> tuple[Tensor, RecurrentState]:
+        """Loss of the chunk, and the carry after it; leaves the gradients in place if it is to `learn`."""
+        lanes = len(batch.features)
+        count = max(1, min(self.threads, lanes // FEWEST_LANES))
+        bounds = [lanes * k // count for k in range(count + 1)]
+        targets = max(_known(batch), 1)
+
+        def follow(k: int) -> tuple[Tensor, RecurrentState, Sequence[Tensor | None]]:
+            torch.set_num_threads(max(1, self.threads // count))  # of this thread, and of those to come
+            lanes = slice(bounds[k], bounds[k + 1])
+            mine = batch.of_lanes(lanes)
+            before = None if carry is None else RecurrentState(*(part[:, lanes] for part in carry))
+            with drawing(self.generators[k]), torch.set_grad_enabled(learn):
+                mean, after = self.score(before, mine)
+                loss = mean * (_known(mine) / targets)
+            return loss.detach(), after, torch.autograd.grad(loss, self.parameters, allow_unused=True) if learn else ()
+
+        losses, states, gradients = zip(*self.pool.map(follow, range(count)), strict=True)
+        if learn:
+            for parameter, *found in zip(self.parameters, *gradients, strict=True):
+                known = [gradient for gradient in found if gradient is not None]
+                parameter.grad = sum(known[1:], known[0]) if known else None
+        after = RecurrentState(*(torch.cat(part, 1) for part in zip(*states, strict=True)))
+        return torch.stack(losses).sum(), after
+
+
+def _known(batch: Prepared) -> int:
+    return int((~torch.isnan(batch.target)).sum())
