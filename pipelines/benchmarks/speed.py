@@ -90,21 +90,28 @@ def benchmark_training(shape: Shape, *, rounds: int, seconds: float) -> Iterator
     dict
         Updates per second, ours against a bare `nn.LSTM`, and against one with a linear quantile decoder at every
         step, which is the work that a forking-sequences loss cannot avoid; and an ensemble, as the default is on a
-        panel of this size, against the one bare `nn.LSTM`.
+        panel of this size, against the one bare `nn.LSTM`. A bare loop has one thread or all, as suits it best.
     """
+    import torch
+
     from forecaster.training.choosing import ENSEMBLES
 
-    turns: dict[str, Callable[[float], float]] = {
-        "ours": ours(shape),
-        "ensemble": ours(shape, members=ENSEMBLES[0]),
-        "lstm": bare(shape, decoder=False),
-        "lstm_decoder": bare(shape, decoder=True),
+    threads = torch.get_num_threads()
+    turns: dict[tuple[str, int], Callable[[float], float]] = {
+        ("ours", threads): ours(shape),
+        ("ensemble", threads): ours(shape, members=ENSEMBLES[0]),
     }
-    rates: dict[str, list[float]] = {name: [] for name in turns}
+    for name, decoder in (("lstm", False), ("lstm_decoder", True)):
+        turns |= {(name, count): bare(shape, decoder=decoder) for count in (1, threads)}
+    rates: dict[tuple[str, int], list[float]] = {key: [] for key in turns}
     for _ in range(rounds):
-        for name, turn in turns.items():
-            rates[name].append(turn(seconds))
-    median = {name: statistics.median(values) for name, values in rates.items()}
+        for key, turn in turns.items():
+            torch.set_num_threads(key[1])
+            rates[key].append(turn(seconds))
+    torch.set_num_threads(threads)
+    median: dict[str, float] = {}
+    for (name, _), values in rates.items():
+        median[name] = max(median.get(name, 0.0), statistics.median(values))
     sizes = {
         "lanes": shape.lanes,
         "chunk_length": shape.chunk_length,
@@ -127,6 +134,7 @@ def benchmark_training(shape: Shape, *, rounds: int, seconds: float) -> Iterator
             "reference": round(median[rival], 2),
             "reference_is": reference,
             "rounds": rounds,
+            "threads": threads,
             **sizes,
         }
 
