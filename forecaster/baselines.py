@@ -14,7 +14,7 @@ Float = npt.NDArray[np.float64]
 
 
 def seasonal_naive(history: Float, horizon: int, seasonality: int) -> Float:
-    """Repeat the latest known value of each phase of the season.
+    """Repeat the latest known value of each phase of the season, and the last one of all where a phase has none.
 
     Parameters
     ----------
@@ -28,19 +28,21 @@ def seasonal_naive(history: Float, horizon: int, seasonality: int) -> Float:
     Returns
     -------
     ndarray
-        Shape [H]; NaN for a phase that was never observed.
+        Shape [H]; NaN only of a history in which nothing is known.
 
     Examples
     --------
     >>> seasonal_naive(np.array([1.0, 2.0, 3.0, np.nan]), 3, 2)
     array([3., 2., 3.])
     """
+    observed = history[~np.isnan(history)]
+    last = observed[-1] if len(observed) else np.nan
     padded = np.full(-(-max(len(history), 1) // seasonality) * seasonality, np.nan)
     padded[len(padded) - len(history) :] = history
     cycles = padded.reshape(-1, seasonality)
     known = ~np.isnan(cycles)
     latest = len(cycles) - 1 - np.argmax(known[::-1], axis=0)
-    cycle = np.where(known.any(axis=0), cycles[latest, np.arange(seasonality)], np.nan)
+    cycle = np.where(known.any(axis=0), cycles[latest, np.arange(seasonality)], last)
     return np.resize(cycle, horizon)
 
 

@@ -1,7 +1,7 @@
 """Accuracy metrics, in the one form used here; see each for its source.
 
 Plain functions over arrays of one cutoff each; axes: N series, H horizon step, Q quantile level. A missing truth (NaN)
-counts nothing. Averages over series are taken last.
+counts nothing, a missing forecast of a known truth never as a right one. Averages over series are taken last.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def smape(y: Float, forecast: Float) -> Float:
     array([33.33333333])
     """
     size = np.abs(y) + np.abs(forecast)
-    ratio = np.divide(np.abs(y - forecast), size, out=np.zeros_like(size), where=size > 0)
+    ratio = np.divide(np.abs(y - forecast), size, out=np.zeros_like(size), where=size != 0)
     return _mean(np.where(np.isnan(y), np.nan, 200 * ratio))
 
 
@@ -91,6 +91,11 @@ def wql(y: Float, quantiles: Float, levels: Sequence[float]) -> float:
     levels
         The Q levels.
 
+    Returns
+    -------
+    float
+        NaN where nothing is known but 0, and where a known truth was not forecast.
+
     Examples
     --------
     >>> round(wql(np.array([[10.0]]), np.array([[[8.0, 11.0]]]), [0.5, 0.9]), 3)
@@ -99,8 +104,9 @@ def wql(y: Float, quantiles: Float, levels: Sequence[float]) -> float:
     level = np.asarray(levels)
     error = y[..., None] - quantiles
     loss = np.where(error >= 0, level * error, (level - 1) * error)
+    loss = np.where(np.isnan(y)[..., None], 0.0, loss)
     total = np.nansum(np.abs(y))
-    return float(2 * np.nansum(loss, axis=(0, 1)).mean() / total) if total > 0 else float("nan")
+    return float(2 * loss.sum(axis=(0, 1)).mean() / total) if total > 0 else float("nan")
 
 
 def coverage(y: Float, lower: Float, upper: Float) -> float:

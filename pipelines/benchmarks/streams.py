@@ -116,8 +116,7 @@ def naive(task: Task, left: int, seen: int | None) -> Float:
     points = []
     for y in task.panel.values:
         past = y[: len(y) - left][-(seen or len(y)) :]
-        point = seasonal_naive(past, task.protocol.horizon, task.protocol.period)
-        points.append(np.where(np.isnan(point), seasonal_naive(past, task.protocol.horizon, 1), point))
+        points.append(seasonal_naive(past, task.protocol.horizon, task.protocol.period))
     return np.repeat(np.stack(points)[None, ..., None], len(LEVELS), -1)
 
 

@@ -159,6 +159,16 @@ def test_a_series_too_short_for_every_window_is_left_out(tiny_forecaster: Foreca
     assert found.forecasts["unique_id"].unique().tolist() == ["s0", "s1", "s2", "s4"]
 
 
+def test_histories_shorter_than_a_season_are_judged_against_their_last_values(tiny_forecaster: Forecaster) -> None:
+    short = panel_of([np.array([3.0, 5, *np.full(HORIZON, 7)]), np.array([2.0, 4, *np.full(HORIZON, 5)])])
+
+    found = backtest(tiny_forecaster, short, horizon=HORIZON, n_windows=1, step_size=1)
+
+    # Two of the four phases of a season were never seen.
+    np.testing.assert_array_equal(found.forecasts["seasonal_naive"], [5, 5, 3, 5, 5, 4, 4, 2, 4, 4])
+    assert found.metrics["seasonal_naive_wql"] > 0
+
+
 def test_one_window_is_the_end_of_every_series(tiny_forecaster: Forecaster) -> None:
     found = backtest(tiny_forecaster, panel_of(histories()), horizon=3, n_windows=1, step_size=1)
 

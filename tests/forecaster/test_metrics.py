@@ -63,6 +63,17 @@ def test_wql_equals_a_loop(seed: int, missing: float) -> None:
 
 
 @given(**DRAWS)
+def test_a_missing_forecast_is_never_taken_for_a_right_one(seed: int, missing: float) -> None:
+    y, quantiles, error = table(seed, missing)
+    known = ~np.isnan(y).all(-1)
+    nothing = np.full_like(quantiles, np.nan)
+
+    assert math.isnan(wql(y, nothing, LEVELS))
+    for found in (smape(y, nothing[..., 0]), mase(y, nothing[..., 0], error)):
+        assert np.isnan(found[known]).all()
+
+
+@given(**DRAWS)
 def test_coverage_and_msis_equal_a_loop(seed: int, missing: float) -> None:
     y, quantiles, error = table(seed, missing)
     lower, upper = quantiles[..., 0], quantiles[..., 3]
