@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -30,7 +29,7 @@ CONFIG, WEIGHTS, MANIFEST = "config.json", "weights.safetensors", "manifest.json
 
 
 def write(folder: Path, config: Config, weights: Mapping[str, Tensor]) -> None:
-    """Write an artifact into `folder`, replacing one that is there; written beside it first, then moved."""
+    """Write an artifact into `folder`, replacing one that is there; written beside it first, then both are moved."""
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{folder} is a file; an artifact needs a folder of its own")
     if folder.exists() and not (folder / MANIFEST).exists() and any(folder.iterdir()):
@@ -40,14 +39,17 @@ def write(folder: Path, config: Config, weights: Mapping[str, Tensor]) -> None:
     manifest = {"format_version": FORMAT_VERSION, "sha256": {name: _digest(data) for name, data in files.items()}}
     files[MANIFEST] = _json(manifest)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    new, old = beside / "new", beside / "old"
     try:
+        new.mkdir()
         for name, data in files.items():
-            (beside / name).write_bytes(data)
-        beside.chmod(0o755)  # mkdtemp makes it private
+            (new / name).write_bytes(data)
         if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(beside, folder)
+            folder.rename(old)
+        new.rename(folder)
     finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
         shutil.rmtree(beside, ignore_errors=True)
 
 

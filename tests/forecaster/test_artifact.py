@@ -71,6 +71,25 @@ def test_saving_over_an_artifact_replaces_it(folder: Path, tiny_linear_forecaste
     assert Forecaster.load(folder).config == TINY_LINEAR
 
 
+def test_what_fails_while_an_artifact_is_replaced_leaves_the_one_that_was_there(
+    folder: Path, tiny_forecaster: Forecaster, tiny_linear_forecaster: Forecaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move, names = Path.rename, sorted(path.name for path in folder.parent.iterdir())
+
+    def fail(path: Path, target: Path) -> Path:
+        if target == folder and path.name == "new":
+            raise KeyboardInterrupt
+        return move(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny_linear_forecaster.save(folder)
+
+    assert Forecaster.load(folder).fingerprint() == tiny_forecaster.fingerprint()
+    assert sorted(path.name for path in folder.parent.iterdir()) == names
+
+
 def test_a_folder_of_somebody_elses_files_is_left_alone(tiny_forecaster: Forecaster, tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("mine")
 
