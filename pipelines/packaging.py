@@ -100,14 +100,17 @@ def signature(config: Config) -> ModelSignature:
     )
 
 
-def input_example(panel: Panel, config: Config) -> pd.DataFrame:
+def input_example(panel: Panel, config: Config) -> pd.DataFrame | None:
     """The last seasons of the panel's first series, as the logged model expects them.
 
-    Where covariates are known in the future, the example ends a horizon earlier and tells the rest as future.
+    Where covariates are known in the future, the example ends a horizon earlier and tells the rest as future; there is
+    none where no series is longer than that.
     """
     steps = min(max(EXAMPLE_SEASONS * max(config.seasonality), config.horizon), LONGEST_EXAMPLE)
     panel = panel.with_covariates(config.covariates)
     tail = (panel.drop_last(config.horizon) if config.covariates.known else panel).tail(steps)
+    if not len(tail):
+        return None
     frame = tail.to_frame()
     frame = frame[frame["unique_id"] == tail.unique_ids[0]].reset_index(drop=True)
     frame["unique_id"] = frame["unique_id"].astype(str)

@@ -127,6 +127,17 @@ def test_the_logged_model_takes_covariates_and_what_is_known_of_the_future(track
     assert len(loaded.predict(loaded.input_example)) == 6
 
 
+def test_series_shorter_than_a_future_are_logged_without_an_example(tracking_uri: str) -> None:
+    covariates = {"known": ["price"], "calendar": ["day"]}
+    short = Panel.from_frame(
+        covered_frame().groupby("unique_id").head(4)[["unique_id", "ds", "y", "price"]],
+        "h",
+        random_forecaster(covariates=covariates).config.covariates,
+    )
+
+    assert mlflow.pyfunc.load_model(log(tracking_uri, short, covariates=covariates)).input_example is None
+
+
 def predict_elsewhere(python: str, model_folder: str, folder: Path, *, flags: tuple[str, ...] = ()) -> pd.DataFrame:
     """Load the model in another process that knows nothing of this repository, and forecast four steps."""
     long_frame().to_csv(folder / "in.csv", index=False)
