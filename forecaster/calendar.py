@@ -31,6 +31,7 @@ INTEGER_FREQ = "1"
 _NS = 1_000_000_000
 _DAY_NS = 86_400 * _NS
 _FIRST_YEAR, _LAST_YEAR = 1678, 2261  # the whole years that 64-bit nanoseconds can tell apart
+_LAST_INTEGER = 2**53 - 1  # that JSON readers tell apart from its neighbours
 _TOO_FINE = re.compile(r"\.\d{6}0*[1-9]")
 _SEASONALITY = {"h": (24, 168), "D": (7,), "B": (5,), "W": (52,), "M": (12,), "Q": (4,), "Y": (1,)}
 
@@ -120,7 +121,7 @@ class Calendar:
         """
         if self.is_integer:
             for value in values:
-                if type(value) is not int or not -(2**53) < value < 2**53:
+                if type(value) is not int or not -_LAST_INTEGER <= value <= _LAST_INTEGER:
                     raise InputError(f"ds {value!r} is not an integer step, but freq is '1'")
             return np.array(values, dtype=np.int64)
         return self._to_steps(np.array([self._instant(value) for value in values], dtype="datetime64[ns]"))
@@ -171,6 +172,11 @@ class Calendar:
         if self.is_integer:
             if not pd.api.types.is_integer_dtype(ds.dtype):
                 raise InputError(f"ds has type {ds.dtype}, but freq '1' needs integer steps")
+            if ds.isna().any():
+                raise InputError(f"ds is missing in {int(ds.isna().sum())} rows")
+            beyond = ~ds.between(-_LAST_INTEGER, _LAST_INTEGER).to_numpy(bool)
+            if beyond.any():
+                raise InputError(f"ds {ds.iloc[int(beyond.argmax())]} is no integer step below 2**53")
             return ds.to_numpy(dtype=np.int64)
         if not pd.api.types.is_datetime64_any_dtype(ds.dtype):
             raise InputError(f"ds has type {ds.dtype}, but freq {self.freq!r} needs timestamps")

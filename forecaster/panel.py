@@ -113,10 +113,7 @@ class Panel:
         if frame["unique_id"].isna().any():
             raise PanelError(f"unique_id is missing in {int(frame['unique_id'].isna().sum())} rows")
         frame = frame.assign(unique_id=frame["unique_id"].astype(str))
-        zone = (
-            getattr(frame["ds"].dt.tz, "key", None) or _zone_name(frame["ds"]) if hasattr(frame["ds"], "dt") else None
-        )
-        calendar = Calendar(freq, None if freq == INTEGER_FREQ else zone)
+        calendar = Calendar(freq, None if freq == INTEGER_FREQ else _zone_name(frame["ds"]))
         codes, unique_ids = pd.factorize(frame["unique_id"], sort=False)
         order = np.argsort(codes, kind="stable")
         codes = codes[order]
@@ -541,7 +538,7 @@ def _constants(column: pd.Series[Any], name: str, names: list[str], bounds: Step
 
 
 def _zone_name(ds: pd.Series[Any]) -> str | None:
-    zone = getattr(ds.dt, "tz", None)
+    zone = ds.dt.tz if pd.api.types.is_datetime64_any_dtype(ds.dtype) else None
     return None if zone is None else str(zone)
 
 

@@ -7,14 +7,17 @@ names the file, and nothing on disk has changed.
 
 from __future__ import annotations
 
+import os
+import zlib
 from collections.abc import Callable, Sequence
+from datetime import timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from forecaster import CovariatesConfig, InputError, Panel
+from forecaster import CovariatesConfig, ForecasterError, InputError, Panel
 from forecaster.columns import shown
 
 __all__ = ["check_output", "parse_ds", "read_frame", "read_future", "read_panel", "write_frame"]
@@ -147,7 +150,9 @@ def write_frame(frame: pd.DataFrame, path: str | Path) -> None:
     Raises
     ------
     InputError
-        The suffix is neither, or the folder does not exist.
+        See `check_output`.
+    ForecasterError
+        The disk is full, or something else keeps the file from being written.
     """
     path = check_output(path)
     partial = path.with_name(f".{path.name}.partial")
@@ -155,8 +160,10 @@ def write_frame(frame: pd.DataFrame, path: str | Path) -> None:
         if _has_suffix(path, PARQUET_SUFFIXES):
             frame.to_parquet(partial, index=False)
         else:
-            frame.to_csv(partial, index=False, compression="gzip" if path.name.endswith(".gz") else None)
+            frame.to_csv(partial, index=False, compression="gzip" if _has_suffix(path, (".gz",)) else None)
         partial.replace(path)
+    except OSError as error:
+        raise ForecasterError(f"cannot write {path}: {_first_line(error)}") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -167,13 +174,15 @@ def check_output(path: str | Path) -> Path:
     Raises
     ------
     InputError
-        The suffix is neither CSV nor Parquet, or the folder does not exist.
+        The suffix is neither CSV nor Parquet, or the folder does not exist or cannot be written to.
     """
     path = Path(path)
     if not _is_data_name(path):
         raise InputError(f"cannot write {path}: the name must end in {', '.join((*CSV_SUFFIXES, *PARQUET_SUFFIXES))}")
     if not path.parent.is_dir():
         raise InputError(f"cannot write {path}: folder {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write {path}: folder {path.parent} cannot be written to")
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder")
     return path
@@ -185,14 +194,21 @@ def _read_file(path: Path, columns: Sequence[str]) -> pd.DataFrame:
             frame = pd.read_parquet(path)
         elif _has_suffix(path, CSV_SUFFIXES):
             # Only y knows words for "missing": a series may well be called NA (Namibia), and an empty ds is an error.
-            frame = pd.read_csv(path, dtype={"unique_id": str}, keep_default_na=False, na_values={"y": MISSING_TEXT})
+            # Read whole: by parts, a column of numbers is one of texts from the part where some are missing.
+            frame = pd.read_csv(
+                path,
+                dtype={"unique_id": str},
+                keep_default_na=False,
+                na_values={"y": MISSING_TEXT},
+                low_memory=False,
+            )
         else:
             raise InputError(f"{path} is neither CSV nor Parquet; expected a name that ends in .csv or .parquet")
     except pd.errors.EmptyDataError:
         raise InputError(f"{path} is empty; expected columns {list(columns)}") from None
     except InputError:
         raise
-    except (ValueError, OSError) as error:  # pandas and Arrow raise subclasses of these for unreadable content
+    except (ValueError, OSError, EOFError, zlib.error) as error:  # what pandas, Arrow and gzip raise for bad content
         raise InputError(f"{path} cannot be read: {_first_line(error)}") from error
     if _has_suffix(path, CSV_SUFFIXES) and not isinstance(frame.index, pd.RangeIndex):
         # pandas takes the first fields for row names then, and every value for that of another column.
@@ -221,8 +237,8 @@ def parse_ds(ds: pd.Series[Any], freq: str, source: str, time_zone: str | None =
             return ds
         if pd.api.types.is_datetime64_any_dtype(ds.dtype):
             raise InputError(f"{source}: ds holds timestamps, but freq 1 means integer steps")
-        bad = next((value for value in ds if not str(value).lstrip("+-").isdecimal()), None)
-        raise InputError(f"{source}: ds holds {bad!r}, but freq 1 means integer steps")
+        bad = next((value for value in ds if not str(value).lstrip("+-").isdecimal()), ds.iloc[0])
+        raise InputError(f"{source}: ds holds {bad!r} in a column of {ds.dtype}, but freq 1 means integer steps")
     if pd.api.types.is_datetime64_any_dtype(ds.dtype):
         return _in_zone(ds, time_zone)
     if pd.api.types.is_numeric_dtype(ds.dtype):
@@ -246,6 +262,8 @@ def parse_ds(ds: pd.Series[Any], freq: str, source: str, time_zone: str | None =
 
 
 def _in_zone(stamps: pd.Series[Any], time_zone: str | None) -> pd.Series[Any]:
+    if time_zone is None and isinstance(stamps.dt.tz, timezone):
+        time_zone = "UTC"
     return stamps if time_zone is None or stamps.dt.tz is None else stamps.dt.tz_convert(time_zone)
 
 
@@ -253,9 +271,9 @@ def _numbers(frame: pd.DataFrame, source: str) -> pd.Series[Any]:
     y = frame["y"]
     if pd.api.types.is_numeric_dtype(y.dtype) and not pd.api.types.is_bool_dtype(y.dtype):
         return y
-    numbers = pd.to_numeric(y, errors="coerce")
+    numbers = pd.to_numeric(y.astype(str), errors="coerce")  # as text: truth values, dates and durations are no numbers
     bad = (numbers.isna() & y.notna()).to_numpy()
-    if pd.api.types.is_bool_dtype(y.dtype) or bad.any():
+    if bad.any():
         row = int(bad.argmax())
         raise InputError(
             f"{source}: series {frame['unique_id'].iloc[row]!r}: y is {shown(y.iloc[row])} "

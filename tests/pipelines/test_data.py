@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster import CovariatesConfig, InputError, Panel
+from forecaster import CovariatesConfig, ForecasterError, InputError, Panel
 from pipelines.data import read_panel, write_frame
 
 
@@ -24,10 +25,11 @@ def write(folder: Path, text: str, name: str = "data.csv") -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["data.csv", "data.csv.gz", "data.parquet", "data.pq"])
+@pytest.mark.parametrize("name", ["data.csv", "data.csv.gz", "DATA.CSV.GZ", "data.parquet", "data.pq"])
 def test_csv_and_parquet_give_the_same_panel(tmp_path: Path, name: str) -> None:
     write_frame(hourly(), tmp_path / name)
 
+    assert ((tmp_path / name).read_bytes()[:2] == b"\x1f\x8b") == name.lower().endswith(".gz")
     panel = read_panel(tmp_path / name, "h")
 
     assert panel.unique_ids == ["a"]
@@ -119,6 +121,57 @@ def test_declared_columns_are_numbers_or_categories_by_what_they_hold(tmp_path: 
     assert "note" in notices[0]
 
 
+def test_a_long_column_of_numbers_stays_one_where_some_are_missing_at_its_end(tmp_path: Path) -> None:
+    steps = 50_000  # more than a reader takes at a time
+    rows = [f"a,{step},1,{step % 1500}.5" for step in range(steps)] + [f"a,{steps},1,"]
+    path = write(tmp_path, "\n".join(["unique_id,ds,y,price", *rows, ""]))
+
+    panel = read_panel(path, "1", CovariatesConfig(past=("price",)))
+
+    assert panel.covariates.categories == ()
+    np.testing.assert_array_equal(panel.tables[0][[0, -2, -1], 0], [0.5, 499.5, np.nan])
+
+
+def test_timestamps_with_a_bare_offset_are_counted_in_utc_whatever_the_file(tmp_path: Path) -> None:
+    local = hourly().assign(ds=lambda f: f["ds"].dt.tz_localize("+02:00"))
+
+    for name in ("data.csv", "data.parquet"):
+        write_frame(local, tmp_path / name)
+        panel = read_panel(tmp_path / name, "h")
+        assert panel.calendar.format(panel.first_steps) == ["2023-12-31T22:00:00+00:00"]
+
+
+NO_NUMBERS: dict[str, list[object]] = {
+    "truth values, one missing": [True, None],
+    "timestamps": [pd.Timestamp("2024-01-01"), pd.Timestamp("2024-01-02")],
+    "durations": [pd.Timedelta("1h"), pd.Timedelta("2h")],
+}
+
+
+@pytest.mark.parametrize("kind", NO_NUMBERS)
+def test_what_is_no_number_is_not_taken_for_one(tmp_path: Path, kind: str) -> None:
+    pd.DataFrame({"unique_id": "a", "ds": [0, 1], "y": NO_NUMBERS[kind]}).to_parquet(tmp_path / "data.parquet")
+
+    with pytest.raises(InputError, match="expected a number"):
+        read_panel(tmp_path / "data.parquet", "1")
+
+
+@pytest.mark.parametrize(
+    ("ds", "expected"),
+    [
+        (pd.array([1, None], dtype="Int64"), "ds is missing in 1 rows"),
+        (np.array([2**63, 2**63 + 1], dtype=np.uint64), "ds 9223372036854775808 is no integer step"),
+        (np.array(["1", "2"], dtype=object), "ds holds '1' in a column of str"),
+    ],
+    ids=["missing", "huge", "text"],
+)
+def test_what_is_no_integer_step_in_a_parquet_file_is_refused(tmp_path: Path, ds: object, expected: str) -> None:
+    pd.DataFrame({"unique_id": "a", "ds": ds, "y": 1.0}).to_parquet(tmp_path / "data.parquet")
+
+    with pytest.raises(InputError, match=expected):
+        read_panel(tmp_path / "data.parquet", "1")
+
+
 DAMAGED = {
     "no such column": ("unique_id,ds,value\na,0,1\n", "1", "lacks columns ['y']"),
     "no rows": ("unique_id,ds,y\n", "1", "no rows"),
@@ -168,6 +221,15 @@ def test_files_that_are_not_there_or_of_another_kind_are_refused(tmp_path: Path)
             read_panel(path, "1")
 
 
+def test_a_packed_file_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+    write_frame(hourly(steps=1000), tmp_path / "data.csv.gz")
+    packed = (tmp_path / "data.csv.gz").read_bytes()
+    (tmp_path / "data.csv.gz").write_bytes(packed[: len(packed) // 2])
+
+    with pytest.raises(InputError, match="cannot be read"):
+        read_panel(tmp_path / "data.csv.gz", "h")
+
+
 def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         read_panel(write(tmp_path, "PAR1 but not really", "data.parquet"), "1")
@@ -179,3 +241,18 @@ def test_an_impossible_output_is_refused_and_leaves_nothing(tmp_path: Path, name
         write_frame(hourly(), tmp_path / name)
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out.csv").write_text("before")
+
+    def fill(_: pd.DataFrame, path: Path, **more: object) -> None:
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", fill)
+
+    with pytest.raises(ForecasterError, match=r"cannot write .*out\.csv: .*No space left on device"):
+        write_frame(hourly(), tmp_path / "out.csv")
+
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
