@@ -44,7 +44,7 @@ def score(
     truth
         File with `unique_id`, `ds`, `y`. Rows that no forecast covers are ignored.
     history
-        What the forecasts were made from; it has to end where they start.
+        What the forecasts were made from; its last known y, or its last row, has to be where they start.
     season
         Seasonality in steps, of MASE, Naive2 and the seasonal naive.
     freq
@@ -77,10 +77,11 @@ def score(
         if panel.calendar != known.calendar:
             found, expected = (each.time_zone or "no time zone" for each in (panel.calendar, known.calendar))
             raise InputError(f"{source} is in {found}, but {history} in {expected}")
-    names = predicted_by_level[0].unique_ids
-    y, quantiles = _align(predicted_by_level, came, known)
-    histories = [known.series(known.index_of(name)) for name in names]
-    return _metrics(y, quantiles, levels, histories, season)
+    for column, panel in zip(levels, predicted_by_level, strict=True):
+        for name, _, forecast in panel:
+            if np.isnan(forecast).any():
+                raise InputError(f"{forecasts}: series {name!r} has steps without a forecast at level {column}")
+    return _metrics(*_align(predicted_by_level, came, known), levels, season)
 
 
 def quantile_columns(frame: pd.DataFrame) -> list[str]:
@@ -113,33 +114,36 @@ def _panel(frame: pd.DataFrame, column: str, freq: str, source: str, time_zone: 
         raise InputError(f"{source}: {error}") from error
 
 
-def _align(predicted: Sequence[Panel], came: Panel, known: Panel) -> tuple[list[Float], list[Float]]:
-    """Truth [H] and quantiles [H, Q] of each forecast series."""
+def _align(predicted: Sequence[Panel], came: Panel, known: Panel) -> tuple[list[Float], list[Float], list[Float]]:
+    """Truth [H], quantiles [H, Q] and history of each forecast series."""
     rows = {name: number for number, name in enumerate(came.unique_ids)}
     before = {name: number for number, name in enumerate(known.unique_ids)}
-    ys, quantiles = [], []
+    ys, quantiles, histories = [], [], []
     for number, name in enumerate(predicted[0].unique_ids):
         first, horizon = int(predicted[0].first_steps[number]), int(predicted[0].lengths[number])
         if name not in before or name not in rows:
             raise InputError(
                 f"series {name!r} is forecast, but is not in the {'history' if name not in before else 'truth'}"
             )
-        last = int(known.last_steps[before[name]])
-        if first != last + 1:
+        history = known.series(before[name])
+        place = first - int(known.first_steps[before[name]])
+        if not np.flatnonzero(np.isfinite(history))[-1] < place <= len(history):  # rows without y may tell its future
             raise InputError(
-                f"series {name!r}: the forecast starts {first - last} steps after the history ends, expected 1"
+                f"series {name!r}: the forecast starts {place - len(history) + 1} steps after the history ends, "
+                "expected 1"
             )
+        histories.append(history[:place])
         start = first - int(came.first_steps[rows[name]])
         y = came.series(rows[name])
         if start < 0 or start + horizon > len(y):
             raise InputError(f"series {name!r}: the truth does not cover all {horizon} forecast steps")
         ys.append(y[start : start + horizon])
         quantiles.append(np.stack([panel.series(number) for panel in predicted], axis=-1))
-    return ys, quantiles
+    return ys, quantiles, histories
 
 
 def _metrics(
-    ys: list[Float], quantiles: list[Float], levels: list[str], histories: list[Float], season: int
+    ys: list[Float], quantiles: list[Float], histories: list[Float], levels: list[str], season: int
 ) -> dict[str, float]:
     horizons = {len(y) for y in ys}
     if len(horizons) > 1:

@@ -170,12 +170,20 @@ def test_score_repeats_a_known_result(tmp_path: Path, run: Runner, monkeypatch: 
 
     scored = run("score", "forecasts.csv", "truth.csv", "--history", "history.csv", "--season", "4", "--json")
     moved = run("score", "forecasts.csv", "truth.csv", "--history", "truth.csv", "--season", "4")
+    ahead = [frame.assign(y=np.nan) for frame in truth]  # what tells the future of known covariates
+    pd.concat([*history, *ahead]).to_csv("planned.csv", index=False)
+    planned = run("score", "forecasts.csv", "truth.csv", "--history", "planned.csv", "--season", "4", "--json")
+    pd.concat([forecasts[0].assign(**{"0.9": np.nan}), forecasts[1]]).to_parquet("half.parquet")
+    half = run("score", "half.parquet", "truth.csv", "--history", "history.csv", "--season", "4")
 
     assert scored.status == 0, scored.err
     assert scored.json["metrics"]["owa"] == pytest.approx(1.0)
     assert scored.json["metrics"]["series"] == 2
     assert 0 <= scored.json["metrics"]["coverage_80"] <= 1
     assert (moved.status, len(moved.complaints)) == (2, 1)
+    assert planned.json["metrics"] == scored.json["metrics"]
+    assert half.status == 2
+    assert "series 'a' has steps without a forecast at level 0.9" in half.complaints[0]
 
 
 def test_a_model_of_a_time_zone_reads_and_scores_files_that_only_have_offsets(
@@ -284,6 +292,8 @@ MISTAKES = {
     "rollback and force": (("promote", "nobody", "--rollback", "--force"), "--rollback"),
     "models of nobody": (("models", "nobody"), "nobody"),
     "no such store": (("models", "--tracking-uri", "sqlite:///nowhere.db"), "nowhere.db"),
+    "a store that is a folder": (("models", "--tracking-uri", "sqlite:///model"), "is a folder"),
+    "a store that nobody keeps": (("models", "--tracking-uri", "sqlite://"), "gone when the command ends"),
     "unknown benchmark": (("bench", "--only", "lunch"), "lunch"),
     "a demo in a used folder": (("demo", "--folder", "."), "not empty"),
     "schedule of nothing": (("schedule", "nowhere.csv", "--freq", "h", "--horizon", "6"), "nowhere.csv"),
