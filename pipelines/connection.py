@@ -6,6 +6,7 @@ opening a connection does. Reading never creates a store: a database file that i
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import signal
@@ -28,6 +29,7 @@ __all__ = [
     "connect",
     "mlflow_errors",
     "tracking_uri_or_default",
+    "unless_there",
 ]
 
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
@@ -71,7 +73,7 @@ def connect(uri: str | None = None, *, create: bool = False) -> MlflowClient:
     Raises
     ------
     InputError
-        The URI names a SQLite file (or, with `create`, a folder) that does not exist.
+        The URI names a SQLite file (or, with `create`, a folder) that does not exist, or no file at all.
     RegistryError
         MLflow cannot open it.
     """
@@ -82,14 +84,32 @@ def connect(uri: str | None = None, *, create: bool = False) -> MlflowClient:
             raise InputError(f"there is no MLflow store at {uri}; train a model first, or set --tracking-uri")
         if not database.parent.is_dir():
             raise InputError(f"there is no folder {database.parent} for the MLflow store {uri}")
+        if database.is_dir():
+            raise InputError(f"the MLflow store {uri} is a folder, expected a file")
+    elif uri == "sqlite://":
+        raise InputError("the MLflow store sqlite:// is gone when the command ends, expected sqlite:///FILE")
     with quiet_import():
         import mlflow
 
         # Downloads of models:/ references look at MLflow's process-wide settings, not at the client's.
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)
-        with mlflow_errors(f"MLflow at {uri} cannot be opened"):
+        with mlflow_errors(f"MLflow at {uri} cannot be opened"), _alone(uri):
             return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Open a SQLite database one process at a time: of two that make MLflow's tables at once, one fails."""
+    if not uri.startswith(SQLITE):
+        yield
+        return
+    folder = os.open(Path(uri.removeprefix(SQLITE)).parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def artifact_root(uri: str) -> str | None:
@@ -153,14 +173,32 @@ def mlflow_errors(doing: str, missing: str | None = None) -> Iterator[None]:
         Anything else that MLflow complains about.
     """
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         with _undisturbed(), warnings.catch_warnings():
             # What MLflow's insides do that newer libraries advise against is not our users' concern.
             warnings.filterwarnings("ignore", module="mlflow")
             yield
-    except MlflowException as error:
-        if missing is not None and error.error_code in MISSING_CODES:
+    except (MlflowException, SQLAlchemyError) as error:
+        if missing is not None and getattr(error, "error_code", None) in MISSING_CODES:
             raise InputError(missing) from error
-        lines = str(error).strip().splitlines()
-        raise RegistryError(f"{doing}: {lines[0] if lines else type(error).__name__}") from error
+        text = " ".join(str(getattr(error, "orig", error)).split()) or type(error).__name__
+        raise RegistryError(f"{doing}: {shorten(text)}") from error
+
+
+@contextmanager
+def unless_there() -> Iterator[None]:
+    """Make something that another process may have made in the meantime."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def shorten(text: str, limit: int = 400) -> str:
+    """A text that is no longer than a reader's patience."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from forecaster import Forecaster, InputError
+from forecaster import ArtifactError, Forecaster, InputError
 from pipelines.connection import connect, mlflow_errors
 from pipelines.registry import known_instead, version_of_alias
 
@@ -86,7 +86,7 @@ def load_judged(client: MlflowClient, run_id: str) -> Forecaster | None:
     with TemporaryDirectory(prefix="forecaster-") as folder, mlflow_errors(f"run {run_id} cannot be read"):
         if not any(found.path == JUDGED for found in client.list_artifacts(run_id)):
             return None
-        return Forecaster.load(client.download_artifacts(run_id, JUDGED, folder))
+        return _read(Path(client.download_artifacts(run_id, JUDGED, folder)), f"{JUDGED} of run {run_id}")
 
 
 def is_logged_model(reference: str) -> bool:
@@ -103,7 +103,15 @@ def _download(uri: str) -> Forecaster:
     with TemporaryDirectory(prefix="forecaster-") as folder:
         with mlflow_errors(f"model {uri} cannot be downloaded"):
             path = Path(download_artifacts(artifact_uri=uri + below, dst_path=folder))
-        return Forecaster.load(path if below else path / ARTIFACT_PATH)
+        return _read(path if below else path / ARTIFACT_PATH, uri)
+
+
+def _read(folder: Path, name: str) -> Forecaster:
+    """Load from a folder that is gone when anyone could look: what is said of it is said of where it came from."""
+    try:
+        return Forecaster.load(folder)
+    except ArtifactError as error:
+        raise ArtifactError(str(error).replace(str(folder), name)) from error
 
 
 def _parse(reference: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from forecaster import InputError
-from pipelines.connection import mlflow_errors
+from pipelines.connection import mlflow_errors, unless_there
 from pipelines.promotion import Decision
 
 if TYPE_CHECKING:
@@ -67,11 +67,12 @@ def register(
         The new version.
     """
     with mlflow_errors(f"model {name!r} cannot be registered"):
-        for known in client.search_model_versions(f"name = '{name}'"):
+        for known in client.search_model_versions(_named(name)):
             if known.run_id == run_id:  # a repeated step must not make a second version of one model
                 return str(known.version)
-        if not client.search_registered_models(f"name = '{name}'"):
-            client.create_registered_model(name)
+        if not client.search_registered_models(_named(name)):
+            with unless_there():
+                client.create_registered_model(name)
         created = client.create_model_version(
             name, source=model_uri, run_id=run_id, tags=dict(tags or {}), model_id=model_uri.removeprefix("models:/")
         )
@@ -206,10 +207,11 @@ def run_of_version(client: MlflowClient, name: str, version: str) -> str:
 def known_instead(client: MlflowClient, name: str) -> str:
     """End a "no such" sentence: what there is instead."""
     with mlflow_errors("the registry cannot be read"):
-        names = [model.name for model in client.search_registered_models(max_results=50)]
-    if name not in names:
-        return f"; the registry has {', '.join(names[:8])}" if names else "; the registry has no models yet"
-    aliases = client.get_registered_model(name).aliases
+        found = client.search_registered_models(_named(name)) if name else []
+        names = [model.name for model in client.search_registered_models(max_results=8)]
+    if not found:
+        return f"; the registry has {', '.join(names)}" if names else "; the registry has no models yet"
+    aliases = found[0].aliases
     return (
         f"; it has aliases {', '.join(f'{alias} (version {version})' for alias, version in sorted(aliases.items()))}"
         if aliases
@@ -220,18 +222,27 @@ def known_instead(client: MlflowClient, name: str) -> str:
 def versions(client: MlflowClient, name: str | None = None) -> list[ModelVersion]:
     """All versions of one model or of all models, by name, newest first, aliases included."""
     with mlflow_errors("the registry cannot be read"):
-        models = client.search_registered_models(f"name = '{name}'" if name else None)
+        page = client.search_registered_models(_named(name) if name else None)
+        models = list(page)
+        while page.token:
+            page = client.search_registered_models(page_token=page.token)
+            models += page
         found = []
         for model in sorted(models, key=lambda model: model.name):
             aliases = {
                 str(version): [a for a, v in model.aliases.items() if str(v) == str(version)]
                 for version in model.aliases.values()
             }
-            rows = sorted(client.search_model_versions(f"name = '{model.name}'"), key=lambda row: -int(row.version))
+            rows = sorted(client.search_model_versions(_named(model.name)), key=lambda row: -int(row.version))
             for row in rows:
                 row.aliases = aliases.get(str(row.version), [])  # a search leaves them out
             found += rows
     return found
+
+
+def _named(name: str) -> str:
+    """MLflow's filter for one model. It cannot ask for a name with both kinds of quotes, and then finds none."""
+    return f'name = "{name}"' if "'" in name else f"name = '{name}'"
 
 
 def _make_champion(client: MlflowClient, name: str, version: str, *, replaced: str | None) -> None:

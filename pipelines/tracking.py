@@ -15,13 +15,13 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import distributions
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 
 from forecaster import Backtest, Config, Forecaster, InputError, Panel
 from pipelines.configuration import flatten
-from pipelines.connection import artifact_root, mlflow_errors, tracking_uri_or_default
+from pipelines.connection import artifact_root, mlflow_errors, tracking_uri_or_default, unless_there
 from pipelines.loading import JUDGED
 from pipelines.packaging import log_forecaster
 from pipelines.plots import backtest_page, learning_curve, page
@@ -206,11 +206,11 @@ def start_run(
     import mlflow
 
     with mlflow_errors(f"experiment {experiment!r} cannot be opened"):
-        found = client.get_experiment_by_name(experiment)
-        root = artifact_root(tracking_uri_or_default(tracking_uri))
-        experiment_id = (
-            found.experiment_id if found is not None else client.create_experiment(experiment, artifact_location=root)
-        )
+        if client.get_experiment_by_name(experiment) is None:
+            root = artifact_root(tracking_uri_or_default(tracking_uri))
+            with unless_there():
+                client.create_experiment(experiment, artifact_location=root)
+        experiment_id = cast(Any, client.get_experiment_by_name(experiment)).experiment_id
         run = mlflow.start_run(experiment_id=experiment_id, run_name=name)
     with _ending(run.info.run_id):
         yield TrainingRun(client, run.info.run_id)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,7 +81,7 @@ def test_the_registry_keeps_versions_and_moves_aliases_as_decided(client: Mlflow
         ("2", []),
         ("1", ["champion"]),
     ]
-    assert registry.versions(client, "nobody") == []
+    assert registry.versions(client, "nobody") == registry.versions(client, "it's") == []
 
     for reference, version, seed in ((f"models:/{NAME}@champion", "1", 0), (f"models:/{NAME}/3", "3", 2)):
         loaded = load_model(reference, tracking_uri)
@@ -87,6 +90,11 @@ def test_the_registry_keeps_versions_and_moves_aliases_as_decided(client: Mlflow
     logged = client.get_model_version(NAME, "2").source
     assert logged.startswith("models:/m-")
     assert load_model(logged, tracking_uri).forecaster.fingerprint() == random_forecaster(1).fingerprint()
+
+    for weights in Path(tracking_uri.removeprefix("sqlite:///")).parent.rglob("weights.safetensors"):
+        weights.write_bytes(b"rubbish")
+    with pytest.raises(ArtifactError, match=f"^artifact models:/{NAME}/1 is damaged: weights"):
+        load_model(f"models:/{NAME}@champion", tracking_uri)
 
 
 def test_a_decision_against_another_champion_is_not_carried_over(client: MlflowClient) -> None:
@@ -117,6 +125,58 @@ def test_an_unknown_model_is_one_clear_sentence(tracking_uri: str, reference: st
 
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_every_registered_model_is_listed_however_many_there_are(tracking_uri: str, panel: Panel) -> None:
+    client = connect(tracking_uri)
+    with start_run(client, NAME, tracking_uri=tracking_uri) as run:
+        uri = run.log_model(random_forecaster(), panel)
+    names = [f"model-{number:03d}" for number in range(101)]  # a page of MLflow's has 100
+    for name in names:
+        client.create_registered_model(name)
+    registry.register(client, names[-1], uri, run_id=run.run_id)
+
+    assert [row.name for row in registry.versions(client)] == names[-1:]
+    with pytest.raises(InputError, match=f"{names[-1]!r} has no version with alias 'champion'; it has aliases"):
+        load_model(f"models:/{names[-1]}@champion", tracking_uri)
+
+
+def test_what_another_process_makes_in_the_meantime_is_used(
+    tracking_uri: str, panel: Panel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect(tracking_uri)
+    client.create_experiment(NAME)
+    client.create_registered_model(NAME)
+    known, unseen = client.get_experiment_by_name, iter([None])
+    monkeypatch.setattr(client, "get_experiment_by_name", lambda name: next(unseen, known(name)))
+    monkeypatch.setattr(client, "search_registered_models", lambda _: [])
+
+    with start_run(client, NAME, tracking_uri=tracking_uri) as run:
+        uri = run.log_model(random_forecaster(), panel)
+
+    assert registry.register(client, NAME, uri, run_id=run.run_id) == "1"
+
+
+def test_a_store_is_opened_by_one_process_at_a_time(tracking_uri: str, tmp_path: Path) -> None:
+    """Of two that made its tables at once, one failed."""
+    other = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    opening = threading.Thread(target=connect, args=(tracking_uri,))
+
+    opening.start()
+    opening.join(0.5)
+    waits = opening.is_alive()
+    os.close(other)
+    opening.join()
+
+    assert waits
+
+
+def test_a_file_that_is_no_database_is_one_clear_sentence(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"rubbish" * 100)
+
+    with pytest.raises(RegistryError, match=r"^MLflow at .* cannot be opened: file is not a database"):
+        connect(f"sqlite:///{tmp_path}/mlflow.db")
 
 
 def test_asking_a_store_that_is_not_there_does_not_create_it(tmp_path: Path) -> None:

@@ -6,18 +6,19 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
 from forecaster import Forecaster, InputError, backtest
-from pipelines.backtesting import measure_champion
+from pipelines.backtesting import Rival, measure_champion
 from pipelines.benchmarks.speed import Shape, benchmark_training
 from pipelines.configuration import build_config, flatten
 from pipelines.connection import connect
 from pipelines.console import Reporter
 from pipelines.loading import load_judged
-from pipelines.registry import CHALLENGER, CHAMPION, version_of_alias
+from pipelines.registry import CHALLENGER, CHAMPION, promote, version_of_alias
 from pipelines.tracking import backtest_metrics, git_commit
 from pipelines.train import (
     TrainRequest,
@@ -179,6 +180,31 @@ def test_series_too_short_to_judge_train_a_first_champion_but_never_replace_one(
     assert not second.promoted
     assert "no backtest" in second.reason
     assert version_of_alias(connect(tracking_uri), "demand", CHAMPION) == "1"
+
+
+def test_who_became_champion_while_another_was_measured_has_to_be_beaten(
+    request_: TrainRequest, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect(tracking_uri)
+    train(request_)
+    for _ in range(2):
+        register_step(fit_step(prepare(request_), request_).run_id, request_)
+    measured: list[str] = []
+
+    def measure(*given: Any, **more: Any) -> Rival | None:
+        rival = measure_champion(*given, **more)
+        if not measured:
+            promote(client, "demand", "2", force=True)  # by another process
+        measured.append(rival.version if rival else "none")
+        return rival
+
+    monkeypatch.setattr("pipelines.train.measure_champion", measure)
+
+    rival, _ = promotion_step("3", prepare(request_), request_)
+
+    assert measured == ["1", "2"]
+    assert rival is not None
+    assert rival.version == client.get_model_version("demand", "3").tags["promotion.compared_with"] == "2"
 
 
 def test_a_training_without_windows_says_whose_choice_that_was(request_: TrainRequest) -> None:
