@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from forecaster import InputError
-from pipelines.configuration import build_config, parse_overrides
-from pipelines.data import read_panel
+from pipelines.configuration import parse_overrides
+from pipelines.plan import prepare
 
 __all__ = ["run_schedule"]
 
@@ -36,8 +36,9 @@ def run_schedule(settings: Mapping[str, Any], overrides: Sequence[str], *, home:
     Raises
     ------
     InputError
-        A setting is impossible, or the data cannot be read: found out now rather than at three in the morning.
+        The training could not begin: found out now rather than at three in the morning.
     """
+    from pipelines.orchestration.assets import train_request
     from pipelines.orchestration.launch import launch
     from pipelines.orchestration.settings import ScheduleSettings
 
@@ -46,8 +47,5 @@ def run_schedule(settings: Mapping[str, Any], overrides: Sequence[str], *, home:
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"--{'-'.join(map(str, first['loc'])).replace('_', '-')}: {first['msg']}") from error
-    config = build_config(
-        freq=checked.freq, horizon=checked.horizon, config_file=checked.config, overrides=checked.overrides
-    )
-    read_panel(checked.data, config.freq, config.covariates, time_zone=config.time_zone)
+    prepare(train_request(checked))
     return launch(checked, home=home, host=host, port=port)

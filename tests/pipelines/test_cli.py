@@ -296,6 +296,8 @@ MISTAKES = {
     "a store that nobody keeps": (("models", "--tracking-uri", "sqlite://"), "gone when the command ends"),
     "unknown benchmark": (("bench", "--only", "lunch"), "lunch"),
     "a demo in a used folder": (("demo", "--folder", "."), "not empty"),
+    "a schedule of a season 0": (("schedule", *TRAIN[1:], "--season", "0"), "seasonality"),
+    "a schedule of a name with a slash": (("schedule", *TRAIN[1:], "--name", "a/b"), "a/b"),
     "schedule of nothing": (("schedule", "nowhere.csv", "--freq", "h", "--horizon", "6"), "nowhere.csv"),
 }
 """Each with what the one line has to mention."""
