@@ -267,7 +267,10 @@ def _train(
             num_sanity_val_steps=0,
             default_root_dir=folder,
         )
-        trainer.fit(module, datamodule=data.prepared_for(network, on_gpu))
+        try:
+            trainer.fit(module, datamodule=data.prepared_for(network, on_gpu))
+        finally:
+            module.close()
         _check_finite(network, trainer)
         if best is None or not best.best_model_path or _last_is_best(trainer, module, data, best):
             return int(trainer.global_step)

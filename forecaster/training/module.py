@@ -101,8 +101,8 @@ class TrainingModule(LightningModule):
         if not self.on_gpu and torch.get_num_threads() > 1:
             self.threads = ChunkThreads(self.network, self.score, torch.get_num_threads())
 
-    def on_fit_end(self) -> None:
-        """End the threads."""
+    def close(self) -> None:
+        """End the threads, however the training ended: one that Ctrl-C met at its start is nobody else's to end."""
         if self.threads is not None:
             self.threads.close()
             self.threads = None

@@ -146,3 +146,14 @@ def test_the_same_seed_trains_the_same_weights_and_leaves_no_thread_behind() -> 
     assert one.fingerprint() == two.fingerprint()
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("lanes")]
     assert torch.get_num_threads() == 3
+
+
+def test_threads_end_with_a_training_that_is_interrupted() -> None:
+    def interrupted(row: dict[str, float]) -> None:
+        raise InterruptedError
+
+    config = config_of()
+    with pytest.raises(InterruptedError):
+        fit(panel_of(config), config, on_epoch=interrupted)
+
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("lanes")]
