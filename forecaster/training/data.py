@@ -156,7 +156,7 @@ class ChunkDataModule(LightningDataModule):
         )
 
     def prepared_for(self, network: ForecastNetwork, on_gpu: bool = False) -> Self:
-        """The same, ready to be learnt from by this network, wherever its weights will be."""
+        """The same, ready to be learnt from by this network; without `validation` where nothing in it can be judged."""
         preparation = Preparation(network, self.lanes.generator, fixed=on_gpu)
         drafts = preparation.drafts(self.lanes)
         made = (
@@ -166,6 +166,8 @@ class ChunkDataModule(LightningDataModule):
         )
         self._training = _Stream(made, self.epoch_updates)
         self._validation = _Validation(network, self.validation)
+        if not any(len(chunk.kept) for chunk in self._validation):
+            self.validation = []
         return self
 
     def train_dataloader(self) -> DataLoader[Prepared]:

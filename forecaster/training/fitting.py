@@ -242,6 +242,7 @@ def _train(
     network.calibration.learnt.fill_(int(data.lanes.panel.last_steps.max()))
     with tempfile.TemporaryDirectory() as folder:
         on_gpu = uses_gpu(settings)
+        data = data.prepared_for(network, on_gpu)
         module = TrainingModule(network, updates=updates, max_seconds=clock.seconds_left, peak=peak)
         averaging = _Averaging(settings.averaging, "cuda" if on_gpu else "cpu") if settings.averaging else None
         callbacks: list[Callback] = [_Rows(module, clock, averaging), *([averaging] if averaging else [])]
@@ -268,7 +269,7 @@ def _train(
             default_root_dir=folder,
         )
         try:
-            trainer.fit(module, datamodule=data.prepared_for(network, on_gpu))
+            trainer.fit(module, datamodule=data)
         finally:
             module.close()
         _check_finite(network, trainer)

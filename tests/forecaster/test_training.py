@@ -625,6 +625,18 @@ def test_without_validation_the_last_weights_are_kept() -> None:
     assert forecaster.fingerprint() != Forecaster.create(with_training(validation_horizons=0)).fingerprint()
 
 
+def test_a_validation_part_in_which_nothing_was_observed_judges_nothing() -> None:
+    silent = histories()
+    for y in silent:
+        y[-3 * CONFIG.horizon :] = np.nan
+    first_only = [np.concatenate([[float(number)], np.full(89, np.nan)]) for number in range(8)]
+
+    for values in (silent, first_only):
+        forecaster, _, history, _ = fitted(values=values)
+        assert all("val_loss" not in row for row in history)
+        assert np.isfinite(forecaster.forecast_frame(panel_of(values)).iloc[:, 2:]).all(axis=None)
+
+
 FINISHING = {"finish": 0.5, "validation_horizons": 1}
 
 
