@@ -41,7 +41,7 @@ def text_of(value: Any) -> str | None:
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))
     text = str(value)
-    return text.lower() if text in ("True", "False") else text or None
+    return text.lower() if text in ("True", "TRUE", "False", "FALSE") else text or None
 
 
 def shown(value: Any) -> str:

@@ -67,7 +67,7 @@ def read_panel(
     """
     covariates = covariates or CovariatesConfig()
     wanted = list(dict.fromkeys((*COLUMNS, *covariates.columns)))
-    frame = read_frame(data, wanted)
+    frame = read_frame(data, wanted, _coded(covariates))
     extra = [str(column) for column in frame.columns if column not in wanted]
     if extra and notice is not None:
         notice(f"ignored columns of {data}: {_short(extra)} (a column is used if declared as known, past or static)")
@@ -75,7 +75,7 @@ def read_panel(
     frame["ds"] = parse_ds(frame["ds"], freq, str(data), time_zone)
     frame["y"] = _numbers(frame, str(data))
     for name in covariates.columns:
-        frame[name] = frame["unique_id"] if name == "unique_id" else _covariate(frame[name])
+        frame[name] = frame["unique_id"] if name == "unique_id" else _covariate(frame[name], covariates)
     try:
         panel = Panel.from_frame(frame, freq, covariates)
     except InputError as error:
@@ -106,14 +106,14 @@ def read_future(
         The file cannot be read, or a `ds` in it.
     """
     wanted = ["unique_id", "ds", *covariates.known]
-    frame = read_frame(data, wanted)[wanted].copy()
+    frame = read_frame(data, wanted, _coded(covariates))[wanted].copy()
     frame["ds"] = parse_ds(frame["ds"], freq, str(data), time_zone)
     for name in covariates.known:
-        frame[name] = _covariate(frame[name])
+        frame[name] = _covariate(frame[name], covariates)
     return frame
 
 
-def read_frame(data: str | Path, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
+def read_frame(data: str | Path, columns: Sequence[str] = COLUMNS, texts: Sequence[str] = ()) -> pd.DataFrame:
     """Read a file, or all files of a folder in name order, as one frame with `unique_id` as text.
 
     Parameters
@@ -122,6 +122,8 @@ def read_frame(data: str | Path, columns: Sequence[str] = COLUMNS) -> pd.DataFra
         Path of the file or folder.
     columns
         Columns that must be there.
+    texts
+        Columns that a CSV file has as text even where it reads like numbers, beside `unique_id`.
 
     Raises
     ------
@@ -137,7 +139,7 @@ def read_frame(data: str | Path, columns: Sequence[str] = COLUMNS) -> pd.DataFra
         files = [path]
     else:
         raise InputError(f"{data} does not exist")
-    frames = [_read_file(file, columns) for file in files]
+    frames = [_read_file(file, columns, texts) for file in files]
     frame = frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
     if frame.empty:
         raise InputError(f"{data} has no rows; expected at least one observation")
@@ -188,7 +190,7 @@ def check_output(path: str | Path) -> Path:
     return path
 
 
-def _read_file(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+def _read_file(path: Path, columns: Sequence[str], texts: Sequence[str]) -> pd.DataFrame:
     try:
         if _has_suffix(path, PARQUET_SUFFIXES):
             frame = pd.read_parquet(path)
@@ -197,7 +199,7 @@ def _read_file(path: Path, columns: Sequence[str]) -> pd.DataFrame:
             # Read whole: by parts, a column of numbers is one of texts from the part where some are missing.
             frame = pd.read_csv(
                 path,
-                dtype={"unique_id": str},
+                dtype=dict.fromkeys(("unique_id", *texts), str),
                 keep_default_na=False,
                 na_values={"y": MISSING_TEXT},
                 low_memory=False,
@@ -282,13 +284,18 @@ def _numbers(frame: pd.DataFrame, source: str) -> pd.Series[Any]:
     return numbers
 
 
-def _covariate(column: pd.Series[Any]) -> pd.Series[Any]:
+def _coded(covariates: CovariatesConfig) -> list[str]:
+    """Columns that are known to hold categories: their names may read like numbers, 007 among them."""
+    return [entry[0] for entry in covariates.categories if entry[0] != "unique_id"]
+
+
+def _covariate(column: pd.Series[Any], covariates: CovariatesConfig) -> pd.Series[Any]:
     """Numbers that a CSV file had as text because some were missing; other text as it is, missing where empty."""
     if pd.api.types.is_numeric_dtype(column.dtype) or not pd.api.types.infer_dtype(column, skipna=True) == "string":
         return column
     known = column.mask(column.isin(MISSING_TEXT))
     numbers = pd.to_numeric(known, errors="coerce")
-    if numbers.notna().any() and not (numbers.isna() & known.notna()).any():
+    if column.name not in _coded(covariates) and numbers.notna().any() and not (numbers.isna() & known.notna()).any():
         return numbers
     return column.astype(object).mask(column == "", None)
 

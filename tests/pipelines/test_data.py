@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from forecaster import CovariatesConfig, ForecasterError, InputError, Panel
-from pipelines.data import read_panel, write_frame
+from pipelines.data import read_future, read_panel, write_frame
 
 
 def hourly(unique_id: object = "a", steps: int = 5, start: str = "2024-01-01") -> pd.DataFrame:
@@ -139,6 +139,20 @@ def test_timestamps_with_a_bare_offset_are_counted_in_utc_whatever_the_file(tmp_
         write_frame(local, tmp_path / name)
         panel = read_panel(tmp_path / name, "h")
         assert panel.calendar.format(panel.first_steps) == ["2023-12-31T22:00:00+00:00"]
+
+
+def test_a_category_keeps_its_name_where_it_reads_like_a_number(tmp_path: Path) -> None:
+    covariates = CovariatesConfig(known=("shop", "open"))
+    text = "unique_id,ds,y,shop,open\na,0,1,A12,True\na,1,2,007,False\na,2,3,1.0,\n"
+    learnt = read_panel(write(tmp_path, text), "1", covariates).covariates
+    frame = pd.DataFrame({"unique_id": "a", "ds": [0, 1], "y": 1.0, "shop": ["007", "1.0"], "open": ["TRUE", "FALSE"]})
+    expected = [[learnt.values_of("shop").index("007") + 1, 2], [learnt.values_of("shop").index("1.0") + 1, 1]]
+
+    for name in ("numbers.csv", "numbers.parquet"):
+        write_frame(frame, tmp_path / name)
+        np.testing.assert_array_equal(read_panel(tmp_path / name, "1", learnt).tables[0], expected)
+        future = read_future(tmp_path / name, "1", learnt)
+        assert future["shop"].tolist() == ["007", "1.0"]
 
 
 NO_NUMBERS: dict[str, list[object]] = {
