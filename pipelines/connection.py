@@ -28,6 +28,7 @@ __all__ = [
     "artifact_root",
     "connect",
     "mlflow_errors",
+    "shorten",
     "tracking_uri_or_default",
     "unless_there",
 ]

@@ -15,6 +15,7 @@ import numpy as np
 from forecaster import Config, InputError, Panel
 from pipelines.backtesting import HoldOut, hold_out
 from pipelines.configuration import build_config
+from pipelines.connection import shorten
 from pipelines.console import Reporter
 from pipelines.data import read_panel
 from pipelines.promotion import GateRules
@@ -23,6 +24,9 @@ __all__ = ["Plan", "TrainRequest", "prepare"]
 
 DEFAULT_MODEL = "forecaster"
 SHORTEST_SERIES = 3
+LONGEST_NAME = 250
+UNUSABLE = "/:@%?#'\""
+"""Characters that a reference ``models:/NAME@ALIAS``, a URL, or a filter of MLflow's would read otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +126,13 @@ def check_request(request: TrainRequest) -> None:
     InputError
         An unusable name, time limit or output folder.
     """
-    if not request.name or any(character in request.name for character in "/:@'\"%"):
-        raise InputError(f"model name {request.name!r} must be non-empty and without any of / : @ % and quotes")
+    name = request.name
+    plain = name.isprintable() and name == name.strip() and not set(name) & set(UNUSABLE)
+    if name in ("", ".", "..") or len(name) > LONGEST_NAME or not plain:
+        raise InputError(
+            f"model name {shorten(repr(name), 80)} must be 1 to {LONGEST_NAME} printable characters, "
+            f"none of {' '.join(UNUSABLE)} and no space at its ends; . and .. are none"
+        )
     if request.max_minutes is not None and not request.max_minutes > 0:
         raise InputError(f"--max-minutes must be above 0, not {request.max_minutes}")
     if request.out is not None:
