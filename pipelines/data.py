@@ -114,7 +114,9 @@ def read_future(
 
 
 def read_frame(data: str | Path, columns: Sequence[str] = COLUMNS, texts: Sequence[str] = ()) -> pd.DataFrame:
-    """Read a file, or all files of a folder in name order, as one frame with `unique_id` as text.
+    """Read a file, or all files of a folder and those in it in name order, as one frame with `unique_id` as text.
+
+    Names that begin with a dot or an underscore are passed over, of files and of folders.
 
     Parameters
     ----------
@@ -132,7 +134,7 @@ def read_frame(data: str | Path, columns: Sequence[str] = COLUMNS, texts: Sequen
     """
     path = Path(data)
     if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if _is_data(file) and file.name[0] not in "._"]
+        files = [file for file in sorted(path.rglob("*")) if _is_data(file) and not _is_hidden(file.relative_to(path))]
         if not files:
             raise InputError(f"folder {data} holds no CSV or Parquet file")
     elif path.exists():
@@ -302,6 +304,11 @@ def _covariate(column: pd.Series[Any], covariates: CovariatesConfig) -> pd.Serie
 
 def _is_data(path: Path) -> bool:
     return path.is_file() and _is_data_name(path)
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether a file, or a folder that it lies in, is of some tool's own: copies of editors, logs of writers."""
+    return any(part[0] in "._" for part in path.parts)
 
 
 def _is_data_name(path: Path) -> bool:
