@@ -309,7 +309,7 @@ def train_model(
     on_epoch
         Also told about each epoch.
     on_weights
-        Handed the weights of each candidate of a race and of each epoch, with the seconds since the start.
+        Handed the weights of each epoch, also of the candidates of a race, with the seconds since the start.
     """
     from forecaster.training import fit
 

@@ -107,7 +107,7 @@ def fit(
         Called with each row of the history as it is made.
     on_weights
         Called with the seconds since the start and a forecaster of the weights at that time, as they would be served:
-        after each candidate of a race and after each epoch.
+        after each epoch, also of the candidates of a race.
 
     Raises
     ------
@@ -187,8 +187,7 @@ class _Trials:
         """Train one candidate from scratch."""
         if not config.network.members:
             config = _single(config)
-        network = self.trained[config] = self._train(config, race_length(config))
-        self.clock.show(network, self.clock.elapsed)
+        network = self.trained[config] = self._train(config, race_length(config), seen=True)
         return Forecaster(network)
 
     def room(self, config: Config) -> float:
@@ -201,12 +200,13 @@ class _Trials:
         whole = self._data(_single(config)).updates / (1 - config.training.finish)
         return (self.clock.seconds - self.clock.elapsed) / (whole * self.pace * config.network.num_members)
 
-    def _train(self, config: Config, updates: int) -> ForecastNetwork:
+    def _train(self, config: Config, updates: int, *, seen: bool = False) -> ForecastNetwork:
         data = self._data(config)
         torch.manual_seed(config.training.seed)
         network = _fresh(config, data)
         seconds = None if self.clock.seconds is None else RACE_BOX * self.clock.seconds
-        clock = _Clock(seconds, None)
+        before, told = self.clock.elapsed, self.clock.on_weights
+        clock = _Clock(seconds, None, (lambda after, weights: told(before + after, weights)) if told and seen else None)
         done = _train(network, data, min(updates, data.updates), clock.until(1))
         self.pace = clock.elapsed / (max(done, 1) * config.network.num_members)
         return network

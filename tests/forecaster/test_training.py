@@ -40,7 +40,7 @@ from forecaster.recurrent import RecurrentState
 from forecaster.scaling import transform
 from forecaster.training import Fitted, choosing, fit
 from forecaster.training.calibrating import calibrate, drift_of
-from forecaster.training.choosing import ENSEMBLES, choose
+from forecaster.training.choosing import ENSEMBLES, choose, race_length
 from forecaster.training.data import MOST_PASSES, SHORTEST_EPOCH, UPDATES, ChunkDataModule, held_out_steps
 from forecaster.training.module import TrainingModule, mixed_precision
 from forecaster.training.preparing import Preparation, Prepared, ahead
@@ -828,15 +828,17 @@ def test_a_race_is_run_inside_a_fit_and_repeats_itself() -> None:
 
 
 def test_who_has_won_a_race_goes_on() -> None:
-    """A single network: what it has learnt is not thrown away. All candidates can be looked at."""
+    """A single network: what it has learnt is not thrown away. Both candidates can be looked at, epoch by epoch."""
     auto = dataclasses.replace(with_training(updates=340, epoch_updates=170, validation_horizons=2), transform="auto")
     panel, seen = panel_of([np.abs(y) + 1 for y in histories()]), []
 
     raced = fit(panel, auto, on_weights=lambda seconds, _: seen.append(seconds))
     fresh = fit(panel, dataclasses.replace(auto, transform=raced.forecaster.config.transform))
 
-    assert len(seen) == 2 + len(raced.history)
-    assert seen[1] < raced.history[0]["seconds"]
+    epochs = math.ceil(race_length(auto) / ChunkDataModule(panel, auto).epoch_updates)
+    assert len(seen) == 2 * epochs + len(raced.history)
+    assert seen == sorted(seen)
+    assert seen[2 * epochs - 1] < raced.history[0]["seconds"]
     assert raced.history[0]["train_loss"] < fresh.history[0]["train_loss"]
 
 
