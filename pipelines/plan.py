@@ -24,6 +24,7 @@ __all__ = ["Plan", "TrainRequest", "prepare"]
 
 DEFAULT_MODEL = "forecaster"
 SHORTEST_SERIES = 3
+LONGEST_BOX = 366 * 24 * 60
 LONGEST_NAME = 250
 UNUSABLE = "/:@%?#'\""
 """Characters that a reference ``models:/NAME@ALIAS``, a URL, or a filter of MLflow's would read otherwise."""
@@ -133,8 +134,8 @@ def check_request(request: TrainRequest) -> None:
             f"model name {shorten(repr(name), 80)} must be 1 to {LONGEST_NAME} printable characters, "
             f"none of {' '.join(UNUSABLE)} and no space at its ends; . and .. are none"
         )
-    if request.max_minutes is not None and not request.max_minutes > 0:
-        raise InputError(f"--max-minutes must be above 0, not {request.max_minutes}")
+    if request.max_minutes is not None and not 0 < request.max_minutes <= LONGEST_BOX:
+        raise InputError(f"--max-minutes must be above 0 and at most {LONGEST_BOX:,}, not {request.max_minutes:g}")
     if request.out is not None:
         out = Path(request.out)
         if out.exists() and not out.is_dir():

@@ -252,6 +252,7 @@ MISTAKES = {
     "no such configuration": ((*TRAIN, "--config", "nowhere.toml"), "nowhere.toml"),
     "broken configuration": ((*TRAIN, "--config", "data.csv"), "not valid JSON"),
     "no time at all": ((*TRAIN, "--max-minutes", "0"), "--max-minutes"),
+    "all the time there is": ((*TRAIN, "--max-minutes", "inf"), "--max-minutes"),
     "a name with a slash": ((*TRAIN, "--name", "a/b"), "a/b"),
     "a name that a URL reads otherwise": ((*TRAIN, "--name", "a?b"), "a?b"),
     "a name that is none": ((*TRAIN, "--name", ".."), "'..'"),
