@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 __all__ = [
+    "ARTIFACTS",
     "DEFAULT_TRACKING_URI",
     "RegistryError",
     "artifact_root",
@@ -35,6 +36,8 @@ __all__ = [
 
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 SQLITE = "sqlite:///"
+ARTIFACTS = "mlartifacts"
+"""Folder beside a SQLite store that holds its artifacts."""
 
 # MLflow reads its settings from the environment only. What a user has set stays.
 QUIET_SETTINGS = {
@@ -117,7 +120,7 @@ def artifact_root(uri: str) -> str | None:
     """Where artifacts of a local store go: `mlartifacts` beside the database; None lets a server decide."""
     if not uri.startswith(SQLITE):
         return None
-    return str(Path(uri.removeprefix(SQLITE)).resolve().parent / "mlartifacts")
+    return str(Path(uri.removeprefix(SQLITE)).resolve().parent / ARTIFACTS)
 
 
 @contextmanager

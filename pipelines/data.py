@@ -19,6 +19,7 @@ import pandas as pd
 
 from forecaster import CovariatesConfig, ForecasterError, InputError, Panel
 from forecaster.columns import shown
+from pipelines.connection import ARTIFACTS
 
 __all__ = ["check_output", "parse_ds", "read_frame", "read_future", "read_panel", "write_frame"]
 
@@ -116,7 +117,7 @@ def read_future(
 def read_frame(data: str | Path, columns: Sequence[str] = COLUMNS, texts: Sequence[str] = ()) -> pd.DataFrame:
     """Read a file, or all files of a folder and those in it in name order, as one frame with `unique_id` as text.
 
-    Names that begin with a dot or an underscore are passed over, of files and of folders.
+    Names that begin with a dot or an underscore are passed over, of files and of folders, and the artifacts of a store.
 
     Parameters
     ----------
@@ -307,8 +308,8 @@ def _is_data(path: Path) -> bool:
 
 
 def _is_hidden(path: Path) -> bool:
-    """Whether a file, or a folder that it lies in, is of some tool's own: copies of editors, logs of writers."""
-    return any(part[0] in "._" for part in path.parts)
+    """Whether a file or a folder that it lies in is some tool's own: an editor's copies, a writer's log, a store."""
+    return any(part[0] in "._" or part == ARTIFACTS for part in path.parts)
 
 
 def _is_data_name(path: Path) -> bool:

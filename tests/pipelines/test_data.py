@@ -40,7 +40,7 @@ def test_a_folder_is_read_in_name_order_and_a_series_may_span_files(tmp_path: Pa
     write_frame(hourly(start="2024-01-01", steps=3), tmp_path / "part-1.csv")
     write_frame(hourly(start="2024-01-01T03:00", steps=2), tmp_path / "part-2.parquet")
     (tmp_path / "README.txt").write_text("not data")
-    for copies in (".ipynb_checkpoints", "_delta_log"):
+    for copies in (".ipynb_checkpoints", "_delta_log", "mlartifacts"):
         (tmp_path / copies).mkdir()
         write_frame(hourly(), tmp_path / copies / "part-1-checkpoint.parquet")
 
