@@ -34,6 +34,9 @@ FAINT = 0.01
 SMALLEST_DISPERSION, LARGEST_DISPERSION = 5e-4, 1e4
 """The least leaves 2 % of deviation around large means: whoever is surer than that has no use for counts."""
 
+LARGEST_REACH = 1e9
+"""In place of no bound at all, which times nothing is no number."""
+
 FIRST_DISPERSION = 0.5
 FIRST_ZERO_LOGIT = -2.0
 LARGEST_ZERO_LOGIT = 7.0
@@ -80,7 +83,9 @@ class NegativeBinomialHead(DistributionHead):
         shift = SHIFT * frame.scale + FAINT
         level = (restore(baseline, frame, self.transform) + shift.unsqueeze(-1)).clamp(min=FAINT)
         pace = (frame.unit.square() + 1 / (1 + frame.location.clamp(min=0))).sqrt()
-        return level * (pace.unsqueeze(-1) * correction).clamp(-LARGEST_LOG, LARGEST_LOG).exp()
+        mean = level * (pace.unsqueeze(-1) * correction).clamp(-LARGEST_LOG, LARGEST_LOG).exp()
+        # As continuous forecasts: no more than the sum of the recent values; one count where that is less.
+        return torch.minimum(mean, (min(self.reach, LARGEST_REACH) * frame.scale).clamp(min=1).unsqueeze(-1))
 
     def loss(self, parameters: Tensor, target: Tensor, frame: Frame, weight: Tensor) -> Tensor:
         """Negative log probability."""

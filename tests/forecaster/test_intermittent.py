@@ -8,9 +8,11 @@ from functools import cache
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from forecaster import Backtest, Config, Forecaster, NetworkConfig, Panel, PanelError, TrainingConfig, backtest
 from forecaster.config import HEADS
+from forecaster.scaling import Frame
 from forecaster.training import fit
 
 SIZES = TrainingConfig(updates=60, epoch_updates=20, lanes=32, chunk_length=28, learning_rate=5e-3)
@@ -45,6 +47,20 @@ def test_every_head_learns_and_beats_the_seasonal_naive(head: str) -> None:
 @pytest.mark.parametrize("head", ["negative_binomial", "zero_inflated"])
 def test_on_counts_a_law_of_counts_beats_quantiles(head: str) -> None:
     assert fitted(head)[1].metrics["wql"] < fitted("quantile")[1].metrics["wql"]
+
+
+@pytest.mark.parametrize("head", ["negative_binomial", "zero_inflated"])
+def test_no_mean_exceeds_the_sum_of_the_recent_counts(head: str) -> None:
+    """Explosive growth cannot run away; where all is 0, one count is possible."""
+    model = Forecaster.create(replace(CONFIG, head=head))  # type: ignore[arg-type]
+    network = model._network
+    parameters = torch.zeros(3, 4, 7)
+    parameters[:, 1] = 9.0  # the correction, in units of the pace
+    scale = torch.tensor([0.0, 1.0, 1e6], dtype=torch.float64)
+
+    mean = network.head.mean(parameters, Frame(scale, scale, torch.ones_like(scale)))  # type: ignore[operator]
+
+    assert torch.equal(mean, (network.head.reach * scale).clamp(min=1).unsqueeze(-1).expand(3, 7))
 
 
 @pytest.mark.parametrize("head", HEADS)
