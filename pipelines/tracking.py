@@ -12,6 +12,7 @@ import subprocess
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -85,13 +86,19 @@ class TrainingRun:
         with warnings.catch_warnings(), mlflow_errors("the data set cannot be logged"):
             # MLflow warns that integer columns could hold missing values; ours are checked by the panel.
             warnings.simplefilter("ignore")
-            data = from_pandas(
-                panel.to_frame(),
+            frame = panel.to_frame()
+            named = partial(
+                from_pandas,
                 source=source,
                 targets="y",
                 name=Path(source).name or source,
                 digest=panel.fingerprint()[:36],
             )
+            data = named(frame)
+            # MLflow looks at every value, one by one: 5 s per million rows. Types are told by the first row, and what
+            # may be missing by the first that misses it.
+            telling = [frame.head(1), *(frame[frame[column].isna()].head(1) for column in frame)]
+            data.schema = named(pd.concat(telling)).schema
             mlflow.log_input(data, context=context)
             mlflow.set_tags(
                 {f"data.{context}.fingerprint": panel.fingerprint(), f"data.{context}.series": str(len(panel))}

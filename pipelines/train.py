@@ -43,8 +43,10 @@ __all__ = [
 
 
 BESIDE_FITTING = 2.0
-"""What is done before and after the fit, by what is done before: reading and describing the data take about as long as
-the backtest and its tables."""
+"""What is done before and after the fit, by what is done before, but for the backtest ..."""
+
+BACKTEST_SECONDS = 1e-5
+"""... which takes about so many for each observed value: all are folded."""
 
 LARGEST_BESIDE = 0.5
 """Share of a time box that goes to that at most; too short a box has to be exceeded."""
@@ -181,7 +183,7 @@ def fit_step(
             plan.panel,
             plan.config,
             held_out=windows.held_out,
-            max_minutes=minutes_to_fit(request.max_minutes, (started - began) / 60),
+            max_minutes=minutes_to_fit(request.max_minutes, (started - began) / 60, plan.panel.observed),
             reporter=reporter,
             on_epoch=run.log_epoch,
         )
@@ -198,15 +200,16 @@ def fit_step(
         return TrainedRun(run.run_id, fitted.forecaster, fitted.judged, len(fitted.history), seconds)
 
 
-def minutes_to_fit(box: float | None, spent: float) -> float | None:
-    """What of a time box, in minutes, is left for the fit after so many; None without a box.
+def minutes_to_fit(box: float | None, spent: float, values: int) -> float | None:
+    """What of a time box, in minutes, is left for the fit after so many, on so many values; None without a box.
 
     Examples
     --------
-    >>> minutes_to_fit(10, 0.25), minutes_to_fit(1, 5), minutes_to_fit(None, 5)
-    (9.5, 0.5, None)
+    >>> minutes_to_fit(10, 0.25, 3_000_000), minutes_to_fit(1, 5, 0), minutes_to_fit(None, 5, 0)
+    (9.0, 0.5, None)
     """
-    return None if box is None else box - min(BESIDE_FITTING * spent, LARGEST_BESIDE * box)
+    beside = BESIDE_FITTING * spent + BACKTEST_SECONDS / 60 * values
+    return None if box is None else box - min(beside, LARGEST_BESIDE * box)
 
 
 def run_name(data: str, latest: str | int) -> str:
