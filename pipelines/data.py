@@ -160,7 +160,7 @@ def write_frame(frame: pd.DataFrame, path: str | Path) -> None:
         The disk is full, or something else keeps the file from being written.
     """
     path = check_output(path)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # another process may write to the same path
     try:
         if _has_suffix(path, PARQUET_SUFFIXES):
             frame.to_parquet(partial, index=False)

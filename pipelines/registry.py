@@ -76,9 +76,10 @@ def register(
         created = client.create_model_version(
             name, source=model_uri, run_id=run_id, tags=dict(tags or {}), model_id=model_uri.removeprefix("models:/")
         )
-        version = str(created.version)
-        client.set_registered_model_alias(name, CHALLENGER, version)
-    return version
+        # Another training may have registered a newer one since.
+        newest = max(int(known.version) for known in (created, *client.search_model_versions(_named(name))))
+        client.set_registered_model_alias(name, CHALLENGER, str(newest))
+    return str(created.version)
 
 
 def apply_decision(client: MlflowClient, name: str, version: str, decision: Decision) -> None:

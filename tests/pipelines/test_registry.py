@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -125,6 +126,24 @@ def test_an_unknown_model_is_one_clear_sentence(tracking_uri: str, reference: st
 
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_challenger_is_the_newest_version_whichever_training_names_it_last(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = client.create_model_version
+
+    def overtaken(*args: Any, **options: Any) -> Any:
+        """What another training registers and names comes between."""
+        own, other = create(*args, **options), create(*args, **options)
+        client.set_registered_model_alias(NAME, "challenger", other.version)
+        return own
+
+    given = client.get_model_version(NAME, "1")
+    monkeypatch.setattr(client, "create_model_version", overtaken)
+
+    assert registry.register(client, NAME, given.source, run_id="0" * 32) == "4"
+    assert aliases(client) == {"challenger": "5"}
 
 
 def test_every_registered_model_is_listed_however_many_there_are(tracking_uri: str, panel: Panel) -> None:
