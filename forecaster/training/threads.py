@@ -1,8 +1,8 @@
 """A chunk on several cores, forward and backward: each follows some of the lanes all the way.
 
 One operation at these sizes has too little work to be shared out: PyTorch's own threads make an update on two cores a
-tenth faster. Lanes know nothing of each other, so a thread that has some of them to itself waits for nobody until the
-gradients are added up.
+fifth faster at most. Lanes know nothing of each other, so a thread that has some of them to itself waits for nobody
+until the gradients are added up.
 """
 
 from __future__ import annotations
