@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Self
 
@@ -21,6 +21,7 @@ from forecaster.config import Config
 from forecaster.holdout import Block, scatter_blocks, without_blocks
 from forecaster.network import ForecastNetwork
 from forecaster.panel import Panel
+from forecaster.training.apart import MadeApart, may_fork
 from forecaster.training.imagining import imagine
 from forecaster.training.preparing import Preparation, Prepared, ahead
 
@@ -55,7 +56,7 @@ SHORTEST_EPOCH = 10
 IMAGINED = 512
 """Series drawn to be played beside a small panel: a pass plays a few of them, so that none is seen often."""
 
-LARGEST_WORKERS = 8
+LARGEST_WORKERS = 4
 """Threads that prepare chunks for a GPU at most: it learns from one much sooner than a thread prepares one."""
 
 LARGEST_RUN = 20
@@ -158,21 +159,35 @@ class ChunkDataModule(LightningDataModule):
     def prepared_for(self, network: ForecastNetwork, on_gpu: bool = False) -> Self:
         """The same, ready to be learnt from by this network; without `validation` where nothing in it can be judged."""
         preparation = Preparation(network, self.lanes.generator, fixed=on_gpu)
-        drafts = preparation.drafts(self.lanes)
-        made = (
-            ahead(drafts, lambda draft: preparation.finish(draft).pinned(), min(LARGEST_WORKERS, os.cpu_count() or 1))
-            if on_gpu
-            else ahead(drafts, preparation.finish)
+        made = ahead(
+            preparation.drafts(self.lanes),
+            preparation.finish,
+            min(LARGEST_WORKERS, os.cpu_count() or 1) if on_gpu else 1,
         )
-        self._training = _Stream(made, self.epoch_updates)
+        if on_gpu and may_fork():
+            self._training: Iterable[Prepared] = MadeApart(made, self.epoch_updates, self._first(preparation))
+        else:
+            self._training = DataLoader(_Stream(made, self.epoch_updates), batch_size=None)
         self._validation = _Validation(network, self.validation)
         if not any(len(chunk.kept) for chunk in self._validation):
             self.validation = []
         return self
 
-    def train_dataloader(self) -> DataLoader[Prepared]:
+    def _first(self, preparation: Preparation) -> Prepared:
+        """The first chunk, as if nobody had looked."""
+        state = self.lanes.generator.bit_generator.state
+        first = preparation.finish(next(preparation.drafts(self.lanes)))
+        self.lanes.generator.bit_generator.state = state
+        return first
+
+    def close(self) -> None:
+        """End what makes chunks for training."""
+        if isinstance(self._training, MadeApart):
+            self._training.close()
+
+    def train_dataloader(self) -> Iterable[Prepared]:
         """One epoch of chunks, continuing the last."""
-        return DataLoader(self._training, batch_size=None)
+        return self._training
 
     def val_dataloader(self) -> DataLoader[Prepared] | list[DataLoader[Prepared]]:
         """Pairs of chunks: warm up, score."""

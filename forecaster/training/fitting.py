@@ -273,6 +273,7 @@ def _train(
             trainer.fit(module, datamodule=data)
         finally:
             module.close()
+            data.close()
         _check_finite(network, trainer)
         if best is None or not best.best_model_path or _last_is_best(trainer, module, data, best):
             return int(trainer.global_step)

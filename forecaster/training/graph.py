@@ -57,15 +57,16 @@ class ChunkGraph:
             for mine, theirs in zip(self.carry, after, strict=True):
                 mine.copy_(theirs)
         self.loss = loss.detach()
+        self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     def run(self, batch: Prepared) -> Tensor:
-        """Loss of the next chunk, from pinned memory; its gradients are in place, the carry is the one after it."""
-        for mine, theirs in zip(_tensors(self.batch), _tensors(batch), strict=True):
+        """Loss of the next chunk, best from pinned memory; its gradients are in place, the carry is the one after it.
+
+        The chunk must stay as it is until the next one has been asked for: until then, it may be on its way.
+        """
+        self.copied.synchronize()
+        for mine, theirs in zip(self.batch.parts(), batch.parts(), strict=True):
             mine.copy_(theirs, non_blocking=True)
+        self.copied.record()
         self.graph.replay()
         return self.loss
-
-
-def _tensors(batch: Prepared) -> list[Tensor]:
-    parts = [*batch._replace(frame=None), *batch.frame]  # type: ignore[arg-type]
-    return [part for part in parts if isinstance(part, Tensor)]

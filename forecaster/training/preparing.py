@@ -104,15 +104,25 @@ class Prepared(NamedTuple):
             future=self.future[mine],
         )
 
-    def pinned(self) -> Prepared:
-        """The same in memory that a GPU reads by itself, while the processor goes on."""
-        frame = Frame(*(part.pin_memory() for part in self.frame))
-        rest = {
-            name: part.pin_memory()
-            for name, part in self._asdict().items()
-            if isinstance(part, Tensor) and name != "lengths"
-        }
-        return self._replace(**rest, frame=frame)
+    def parts(self) -> list[Tensor]:
+        """All its tensors, in the order of the fields."""
+        return [
+            part for field in self for part in (field if isinstance(field, Frame) else (field,)) if part is not None
+        ]
+
+    def of_parts(self, parts: Iterable[Tensor]) -> Prepared:
+        """The same with other tensors."""
+        given = iter(parts)
+        return Prepared(
+            *(
+                Frame(*(next(given) for _ in field))
+                if isinstance(field, Frame)
+                else None
+                if field is None
+                else next(given)
+                for field in self
+            )  # type: ignore[arg-type]
+        )
 
 
 class Draft(NamedTuple):

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import logging
 import math
+import multiprocessing
 import time
 import warnings
 from collections.abc import Iterator
@@ -237,6 +238,32 @@ def test_prepared_by_many_threads_chunks_come_in_order_and_are_the_same() -> Non
 
     assert len(one) == 40
     torch.testing.assert_close(one, several, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("killed_after", [None, 0, 7])
+def test_a_process_of_their_own_makes_the_same_chunks_and_so_does_whoever_takes_over(killed_after: int | None) -> None:
+    panel, network = panel_of(histories()), network_of(CONFIG)
+    lanes = ChunkDataModule(panel, CONFIG).lanes
+    preparation = Preparation(network, lanes.generator, fixed=True)
+    before = multiprocessing.active_children()
+    data = ChunkDataModule(panel, CONFIG).prepared_for(network, on_gpu=True)
+
+    found, processes = [], []
+    for _ in range(2):
+        for chunk in data.train_dataloader():
+            processes = [child for child in multiprocessing.active_children() if child not in before] or processes
+            if len(found) == killed_after:
+                processes[0].kill()
+                processes[0].join()
+            found.append(copy.deepcopy(chunk))
+    data.close()
+
+    assert len(processes) == 1
+    assert not processes[0].is_alive()
+    assert len(found) == 2 * data.epoch_updates
+    expected = [preparation.finish(draft) for draft in islice(preparation.drafts(lanes), len(found))]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_an_error_while_chunks_are_prepared_is_raised_where_they_are_used() -> None:
