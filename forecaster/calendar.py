@@ -2,7 +2,8 @@
 
 Everything below the data frame counts steps; only this module knows dates. A grid is either fixed (so many
 nanoseconds per step), monthly (so many months per step, at month start or end) or by business day. It never rounds:
-a timestamp that is not on the grid is refused by name.
+a timestamp that is not on the grid is refused by name. Where a grid begins is part of the frequency: "2D@1970-01-02" is
+every other day, "h@1970-01-01T00:30" half past every hour, "QS@1970-02-01" February, May, August and November.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import re
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -47,7 +48,8 @@ class Calendar:
     ----------
     freq
         pandas offset alias with a regular grid (``h``, ``15min``, ``D``, ``B``, ``W``, ``MS``, ``QE``, ``YS`` …), or
-        ``1`` for integer steps.
+        ``1`` for integer steps. ``@`` and a timestamp after it: the grid through that one; without, 1970-01-01 is on
+        it, as far as the alias does not say otherwise.
     time_zone
         IANA name. Sub-daily grids run in absolute time (a day has 23 or 25 hours when clocks change); daily and
         longer ones in local dates. None for naive timestamps.
@@ -96,7 +98,46 @@ class Calendar:
 
     @cached_property
     def _grid(self) -> _Grid:
-        return _IntegerGrid() if self.is_integer else _grid_of(self.freq)
+        if self.is_integer:
+            return _IntegerGrid()
+        alias, _, origin = self.freq.partition("@")
+        grid = _grid_of(alias)
+        if not origin:
+            return grid
+        try:
+            return grid.through(np.datetime64(datetime.fromisoformat(origin), "ns"))
+        except ValueError:
+            raise ConfigError(
+                f"freq {self.freq!r}: no grid of {alias!r} goes through {origin!r}, expected one of its timestamps"
+            ) from None
+
+    @property
+    def alias(self) -> str:
+        """`freq` without what it says of where the grid begins: what pandas knows."""
+        return self.freq.partition("@")[0]
+
+    def fitted(self, ds: pd.Series[Any]) -> Calendar:
+        """The calendar that these timestamps lie on: of the same frequency, but maybe of another beginning.
+
+        Of the same beginning where `freq` says what it is, where no other one would do, or one timestamp decided.
+
+        Examples
+        --------
+        >>> Calendar("2D").fitted(pd.Series(pd.to_datetime(["2024-01-03", "2024-01-07"])))
+        Calendar(freq='2D@1970-01-02', time_zone=None)
+        """
+        if self.is_integer or len(ds) < 2 or set("@-") & set(self.freq):
+            return self
+        try:
+            first = self._instants(ds.iloc[:1])
+            if not self._off_grid(first, self._grid.steps(first)).any():
+                return self
+            (origin,) = self._grid.through(first[0]).instants(np.zeros(1, np.int64))
+            other = Calendar(f"{self.freq}@{np.datetime_as_string(origin, unit='auto')}", self.time_zone)
+            other.to_steps(ds)
+        except (InputError, ValueError):
+            return self
+        return other
 
     @property
     def default_seasonality(self) -> tuple[int, ...]:
@@ -178,6 +219,10 @@ class Calendar:
             if beyond.any():
                 raise InputError(f"ds {ds.iloc[int(beyond.argmax())]} is no integer step below 2**53")
             return ds.to_numpy(dtype=np.int64)
+        return self._to_steps(self._instants(ds))
+
+    def _instants(self, ds: pd.Series[Any]) -> Instants:
+        """Of a column: naive local time, or that of the zone's standard time for sub-daily steps."""
         if not pd.api.types.is_datetime64_any_dtype(ds.dtype):
             raise InputError(f"ds has type {ds.dtype}, but freq {self.freq!r} needs timestamps")
         if ds.isna().any():
@@ -190,15 +235,11 @@ class Calendar:
         beyond = (years < _FIRST_YEAR) | (years > _LAST_YEAR)
         if beyond.any():
             raise InputError(f"ds {ds.iloc[int(beyond.argmax())]} lies outside the years {_FIRST_YEAR} to {_LAST_YEAR}")
-        if zone is None:
-            instants = ds.to_numpy(dtype="datetime64[ns]")
-        elif self._grid.absolute:
-            instants = (
-                ds.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy(dtype="datetime64[ns]") + self._standard_offset
-            )
-        else:
-            instants = ds.dt.tz_localize(None).to_numpy(dtype="datetime64[ns]")
-        return self._to_steps(instants)
+        absolute = zone is not None and self._grid.absolute
+        if zone is not None:
+            ds = (ds.dt.tz_convert("UTC") if absolute else ds).dt.tz_localize(None)
+        instants: Instants = ds.to_numpy(dtype="datetime64[ns]")
+        return instants + self._standard_offset if absolute else instants
 
     def to_index(self, steps: Steps | Sequence[int]) -> pd.Index[Any]:
         """Timestamps (or integers) of step numbers, as a pandas index in the calendar's time zone."""
@@ -251,11 +292,7 @@ class Calendar:
 
     def _to_steps(self, instants: Instants) -> Steps:
         steps = self._grid.steps(instants)
-        off_grid = self._grid.instants(steps) != instants
-        if off_grid.any() and self.time_zone is not None and not self._grid.absolute:
-            # Where clocks skip midnight, the local date begins at the first instant after it.
-            begins = self.to_index(steps).tz_localize(None).to_numpy(dtype="datetime64[ns]")  # type: ignore[attr-defined]
-            off_grid &= begins != instants
+        off_grid = self._off_grid(instants, steps)
         if off_grid.any():
             first = int(np.argmax(off_grid))
             found, before = (
@@ -263,6 +300,15 @@ class Calendar:
             )
             raise InputError(f"ds {found} is not on the grid of freq {self.freq!r}; the step before it is {before}")
         return steps
+
+    def _off_grid(self, instants: Instants, steps: Steps) -> npt.NDArray[np.bool_]:
+        """Which instants are not those of their steps."""
+        off_grid: npt.NDArray[np.bool_] = self._grid.instants(steps) != instants
+        if off_grid.any() and self.time_zone is not None and not self._grid.absolute:
+            # Where clocks skip midnight, the local date begins at the first instant after it.
+            begins = self.to_index(steps).tz_localize(None).to_numpy(dtype="datetime64[ns]")  # type: ignore[attr-defined]
+            off_grid &= begins != instants
+        return off_grid
 
 
 class _Grid:
@@ -279,6 +325,16 @@ class _Grid:
     def instants(self, steps: Steps) -> Instants:
         """Instant of each step."""
         return steps.astype("datetime64[ns]")
+
+    def through(self, instant: np.datetime64) -> _Grid:
+        """The same with this instant on it.
+
+        Raises
+        ------
+        ValueError
+            There is none.
+        """
+        raise ValueError(f"a grid of this kind does not begin at {instant}")
 
 
 class _IntegerGrid(_Grid):
@@ -307,6 +363,9 @@ class _FixedGrid(_Grid):
     def instants(self, steps: Steps) -> Instants:
         return (steps * self.step_ns + self.origin_ns).astype("datetime64[ns]")
 
+    def through(self, instant: np.datetime64) -> _Grid:
+        return replace(self, origin_ns=int(instant.astype(np.int64)) % self.step_ns)
+
 
 @dataclass(frozen=True)
 class _MonthGrid(_Grid):
@@ -331,6 +390,10 @@ class _MonthGrid(_Grid):
         else:
             days = months.astype("datetime64[M]").astype("datetime64[D]")
         return days.astype("datetime64[ns]")
+
+    def through(self, instant: np.datetime64) -> _Grid:
+        grid = replace(self, anchor=int(instant.astype("datetime64[M]").astype(np.int64)) % self.months)
+        return grid if (grid.instants(grid.steps(np.array([instant]))) == instant).all() else super().through(instant)
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ class Panel:
             one series are contiguous or interleaved, but in time order. And the columns that `covariates` names: where
             some are known in the future, rows without `y` after a series' last observed one tell its future.
         freq
-            pandas offset alias, or ``1``.
+            pandas offset alias, or ``1``. Where the grid begins, `ds` says if `freq` does not.
         covariates
             Roles of the other columns. A column it has no vocabulary for is real if it holds numbers, and else gets a
             vocabulary of all its values.
@@ -113,12 +113,13 @@ class Panel:
         if frame["unique_id"].isna().any():
             raise PanelError(f"unique_id is missing in {int(frame['unique_id'].isna().sum())} rows")
         frame = frame.assign(unique_id=frame["unique_id"].astype(str))
-        calendar = Calendar(freq, None if freq == INTEGER_FREQ else _zone_name(frame["ds"]))
+        ds = _timestamps(frame["ds"])
+        calendar = Calendar(freq, None if freq == INTEGER_FREQ else _zone_name(ds)).fitted(ds)
         codes, unique_ids = pd.factorize(frame["unique_id"], sort=False)
         order = np.argsort(codes, kind="stable")
         codes = codes[order]
         bounds = np.searchsorted(codes, np.arange(len(unique_ids) + 1))
-        ds = frame["ds"].iloc[order].reset_index(drop=True)
+        ds = ds.iloc[order].reset_index(drop=True)
         y = _numbers(frame["y"])[order]
         names = [str(name) for name in unique_ids]
         steps = _steps(calendar, ds, names, bounds)
@@ -537,13 +538,19 @@ def _constants(column: pd.Series[Any], name: str, names: list[str], bounds: Step
     return pd.Series(values, dtype=object)
 
 
+def _timestamps(ds: pd.Series[Any]) -> pd.Series[Any]:
+    """Dates of Arrow, which pandas takes for objects, as timestamps."""
+    return ds.astype("datetime64[s]") if str(ds.dtype).startswith("date32") else ds
+
+
 def _zone_name(ds: pd.Series[Any]) -> str | None:
     zone = ds.dt.tz if pd.api.types.is_datetime64_any_dtype(ds.dtype) else None
     return None if zone is None else str(zone)
 
 
 def _numbers(y: pd.Series[Any]) -> Float:
-    if pd.api.types.is_bool_dtype(y.dtype) or not pd.api.types.is_numeric_dtype(y.dtype):
+    unreal = pd.api.types.is_bool_dtype(y.dtype) or pd.api.types.is_complex_dtype(y.dtype)
+    if unreal or not pd.api.types.is_numeric_dtype(y.dtype):
         text = y[pd.to_numeric(y, errors="coerce").isna() & y.notna()]
         example = f", for example {text.iloc[0]!r} in row {text.index[0]}" if len(text) else ""
         raise PanelError(f"y has type {y.dtype}{example}; expected numbers, and NaN for missing values")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from forecaster import Config, InputError, Panel
+from forecaster import Calendar, Config, InputError, Panel
 from pipelines.backtesting import HoldOut, hold_out
 from pipelines.configuration import build_config
 from pipelines.connection import shorten
@@ -90,10 +90,12 @@ def prepare(request: TrainRequest, reporter: Reporter | None = None) -> Plan:
     reporter = reporter or Reporter(quiet=True)
     config = configuration(request)
     panel = read_panel(request.data, config.freq, config.covariates, time_zone=config.time_zone, notice=reporter.notice)
-    config = configuration(request, panel.calendar.time_zone)
+    config = configuration(request, panel.calendar)
     if config.calendar != panel.calendar:
         found, expected = (zone or "no time zone" for zone in (panel.calendar.time_zone, config.time_zone))
         raise InputError(f"{request.data} is in {found}, but the configuration says {expected}")
+    if config.freq != request.freq:
+        reporter.notice(f"freq {config.freq}: where the grid begins, the data say")
     check_request(request)
     if config.counts:
         panel.require_counts(f"head {config.head!r}")
@@ -106,13 +108,13 @@ def prepare(request: TrainRequest, reporter: Reporter | None = None) -> Plan:
     return Plan(config, panel, windows)
 
 
-def configuration(request: TrainRequest, time_zone: str | None = None) -> Config:
-    """The configuration that a request asks for, on data in this time zone."""
+def configuration(request: TrainRequest, calendar: Calendar | None = None) -> Config:
+    """The configuration that a request asks for, on data of this calendar."""
     return build_config(
-        freq=request.freq,
+        freq=request.freq if calendar is None else calendar.freq,
         horizon=request.horizon,
         seasonality=request.seasonality,
-        time_zone=time_zone,
+        time_zone=None if calendar is None else calendar.time_zone,
         seed=request.seed,
         config_file=request.config_file,
         overrides=request.overrides,

@@ -182,7 +182,7 @@ def _answer(asked: Asked) -> bytes:
 def _history(one: SeriesInput, model: ServedModel) -> dict[str, Any]:
     if one.type != "univariate_time_series":
         raise InputError(f"series {one.name!r} is multivariate; this model forecasts univariate series")
-    freq = model.forecaster.config.freq
+    freq = model.forecaster.calendar.alias
     if not _fits(one.frequency, freq):
         raise InputError(f"series {one.name!r} has frequency {one.frequency!r}, but the model has freq {freq!r}")
     start: str | int

@@ -170,7 +170,7 @@ def _answer(asked: Asked) -> bytes:
 
 
 def _check_freq(freq: str, model: ServedModel) -> None:
-    expected = model.forecaster.config.freq
+    expected = model.forecaster.calendar.alias
     if expected in ("1", freq):
         return
     try:

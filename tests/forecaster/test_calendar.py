@@ -285,3 +285,63 @@ def test_calendars_compare_by_frequency_and_zone() -> None:
 )  # fmt: skip
 def test_usual_seasonalities(freq: str, expected: tuple[int, ...]) -> None:
     assert Calendar(freq).default_seasonality == expected
+
+
+@pytest.mark.parametrize(
+    ("freq", "first", "found"),
+    [
+        ("2D", "2024-01-03", "2D@1970-01-02"),
+        ("2D", "2024-01-04", "2D"),
+        ("48h", "2024-01-03T05:00", "48h@1970-01-02T05:00"),
+        ("6h", "2024-01-01T03:00", "6h@1970-01-01T03:00"),
+        ("h", "2024-01-01T00:30", "h@1970-01-01T00:30"),
+        ("D", "2024-01-01T06:00", "D@1970-01-01T06:00"),
+        ("W", "2024-01-03", "W@1970-01-07"),
+        ("2W", "2024-01-14", "2W@1970-01-11"),
+        ("2MS", "2024-02-01", "2MS@1970-02-01"),
+        ("QS", "2024-02-01", "QS@1970-02-01"),
+        ("YE", "2024-06-30", "YE@1970-06-30"),
+        ("MS", "2024-02-01", "MS"),
+    ],
+)
+def test_a_grid_begins_where_the_data_does(freq: str, first: str, found: str) -> None:
+    ds = pd.Series(pd.date_range(first, periods=9, freq=pd.tseries.frequencies.to_offset(freq)))
+    if ds[0] != pd.Timestamp(first):  # pandas has an anchor of its own
+        months = {"2MS": 2, "QS": 3, "YE": 12}.get(freq)
+        step = pd.DateOffset(months=months) if months else pd.Timedelta(7, "D")
+        ds = pd.Series([pd.Timestamp(first) + place * step for place in range(9)])
+
+    calendar = Calendar(freq).fitted(ds)
+
+    assert calendar.freq == found
+    assert np.diff(calendar.to_steps(ds)).tolist() == [1] * 8
+    assert list(calendar.to_index(calendar.to_steps(ds))) == list(ds)
+    assert Calendar(calendar.freq).fitted(ds) == calendar
+    assert calendar.default_seasonality == Calendar(freq).default_seasonality
+
+
+@pytest.mark.parametrize(
+    ("freq", "ds"),
+    [
+        ("D", ["2024-01-01T06:00", "2024-01-02T07:00"]),
+        ("W-SUN", ["2024-01-03", "2024-01-10"]),
+        ("MS", ["2024-01-15", "2024-02-15"]),
+        ("B", ["2024-01-06", "2024-01-13"]),
+        ("h", ["2024-01-06T00:30"]),
+        ("2D@1970-01-01", ["2024-01-03", "2024-01-05"]),
+    ],
+)
+def test_no_grid_is_bent(freq: str, ds: list[str]) -> None:
+    stamps = pd.Series(pd.to_datetime(ds))
+
+    calendar = Calendar(freq).fitted(stamps)
+
+    assert calendar == Calendar(freq)
+    with pytest.raises(InputError, match="not on the grid"):
+        calendar.to_steps(stamps)
+
+
+@pytest.mark.parametrize("freq", ["2D@yesterday", "B@1970-01-02", "MS@1970-01-15", "D@NaT"])
+def test_a_beginning_that_no_grid_has_is_refused(freq: str) -> None:
+    with pytest.raises(ConfigError, match="no grid of"):
+        Calendar(freq)

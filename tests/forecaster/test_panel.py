@@ -76,6 +76,25 @@ def test_any_numeric_type_of_y_is_read(y: object) -> None:
     assert panel.series(0)[[0, 2]].tolist() == [1.0, 3.0]
 
 
+def test_dates_of_arrow_are_timestamps() -> None:
+    days = pd.date_range("2024-03-01", periods=3, freq="D")
+    frame = pd.DataFrame({"unique_id": "a", "ds": days, "y": 1.0})
+
+    of_arrow = Panel.from_frame(frame.astype({"ds": "date32[pyarrow]"}), "D")
+
+    assert of_arrow.fingerprint() == Panel.from_frame(frame, "D").fingerprint()
+
+
+def test_a_panel_is_on_the_grid_that_its_timestamps_begin() -> None:
+    half_hours = two_series().assign(ds=lambda f: f["ds"] + pd.Timedelta(30, "min"))
+
+    panel = Panel.from_frame(half_hours, "h")
+
+    assert panel.calendar == Calendar("h@1970-01-01T00:30")
+    assert panel.to_frame()["ds"].tolist() == half_hours["ds"].tolist()
+    assert Panel.from_frame(panel.to_frame(), panel.calendar.freq).fingerprint() == panel.fingerprint()
+
+
 def test_names_of_any_type_become_text() -> None:
     frame = pd.DataFrame({"unique_id": pd.Categorical([7, 7, 8]), "ds": [0, 1, 0], "y": 1.0})
 
@@ -120,6 +139,7 @@ def replaced(column: str, row: int, value: object) -> pd.DataFrame:
         (replaced("unique_id", 3, None), ["unique_id is missing in 1 rows"]),
         (replaced("y", 6, "much"), ["y has type", "'much'", "row 6"]),
         (two_series().assign(y=True), ["y has type bool"]),
+        (two_series().assign(y=1 + 2j), ["y has type complex"]),
         (replaced("y", 6, np.inf), ["series 'b'", "inf", "2024-03-01 03:00"]),
         (replaced("y", 6, -np.inf), ["series 'b'", "-inf", "2024-03-01 03:00"]),
         (replaced("y", 1, 1e31), ["series 'a'", "1e+31", "2024-03-01 01:00"]),
