@@ -46,7 +46,7 @@ BESIDE_FITTING = 2.0
 """What is done before and after the fit, by what is done before, but for the backtest ..."""
 
 BACKTEST_SECONDS = 1e-5
-"""... which takes about so many for each observed value: all are folded."""
+"""... which takes about so many for each observed value: all are folded, once more where a champion is measured."""
 
 LARGEST_BESIDE = 0.5
 """Share of a time box that goes to that at most; too short a box has to be exceeded."""
@@ -173,6 +173,7 @@ def fit_step(
     tracking_uri = tracking_uri_or_default(request.tracking_uri)
     client = connect(tracking_uri, create=True)
     windows = plan.windows
+    judged = 2 if version_of_alias(client, request.name, CHAMPION) else 1
     (latest,) = plan.panel.calendar.format([int(plan.panel.last_steps.max())])
     with start_run(client, request.name, run_name(request.data, latest), tracking_uri=tracking_uri) as run:
         run.log_config(plan.config)
@@ -183,7 +184,7 @@ def fit_step(
             plan.panel,
             plan.config,
             held_out=windows.held_out,
-            max_minutes=minutes_to_fit(request.max_minutes, (started - began) / 60, plan.panel.observed),
+            max_minutes=minutes_to_fit(request.max_minutes, (started - began) / 60, judged * plan.panel.observed),
             reporter=reporter,
             on_epoch=run.log_epoch,
         )
@@ -194,6 +195,7 @@ def fit_step(
         run.tag({f"choice.{reason.split(maxsplit=1)[0]}": reason for reason in fitted.reasons})
         if request.out is not None:
             fitted.forecaster.save(request.out)
+            (reporter or Reporter(quiet=True)).notice(f"the model is in {request.out}, whatever becomes of its run")
         run.log_model(fitted.forecaster, plan.panel)
         run.log_judged(fitted.judged)
         run.log_learning_curve(fitted.history)
@@ -201,7 +203,9 @@ def fit_step(
 
 
 def minutes_to_fit(box: float | None, spent: float, values: int) -> float | None:
-    """What of a time box, in minutes, is left for the fit after so many, on so many values; None without a box.
+    """What of a time box, in minutes, is left for the fit after so many; None without a box.
+
+    On so many values, those of the backtest of a champion counted once more.
 
     Examples
     --------

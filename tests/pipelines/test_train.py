@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
@@ -16,9 +17,10 @@ from forecaster import Forecaster, InputError, backtest
 from pipelines.backtesting import Rival, measure_champion
 from pipelines.benchmarks.speed import Shape, benchmark_training
 from pipelines.configuration import build_config, flatten
-from pipelines.connection import connect
+from pipelines.connection import RegistryError, connect
 from pipelines.console import Reporter
 from pipelines.loading import load_judged
+from pipelines.predict import answer, forecasts
 from pipelines.registry import CHALLENGER, CHAMPION, promote, version_of_alias
 from pipelines.tracking import backtest_metrics, git_commit
 from pipelines.train import (
@@ -140,6 +142,38 @@ def test_a_time_box_holds_the_whole_training_not_only_the_fit(
     assert given == [pytest.approx(7, abs=0.01), 1]
 
 
+def test_a_time_box_has_room_for_the_backtest_of_a_champion(
+    request_: TrainRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+    monkeypatch.setattr("pipelines.train.minutes_to_fit", lambda *args: counted.append(args[2]))
+
+    for _ in range(2):
+        train(request_)
+
+    values = prepare(request_).panel.observed
+    assert counted == [values, 2 * values]
+
+
+def test_a_model_is_kept_where_its_run_breaks_off_and_the_user_is_told(
+    request_: TrainRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RegistryError("the model cannot be logged: the disk is full")
+
+    said: list[str] = []
+    reporter = Reporter(quiet=True)
+    reporter.notice = said.append  # type: ignore[method-assign]
+    monkeypatch.setattr("pipelines.tracking.log_forecaster", refuse)
+    out = str(tmp_path / "model")
+
+    with pytest.raises(RegistryError):
+        train(changed(request_, out=out), reporter)
+
+    assert Forecaster.load(out)
+    assert any(out in text for text in said)
+
+
 def test_the_gate_judges_weights_that_never_saw_the_windows_of_either_rival(
     request_: TrainRequest, tracking_uri: str, tmp_path: Path
 ) -> None:
@@ -214,6 +248,19 @@ def test_who_became_champion_while_another_was_measured_has_to_be_beaten(
     assert measured == ["1", "2"]
     assert rival is not None
     assert rival.version == client.get_model_version("demand", "3").tags["promotion.compared_with"] == "2"
+
+
+def test_a_model_keeps_the_grid_that_the_data_begin(request_: TrainRequest, tmp_path: Path) -> None:
+    half_hours = long_frame().assign(ds=lambda frame: frame["ds"] + pd.Timedelta(30, "min"))
+    half_hours.to_csv(request_.data, index=False)
+
+    train(changed(request_, out=str(tmp_path / "model")))
+    coming = answer(request_.data, str(tmp_path / "model"), forecasts()).frame
+
+    assert coming["ds"].min() == half_hours["ds"].max() + pd.Timedelta(1, "h")
+    long_frame().to_csv(request_.data, index=False)
+    with pytest.raises(InputError, match="not on the grid of freq 'h@1970-01-01T00:30'"):
+        answer(request_.data, str(tmp_path / "model"), forecasts())
 
 
 def test_a_training_without_windows_says_whose_choice_that_was(request_: TrainRequest) -> None:
