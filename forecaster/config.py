@@ -322,7 +322,8 @@ class Config:
         What a forecast is made of. ``quantile``: quantiles at `quantile_levels`. ``student_t``: a density with heavy
         tails. ``negative_binomial``, ``zero_inflated``: probabilities of counts, without and with extra zeros.
     support
-        What y can be. ``nonnegative``: nothing below 0 is forecast of a series whose recent values are not. ``auto``:
+        What y can be. ``nonnegative``: nothing below 0 is forecast of a series whose recent values are not, or slightly
+        (by a twentieth of their mean magnitude together). ``auto``:
         training chooses by the panel.
     calibration
         How far intervals are stretched to cover what they say: ``static``, by factors found on held-out blocks after

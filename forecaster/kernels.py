@@ -32,6 +32,7 @@ __all__ = [
     "NUM_STATISTICS",
     "SCALARS",
     "SHIFT",
+    "SLIGHT",
     "SMALLEST_SIZE",
     "advance",
     "cycles",
@@ -77,6 +78,10 @@ PRIOR_COUNT = 8
 LARGEST_UNIT = 3.0
 LARGEST_SCALED = 16.0
 """One stray value far below zero must not blow up the unit of the log transform, nor reach the network unbounded."""
+
+SLIGHT = 0.05
+"""Values below 0 by no more than this share of the mean magnitude are noise around 0: what measures wind power or cars
+in a park says such."""
 
 SMALLEST_SIZE = 1e-290
 SMALLEST_UNIT = 1e-5
@@ -885,14 +890,14 @@ def place(
     log
         Whether the transform is the logarithm.
     nonnegative
-        Whether all that would lie below 0 lies at 0, in frames that have seen no negative value.
+        Whether all that would lie below 0 lies at 0, in frames that have seen no negative values but slight ones.
     places
         Written, shape [N, H]: between 0 and 1, in the middle of what quantiles that are equal take.
     """
     row = np.empty(levels.shape[0])
     for n in range(y.shape[0]):
         location, scale, unit = frame[0][n], frame[1][n], frame[2][n]
-        bounded = nonnegative and location >= scale * (1 - 1e-12)
+        bounded = nonnegative and location >= scale * (1 - SLIGHT)
         for h in range(y.shape[1]):
             value = y[n, h]
             less = not_more = 0

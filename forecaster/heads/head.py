@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from forecaster.heads.decoder import Decoder, HeadSizes
+from forecaster.kernels import SLIGHT
 from forecaster.scaling import Frame, Transform
 
 __all__ = ["Head", "Levels", "level_tensor"]
@@ -152,8 +153,8 @@ class Head(nn.Module, ABC):
 
     @staticmethod
     def _holds(frame: Frame) -> Tensor:
-        """Whether no recent value was below 0: mean and mean magnitude differ by negative values alone."""
-        return frame.location >= frame.scale * (1 - 1e-12)
+        """Whether no recent value was below 0 but slightly: mean and mean magnitude differ by negative values alone."""
+        return frame.location >= frame.scale * (1 - SLIGHT)
 
     def stretch(self, parameters: Tensor, factors: Tensor) -> Tensor:
         """Parameters [B, K, H] with distances to the median multiplied by `factors` [B, 2, H], below and above it."""

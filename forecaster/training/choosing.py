@@ -17,6 +17,7 @@ from forecaster.backtesting import backtest
 from forecaster.config import Config
 from forecaster.errors import PanelError
 from forecaster.forecaster import Forecaster
+from forecaster.kernels import SLIGHT
 from forecaster.panel import Panel
 from forecaster.training.data import SMALL_PANEL, sample
 
@@ -47,6 +48,9 @@ after all of it, but after a quarter they are."""
 
 TINY_PANEL = 2**13
 """Observed values up to which series are imagined beside the panel's own."""
+
+LONG_SERIES = 2**11
+"""Steps of the median series from which a panel is not tiny, however few these are: it shows its own seasons often."""
 
 JUDGED_BY = ("smape", "mase", "wql")
 
@@ -91,18 +95,18 @@ def choose(config: Config, panel: Panel, held_out: int, trials: Trials) -> Choic
     trials
         Train candidates, and know what there is time for.
     """
-    lowest, name = min((float(np.nanmin(y)), name) for name, _, y in panel if np.isfinite(y).any())
-    below = f"series {name!r} has values below 0 (down to {lowest:g})"
+    depth, lowest, name = min(map(_depth, panel.unique_ids, panel.values))
+    below = f"series {name!r} has values below 0 (down to {lowest:g})" if depth < -SLIGHT else ""
     said: tuple[str, ...] = ()
     if config.support == "auto":
-        config = replace(config, support="real" if lowest < 0 else "nonnegative")
-        because = below if lowest < 0 else "no value is below 0, so none will be forecast"
+        config = replace(config, support="real" if below else "nonnegative")
+        because = below or f"{_none_below(lowest)}, so none will be forecast"
         said = (f"support {config.support}: {because}",)
     if config.training.imagined == "auto":
         config, because = _choose_imagined(config, panel)
         said = (*said, f"imagined series {config.training.imagined}: {because}")
     if config.transform == "auto":
-        config, because = _choose_transform(config, panel, held_out, trials, below if lowest < 0 else "")
+        config, because = _choose_transform(config, panel, held_out, trials, below, _none_below(lowest))
         said = (*said, f"transform {config.transform}: {because}")
     if not config.network.members:
         config, because = _choose_members(config, panel, trials)
@@ -112,8 +116,8 @@ def choose(config: Config, panel: Panel, held_out: int, trials: Trials) -> Choic
 
 def _choose_imagined(config: Config, panel: Panel) -> tuple[Config, str]:
     """Whether to learn from a prior too."""
-    count = panel.observed
-    tiny = count <= TINY_PANEL and not config.counts
+    count, usual = panel.observed, int(np.median(panel.lengths))
+    tiny = count <= TINY_PANEL and usual < LONG_SERIES and not config.counts
     because = (
         f"{count:,} values do not tell what series are like"
         if tiny
@@ -140,13 +144,26 @@ def _choose_members(config: Config, panel: Panel, trials: Trials) -> tuple[Confi
     return ensemble(1), f"{chance}, but there is no time for more than one network"
 
 
-def _choose_transform(config: Config, panel: Panel, held_out: int, trials: Trials, below: str) -> tuple[Config, str]:
-    """Logarithm or not; `below` says which series forbids it, if one does."""
+def _depth(name: str, y: npt.NDArray[np.float64]) -> tuple[float, float, str]:
+    """How far a series goes below 0, in mean magnitudes: 0 where it does not; then its lowest value and its name."""
+    seen = y[np.isfinite(y)]
+    lowest = float(seen.min(initial=np.inf))
+    return (lowest / float(np.abs(seen).mean()) if lowest < 0 else 0.0), lowest, name
+
+
+def _none_below(lowest: float) -> str:
+    return f"no value is below 0 but slightly (down to {lowest:g})" if lowest < 0 else "no value is below 0"
+
+
+def _choose_transform(
+    config: Config, panel: Panel, held_out: int, trials: Trials, below: str, otherwise: str
+) -> tuple[Config, str]:
+    """Logarithm or not; `below` says which series forbids it, if one does, and `otherwise` that none does."""
     if below:
         return replace(config, transform="linear"), below
     judged = sum(int(np.isfinite(y[-held_out:]).sum()) for y in panel.values) if held_out else 0
     if held_out < config.horizon or judged < FEWEST_JUDGED or not race_length(config):
-        return replace(config, transform="log"), "no value is below 0, and there is too little data or time to try both"
+        return replace(config, transform="log"), f"{otherwise}, and there is too little data or time to try both"
     candidates = [replace(config, transform=kind) for kind in ("log", "linear")]
     known = RING_LENGTHS * config.ring_length + held_out
     judges = sample(panel, RUNNERS, config.training.seed).tail(known)
@@ -156,7 +173,7 @@ def _choose_transform(config: Config, panel: Panel, held_out: int, trials: Trial
     ratio = float(np.exp(np.log(log[comparable] / linear[comparable]).mean())) if comparable.any() else 1.0
     winner = candidates[0 if ratio <= 1 else 1]
     return winner, (
-        "no value is below 0; after a short training of both, errors on the validation part with log were "
+        f"{otherwise}; after a short training of both, errors on the validation part with log were "
         f"{ratio:.3f} times those with linear"
     )
 

@@ -150,6 +150,15 @@ def test_a_series_without_negative_values_has_no_negative_forecast_until_it_has_
         )
 
 
+@pytest.mark.parametrize("head", ["quantile", "student_t"])
+def test_values_slightly_below_zero_do_not_open_the_way_there(head: str) -> None:
+    forecaster = forecaster_of(replace(config_of("linear", (4,), head=head), support="nonnegative"))
+    state = forecaster.warm_up([np.array([0, 0, 5, 0, 0, 1, 0, -0.01] * 4)], [0])
+
+    assert (forecaster.forecast(state, 24, (0.025, 0.1, 0.5)) >= 0).all()
+    assert forecaster.place(forecaster.ahead(state), torch.tensor([-0.01])).item() < 1e-6
+
+
 @pytest.mark.parametrize("transform", ["log", "linear"])
 @pytest.mark.parametrize("head", ["quantile", "student_t"])
 def test_no_forecast_exceeds_the_sum_of_the_recent_values(head: str, transform: str) -> None:

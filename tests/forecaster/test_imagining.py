@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from forecaster import Calendar, Config, CovariatesConfig, NetworkConfig, Panel, TrainingConfig
 from forecaster.chunks import COMPANY, OWN_SHARE, Lanes
 from forecaster.training import fit
-from forecaster.training.choosing import TINY_PANEL, choose
+from forecaster.training.choosing import LONG_SERIES, TINY_PANEL, choose
 from forecaster.training.imagining import _autoregression, imagine
 from tests.forecaster.kit import Float, Untimed, config_of
 
@@ -118,17 +118,19 @@ def test_every_pass_plays_all_of_the_panels_own_and_some_of_their_company(
 
 
 @pytest.mark.parametrize(
-    ("values", "head", "imagined", "because"),
+    ("lengths", "head", "imagined", "because"),
     [
-        (TINY_PANEL, "quantile", "on", f"{TINY_PANEL:,} values do not tell what series are like"),
-        (TINY_PANEL + 1, "quantile", "off", f"{TINY_PANEL + 1:,} values tell what series are like"),
-        (50, "negative_binomial", "off", "head negative_binomial is for counts, which are not imagined"),
+        ([TINY_PANEL // 8] * 8, "quantile", "on", f"{TINY_PANEL:,} values do not tell what series are like"),
+        ([TINY_PANEL // 8] * 8 + [1], "quantile", "off", f"{TINY_PANEL + 1:,} values tell what series are like"),
+        ([LONG_SERIES - 1], "quantile", "on", f"{LONG_SERIES - 1:,} values do not tell what series are like"),
+        ([LONG_SERIES], "quantile", "off", f"{LONG_SERIES:,} values tell what series are like"),
+        ([50], "negative_binomial", "off", "head negative_binomial is for counts, which are not imagined"),
     ],
 )
-def test_a_tiny_panel_gets_company(values: int, head: str, imagined: str, because: str) -> None:
+def test_a_tiny_panel_gets_company(lengths: list[int], head: str, imagined: str, because: str) -> None:
     config = config_of("log", head=head)
 
-    choice = choose(config, panel_of([values]), 0, Untimed())
+    choice = choose(config, panel_of(lengths), 0, Untimed())
 
     assert choice.config.training.imagined == imagined
     assert f"imagined series {imagined}: {because}" in choice.reasons

@@ -824,6 +824,18 @@ def test_the_transform_is_chosen_by_the_sign_of_the_panel() -> None:
     assert "'" in negative.reasons[-1], "the series is named"
 
 
+@pytest.mark.parametrize(("lowest", "support"), [(-0.04, "nonnegative"), (-0.06, "real")])
+def test_values_slightly_below_zero_are_noise_around_it(lowest: float, support: str) -> None:
+    auto = dataclasses.replace(CONFIG, transform="auto", training=dataclasses.replace(CONFIG.training, updates=2))
+    values = [np.where(np.arange(len(y)) % 9 == 0, 0.0, 1.0 + (np.arange(len(y)) % 2)) for y in histories(2)]
+    values[0][9] = lowest * np.abs(values[0]).mean()
+
+    fitted = fit(panel_of(values), auto)
+
+    assert fitted.forecaster.config.support == support
+    assert f"down to {values[0][9]:g}" in fitted.reasons[0]
+
+
 @pytest.mark.parametrize("better", ["log", "linear"])
 def test_a_race_decides_the_transform_where_no_value_is_negative(better: str) -> None:
     auto = dataclasses.replace(with_training(updates=600, validation_horizons=2), transform="auto")
