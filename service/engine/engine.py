@@ -1,7 +1,9 @@
 """The engine: one thread that turns whatever is waiting into one micro-batch after the other.
 
-It knows items and residents; no HTTP, no registry. Invariants: items of one stream are done in the order they came;
-the model changes only between two micro-batches; what was taken in when the engine is told to stop is done first.
+While one waits for the disk only, the next one of other streams begins; it is committed after it, and fails or
+succeeds by itself. It knows items and residents; no HTTP, no registry. Invariants: items of one stream are done in the
+order they came; the model changes only while no micro-batch is under way; what was taken in when the engine is told to
+stop is done first.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, TypeVar
+from time import perf_counter
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -46,6 +49,14 @@ _LAST_SNAPSHOTS = 0.8  # of the time to end in
 _FORGET_EVERY = 60.0  # seconds between two looks for replies that have been kept long enough
 _FORGET_AT_ONCE = 500  # after a quiet night there may be very many, and a micro-batch waits for each look
 _T = TypeVar("_T")
+
+
+class _UnderWay(NamedTuple):
+    """A micro-batch that has begun and not ended, and when it began."""
+
+    items: list[Item]
+    batch: MicroBatch
+    started: float
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,7 @@ class Engine:
         self._full = min(limits.max_batch, limits.max_resident)  # streams of a micro-batch are in memory together
         self._queue: SimpleQueue[list[Item] | Callable[[], None]] = SimpleQueue()
         self._backlog: deque[Item] = deque()
+        self._under_way: _UnderWay | None = None
         self._intake = Intake(
             loop,
             self._queue,
@@ -227,7 +239,9 @@ class Engine:
             while True:
                 items = self._take()
                 if items:
-                    self._process(items)
+                    self._begin(items)
+                elif self._under_way is not None:
+                    self._end()
                 elif self._stopping:
                     break
             try:
@@ -240,7 +254,10 @@ class Engine:
             self._writer.shutdown()
 
     def _take(self) -> list[Item]:
-        """Everything that waits, of each stream the items up to and including the first write; empty at the end."""
+        """Everything that waits, of each stream the items up to and including the first write.
+
+        Nothing at the end, and where there is nothing while a micro-batch is under way.
+        """
         batch: list[Item] = []
         kept: deque[Item] = deque()
         writing: set[str] = set()
@@ -264,10 +281,11 @@ class Engine:
             offer(item)
         while True:
             try:
-                entry = self._queue.get(block=not batch and not self._stopping)
+                entry = self._queue.get(block=not (batch or self._under_way or self._stopping))
             except Empty:
                 break
             if callable(entry):
+                self._end()
                 entry()
                 if self._stopping:
                     break
@@ -279,13 +297,43 @@ class Engine:
         self._backlog = kept
         return batch
 
-    def _process(self, items: list[Item]) -> None:
-        started = time.perf_counter()
-        results, due = self._attempt(items)
-        ended = time.perf_counter()
-        self._deliver(results)
+    def _begin(self, items: list[Item]) -> None:
+        """Begin a micro-batch, beside the one that is under way if that only waits for the disk; then end that one."""
+        before = self._under_way
+        if before is not None and not self._goes_beside(items, before):
+            self._end()
+            before = None
+        started = perf_counter()
+        # SQLite tells what others have written only between two transactions.
+        batch = self._micro_batch(late=before is not None and self._store.is_embedded)
+        if before is not None:
+            # It may be durable long before this one has begun.
+            before.batch.tell(self._deliver)
+            self._residents.staying = [item.unique_id for item in before.items]
+        batch.begin(items)
+        if before is not None:
+            self._residents.staying = [item.unique_id for item in items]
+            self._end()
+            self._residents.staying = ()
+        self._under_way = _UnderWay(items, batch, started)
+
+    def _goes_beside(self, items: list[Item], before: _UnderWay) -> bool:
+        """Whether a micro-batch of these items has nothing to do with the one under way, which leaves time for it."""
+        if not before.batch.is_committing or len(items) + len(before.items) > self._limits.max_resident:
+            return False
+        return {item.unique_id for item in items}.isdisjoint(item.unique_id for item in before.items)
+
+    def _end(self) -> None:
+        """End the micro-batch that is under way, if one is."""
+        if self._under_way is None:
+            return
+        (items, batch, started), self._under_way = self._under_way, None
+        results, due = self._attempt(items, batch)
+        ended = perf_counter()
+        if not batch.has_told:
+            self._deliver(results)
         try:
-            self._count(items, results, time.perf_counter() - started)
+            self._count(items, results, perf_counter() - started)
             if self._tracing is not None:
                 self._tracing.batch(items, started, ended, self._parts)
             self._housekeep(due)
@@ -293,20 +341,28 @@ class Engine:
             # The outcomes are out; counting and snapshots must not take the engine down.
             logging.getLogger("service").exception("housekeeping failed")
 
-    def _attempt(self, items: list[Item]) -> tuple[dict[Item, Result], list[str]]:
+    def _micro_batch(self, *, late: bool = False) -> MicroBatch:
         now = int(time.time())
+        return MicroBatch(
+            self._residents,
+            self._store,
+            max_gap=self._limits.max_gap,
+            check_versions=self._limits.check_versions,
+            late=late,
+            writer=self._writer,
+            now=now,
+            replies_since=now - self._limits.replies_seconds,
+        )
+
+    def _attempt(self, items: list[Item], begun: MicroBatch | None = None) -> tuple[dict[Item, Result], list[str]]:
+        """Results of items, and streams that are due for a snapshot; the first try may have begun already."""
         for _ in range(_STALE_RETRIES if len(items) > 1 else _STALE_RETRIES_ALONE):
-            batch = MicroBatch(
-                self._residents,
-                self._store,
-                max_gap=self._limits.max_gap,
-                check_versions=self._limits.check_versions,
-                writer=self._writer,
-                now=now,
-                replies_since=now - self._limits.replies_seconds,
-            )
+            batch, begun = begun, None
+            if batch is None:
+                batch = self._micro_batch()
+                batch.begin(items)
             try:
-                results = batch.run(items)
+                results = batch.end()
                 self._parts = batch.parts
                 if batch.scores is not None:
                     self._metrics.scored(batch.scores)
@@ -317,6 +373,11 @@ class Engine:
             except (SQLAlchemyError, UnknownOutcome) as error:
                 return self._without_store(items, error), []
             except Exception:
+                if batch.has_told:
+                    # What memory failed to follow, the store has.
+                    logging.getLogger("service").exception("%d streams are dropped from memory", len(items))
+                    self._residents.drop([item.unique_id for item in items])
+                    return batch.results, []
                 return self._apart(items, batch.taken()), []
         if len(items) > 1:
             # Others change some of these streams all the time; the fewer at once, the likelier that none of them is.

@@ -1,13 +1,14 @@
 """One micro-batch: many items of different streams become one fold, one transaction and one decode.
 
 It knows residents and store, and no queue, thread or HTTP. The order is the guarantee: everything that can fail is
-computed on copies before the transaction ends, then memory follows; forecasts are decoded meanwhile. Invariant: if
-`run` raises, no state has changed, and the store at most as if the process had died just after the commit.
+computed on copies before the transaction ends, then memory follows; forecasts are decoded meanwhile. Between `begin`
+and `end` only the disk has work to do, so a batch of other streams may begin. Invariant: if `end` raises, no state has
+changed, and the store at most as if the process had died just after the commit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from itertools import chain, repeat
@@ -76,6 +77,8 @@ class MicroBatch:
         Most missing steps filled in one go.
     check_versions
         Whether other processes write to the same store.
+    late
+        Whether that is looked at when the transaction begins, since until then the store is at work for another batch.
     writer
         Runs the transaction beside fold and decode.
     now
@@ -103,49 +106,52 @@ class MicroBatch:
         writer: Executor,
         now: int,
         replies_since: int,
+        late: bool = False,
     ) -> None:
         self._residents = residents
         self._model = residents.model
         self._store = store
         self._max_gap = max_gap
         self._check_versions = check_versions
+        self._late = late
         self._writer = writer
         self._now = now
         self._replies_since = replies_since
         self._results: dict[Item, Result] = {}
-        self._committed: tuple[_Plan, list[StreamRecord]] | None = None
+        self._plan = _Plan()
+        self._memory: Callable[[list[StreamRecord]], None] = lambda _: None
+        self._transaction: Future[list[StreamRecord]] | None = None
+        self._failure: BaseException | None = None
+        self._tells = False
         self._copies: dict[Item, StreamState] = {}
         self._begun = 0
         self.due: list[Resident] = []
         self.scores: Float | None = None
         self.parts: list[tuple[str, float, float]] = []
 
-    def run(self, items: Sequence[Item]) -> dict[Item, Result]:
-        """Do everything; one result per item.
+    def begin(self, items: Sequence[Item]) -> None:
+        """Do everything but wait for the disk; what goes wrong is raised by `end`."""
+        try:
+            self._begin(items)
+        except BaseException as error:
+            self._failure = error
 
-        Raises
-        ------
-        StaleStreams
-            Another process was faster; drop these residents and run again.
-        UnknownOutcome
-            The store failed, and may have kept it all the same.
-        SQLAlchemyError
-            The store failed.
-        """
-        self._residents.touch([item.unique_id for item in items], check_versions=self._check_versions)
+    def _begin(self, items: Sequence[Item]) -> None:
+        asked = self._check_versions and not self._late
+        self._residents.touch([item.unique_id for item in items], check_versions=asked)
         keyed = [item for item in items if isinstance(item, Observe) and item.key is not None]
         if keyed:
             self._replay(keyed)
-        plan = self._plan(items)
+        plan = self._plan = self._planned(items)
         rewound = self._rewind(plan.rewinds)
         created = self._warm_up(plan.creates)
         changes = self._changes(plan)
         # The statements run beside the fold and wait for it; the disk works beside the decoding from the same copies.
         # Where replies are to be kept, it waits for them too.
         folded: Future[list[StoredReply]] = Future()
-        committed = None
-        if changes or keyed:
-            committed = self._writer.submit(self._commit, changes, folded)
+        moment = self._residents.moment if self._check_versions and self._late else None
+        if changes or keyed or moment is not None:
+            self._transaction = self._writer.submit(self._commit, changes, folded, moment)
         started = perf_counter()
         try:
             appended = self._append(plan)
@@ -164,25 +170,69 @@ class MicroBatch:
             if not folded.done():
                 folded.set_exception(error)
             raise
-        finally:
-            if committed:
-                self._committed = plan, committed.result()
-        self._remember(plan, appended, ahead, rewound)
-        self._take_in(plan, created)
-        return self._results
+
+        def memory(records: list[StreamRecord]) -> None:
+            self._remember(plan, appended, ahead, rewound)
+            self._take_in(plan, records, created)
+
+        self._memory = memory
+
+    def end(self) -> dict[Item, Result]:
+        """Wait for the disk, then let memory follow; one result per item.
+
+        Raises
+        ------
+        StaleStreams
+            Another process was faster; drop these residents and run again.
+        UnknownOutcome
+            The store failed, and may have kept it all the same.
+        SQLAlchemyError
+            The store failed.
+        """
+        records = self._transaction.result() if self._transaction else []
+        if self._failure is not None:
+            raise self._failure
+        self._memory(records)
+        return self.results
+
+    @property
+    def results(self) -> dict[Item, Result]:
+        """One per item, if all went well; once the transaction has ended."""
+        return self._results | self._moved(self._transaction.result() if self._transaction else [])
+
+    @property
+    def is_committing(self) -> bool:
+        """Whether nothing but the disk is being waited for."""
+        return self._failure is None and self._transaction is not None and not self._transaction.done()
+
+    def tell(self, results: Callable[[dict[Item, Result]], None]) -> None:
+        """Have the results told as soon as they are durable, by whichever thread knows first; if ever they are."""
+        assert self._transaction is not None
+        self._tells = True
+
+        def done(_: Future[list[StreamRecord]]) -> None:
+            if self.has_told:
+                results(self.results)
+
+        self._transaction.add_done_callback(done)
+
+    @property
+    def has_told(self) -> bool:
+        """Whether `tell` has made the results known, or is about to; ask when the transaction has ended."""
+        return self._tells and self._failure is None and not (self._transaction and self._transaction.exception())
 
     def taken(self) -> dict[Item, Outcome]:
-        """What has been committed although `run` raised, without forecasts: it must not be judged a second time."""
-        if self._committed is None:
+        """What has been committed although `end` raised, without forecasts: it must not be judged a second time."""
+        if self._transaction is None or self._transaction.exception() is not None:
             return {}
-        plan, records = self._committed
-        observed = (*plan.appends, *plan.rewinds)
-        return self._moved(plan, records) | {s.item: Outcome(s.record, self._model, s.judgement) for s in observed}
+        observed = (*self._plan.appends, *self._plan.rewinds)
+        outcomes = {s.item: Outcome(s.record, self._model, s.judgement) for s in observed}
+        return self._moved(self._transaction.result()) | outcomes
 
-    def _commit(self, changes: Changes, folded: Future[list[StoredReply]]) -> list[StreamRecord]:
+    def _commit(self, changes: Changes, folded: Future[list[StoredReply]], moment: int | None) -> list[StreamRecord]:
         started = perf_counter()
         try:
-            return self._store.commit(changes, folded, self._replies_since)
+            return self._store.commit(changes, folded, self._replies_since, moment)
         finally:
             self.parts.append(("commit", started, perf_counter()))
 
@@ -217,7 +267,7 @@ class MicroBatch:
 
     # -- plan ------------------------------------------------------------------------------------------------------
 
-    def _plan(self, items: Sequence[Item]) -> _Plan:
+    def _planned(self, items: Sequence[Item]) -> _Plan:
         plan = _Plan()
         observed: list[tuple[Observe, Resident]] = []
         for item in items:
@@ -493,10 +543,10 @@ class MicroBatch:
         changes.deleted.extend(step.record for step in plan.deletes)
         return changes
 
-    def _moved(self, plan: _Plan, records: list[StreamRecord]) -> dict[Item, Outcome]:
+    def _moved(self, records: list[StreamRecord]) -> dict[Item, Outcome]:
         """Outcomes of deleted and created streams; `records` are those of the created ones."""
-        moved: dict[Item, Outcome] = {step.item: Outcome(step.record, self._model) for step in plan.deletes}
-        for (item, before), record in zip(plan.creates, records, strict=True):
+        moved: dict[Item, Outcome] = {step.item: Outcome(step.record, self._model) for step in self._plan.deletes}
+        for (item, before), record in zip(self._plan.creates, records, strict=True):
             moved[item] = Outcome(record, self._model, created=before is None)
         return moved
 
@@ -519,9 +569,7 @@ class MicroBatch:
                 resident.record = record
                 self.due.append(resident)
 
-    def _take_in(self, plan: _Plan, states: StreamState | None) -> None:
-        records = self._committed[1] if self._committed else []
-        self._results.update(self._moved(plan, records))
+    def _take_in(self, plan: _Plan, records: list[StreamRecord], states: StreamState | None) -> None:
         if states is not None:
             unsaved = [record.last_step - record.first_step + 1 for record in records]
             self.due.extend(self._residents.add(records, states, unsaved))

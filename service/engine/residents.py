@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -63,7 +63,8 @@ class Residents:
         self._bases = bases
         self._by_name: dict[str, Resident] = {}  # the longest idle first
         self._touched: Sequence[str] = ()  # these stay until the next touch
-        self._moment = 0  # of the store, at the latest touch
+        self.staying: Collection[str] = ()  # and these, whose micro-batch has begun and not ended
+        self.moment = 0  # of the store, when it was last asked
 
     def __len__(self) -> int:
         """How many there are."""
@@ -80,7 +81,7 @@ class Residents:
         """
         if check_versions:
             # Asked before anything is read, so what is read is at least as new.
-            self._moment = self._store.moment()
+            self.moment = self._store.moment()
         self._drop_outdated(unique_ids)
         self._touched = unique_ids
         absent = []
@@ -119,14 +120,14 @@ class Residents:
 
     def _drop_outdated(self, unique_ids: Sequence[str]) -> None:
         found = [resident for u in unique_ids if (resident := self._by_name.get(u)) is not None]
-        doubtful = [resident for resident in found if resident.seen != self._moment]
+        doubtful = [resident for resident in found if resident.seen != self.moment]
         if not doubtful:
             return
         versions = self._store.versions([resident.record.id for resident in doubtful])
         for resident in doubtful:
             record = resident.record
             if versions.get(record.id) == (record.version, record.retained_step):
-                resident.seen = self._moment
+                resident.seen = self.moment
             else:
                 self.drop([record.unique_id])
 
@@ -144,7 +145,7 @@ class Residents:
         self._make_room(len(records))
         rows = self.slab.take(len(records))
         self.slab.scatter(rows, states, ahead)
-        added = [Resident(r, row, n, self._moment) for r, row, n in zip(records, rows, unsaved, strict=True)]
+        added = [Resident(r, row, n, self.moment) for r, row, n in zip(records, rows, unsaved, strict=True)]
         self._by_name.update((resident.record.unique_id, resident) for resident in added)
         return added
 
@@ -158,8 +159,8 @@ class Residents:
         excess = len(self._by_name) + wanted - self._capacity
         if excess <= 0:
             return
-        touched = set(self._touched)
-        idle = (resident for name, resident in self._by_name.items() if name not in touched)
+        needed = {*self._touched, *self.staying}
+        idle = (resident for name, resident in self._by_name.items() if name not in needed)
         leaving = list(islice(idle, excess + min(self._capacity // 10, _LEAVING)))
         try:
             self.save([resident for resident in leaving if resident.unsaved])

@@ -243,9 +243,7 @@ class Store:
         if self._own is None:
             return next(self._moments)
         with self._turn:
-            driver: Any = self._own.connection.driver_connection
-            ((moment,),) = driver.execute("PRAGMA data_version").fetchall()
-        return int(moment)
+            return _data_version(self._own)
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
@@ -519,7 +517,11 @@ class Store:
     # -- writing ---------------------------------------------------------------------------------------------------
 
     def commit(
-        self, changes: Changes, proceed: Future[list[StoredReply]] | None = None, replies_since: int = 0
+        self,
+        changes: Changes,
+        proceed: Future[list[StoredReply]] | None = None,
+        replies_since: int = 0,
+        moment: int | None = None,
     ) -> list[StreamRecord]:
         """Make a micro-batch durable, in one transaction.
 
@@ -532,6 +534,8 @@ class Store:
             its exception is raised then. The result are replies to keep. None: nothing to wait for.
         replies_since
             Replies that were kept before are overwritten.
+        moment
+            Of a SQLite file: write only if it is still at this one. None: whatever else has been written.
 
         Returns
         -------
@@ -540,7 +544,7 @@ class Store:
         Raises
         ------
         StaleStreams
-            Another process changed or created one of the streams; nothing was written.
+            Another process changed or created one of the streams, or any if there is a `moment`; nothing was written.
         UnknownOutcome
             The database failed while the transaction ended, or the connection to it did.
         SQLAlchemyError
@@ -550,6 +554,8 @@ class Store:
         ending = False
         try:
             with self._writing() as connection:
+                if moment is not None and _data_version(connection) != moment:
+                    raise StaleStreams(())  # whose they are shows at their next touch
                 if changes.streams:
                     self._advance_streams(connection, changes.streams)
                 if changes.deleted:
@@ -753,6 +759,12 @@ class Store:
             with self._engine.begin() as connection:
                 connection.execute(gone)
         return last
+
+
+def _data_version(connection: Connection) -> int:
+    driver: Any = connection.connection.driver_connection
+    ((version,),) = driver.execute("PRAGMA data_version").fetchall()
+    return int(version)
 
 
 def _changed(stream_id: int, step: int, value: Value) -> dict[str, Any]:
