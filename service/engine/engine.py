@@ -239,7 +239,7 @@ class Engine:
             while True:
                 items = self._take()
                 if items:
-                    self._begin(items)
+                    self._process(items)
                 elif self._under_way is not None:
                     self._end()
                 elif self._stopping:
@@ -297,7 +297,7 @@ class Engine:
         self._backlog = kept
         return batch
 
-    def _begin(self, items: list[Item]) -> None:
+    def _process(self, items: list[Item]) -> None:
         """Begin a micro-batch, beside the one that is under way if that only waits for the disk; then end that one."""
         before = self._under_way
         if before is not None and not self._goes_beside(items, before):
@@ -357,12 +357,9 @@ class Engine:
     def _attempt(self, items: list[Item], begun: MicroBatch | None = None) -> tuple[dict[Item, Result], list[str]]:
         """Results of items, and streams that are due for a snapshot; the first try may have begun already."""
         for _ in range(_STALE_RETRIES if len(items) > 1 else _STALE_RETRIES_ALONE):
-            batch, begun = begun, None
-            if batch is None:
-                batch = self._micro_batch()
-                batch.begin(items)
+            batch = begun or self._micro_batch()
             try:
-                results = batch.end()
+                results = batch.run(items) if begun is None else batch.end()
                 self._parts = batch.parts
                 if batch.scores is not None:
                     self._metrics.scored(batch.scores)
@@ -370,6 +367,7 @@ class Engine:
                 return results, [r.record.unique_id for r in batch.due if r.unsaved >= every]
             except StaleStreams as stale:
                 self._residents.doubt(stale.unique_ids)
+                begun = None
             except (SQLAlchemyError, UnknownOutcome) as error:
                 return self._without_store(items, error), []
             except Exception:

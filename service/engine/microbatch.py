@@ -13,6 +13,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +63,15 @@ class _Plan:
     def placed(self) -> bool:
         """Whether places are asked for of what is appended; together, they cost no more than one alone."""
         return any(isinstance(step.item, Observe) and step.item.placed for step in self.appends)
+
+
+class _Folded(NamedTuple):
+    """States after the items, and what appended ones say of the next step."""
+
+    appended: StreamState | None
+    ahead: Block | None
+    rewound: StreamState | None
+    created: StreamState | None
 
 
 class MicroBatch:
@@ -119,8 +129,9 @@ class MicroBatch:
         self._replies_since = replies_since
         self._results: dict[Item, Result] = {}
         self._plan = _Plan()
-        self._memory: Callable[[list[StreamRecord]], None] = lambda _: None
+        self._folded: _Folded | None = None
         self._transaction: Future[list[StreamRecord]] | None = None
+        self._records: list[StreamRecord] | None = None  # of created streams, once all is committed
         self._failure: BaseException | None = None
         self._tells = False
         self._copies: dict[Item, StreamState] = {}
@@ -128,6 +139,11 @@ class MicroBatch:
         self.due: list[Resident] = []
         self.scores: Float | None = None
         self.parts: list[tuple[str, float, float]] = []
+
+    def run(self, items: Sequence[Item]) -> dict[Item, Result]:
+        """Begin, and end."""
+        self.begin(items)
+        return self.end()
 
     def begin(self, items: Sequence[Item]) -> None:
         """Do everything but wait for the disk; what goes wrong is raised by `end`."""
@@ -170,12 +186,7 @@ class MicroBatch:
             if not folded.done():
                 folded.set_exception(error)
             raise
-
-        def memory(records: list[StreamRecord]) -> None:
-            self._remember(plan, appended, ahead, rewound)
-            self._take_in(plan, records, created)
-
-        self._memory = memory
+        self._folded = _Folded(appended, ahead, rewound, created)
 
     def end(self) -> dict[Item, Result]:
         """Wait for the disk, then let memory follow; one result per item.
@@ -189,16 +200,20 @@ class MicroBatch:
         SQLAlchemyError
             The store failed.
         """
-        records = self._transaction.result() if self._transaction else []
+        # Let go of what may hold this micro-batch: waiting for the garbage collector costs every request.
+        transaction, self._transaction = self._transaction, None
+        self._records = transaction.result() if transaction else []
         if self._failure is not None:
             raise self._failure
-        self._memory(records)
+        assert self._folded is not None
+        self._remember(self._plan, self._folded)
+        self._take_in(self._plan, self._records, self._folded.created)
         return self.results
 
     @property
     def results(self) -> dict[Item, Result]:
-        """One per item, if all went well; once the transaction has ended."""
-        return self._results | self._moved(self._transaction.result() if self._transaction else [])
+        """One per item, if all went well."""
+        return {**self._results, **self._moved(self._records or [])}
 
     @property
     def is_committing(self) -> bool:
@@ -210,24 +225,24 @@ class MicroBatch:
         assert self._transaction is not None
         self._tells = True
 
-        def done(_: Future[list[StreamRecord]]) -> None:
-            if self.has_told:
-                results(self.results)
+        def done(transaction: Future[list[StreamRecord]]) -> None:
+            if self._failure is None and transaction.exception() is None:
+                results({**self._results, **self._moved(transaction.result())})
 
         self._transaction.add_done_callback(done)
 
     @property
     def has_told(self) -> bool:
-        """Whether `tell` has made the results known, or is about to; ask when the transaction has ended."""
-        return self._tells and self._failure is None and not (self._transaction and self._transaction.exception())
+        """Whether `tell` has made the results known, or is about to; ask after `end`."""
+        return self._tells and self._failure is None and self._records is not None
 
     def taken(self) -> dict[Item, Outcome]:
         """What has been committed although `end` raised, without forecasts: it must not be judged a second time."""
-        if self._transaction is None or self._transaction.exception() is not None:
+        if self._records is None:
             return {}
         observed = (*self._plan.appends, *self._plan.rewinds)
         outcomes = {s.item: Outcome(s.record, self._model, s.judgement) for s in observed}
-        return self._moved(self._transaction.result()) | outcomes
+        return self._moved(self._records) | outcomes
 
     def _commit(self, changes: Changes, folded: Future[list[StoredReply]], moment: int | None) -> list[StreamRecord]:
         started = perf_counter()
@@ -550,9 +565,8 @@ class MicroBatch:
             moved[item] = Outcome(record, self._model, created=before is None)
         return moved
 
-    def _remember(
-        self, plan: _Plan, appended: StreamState | None, ahead: Block | None, rewound: StreamState | None
-    ) -> None:
+    def _remember(self, plan: _Plan, folded: _Folded) -> None:
+        appended, ahead, rewound, _ = folded
         self._residents.count_begun(self._begun)
         slab = self._residents.slab
         if appended is not None and appended.quality.shape[-1]:

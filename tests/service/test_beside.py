@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -169,6 +171,30 @@ def test_what_others_wrote_meanwhile_is_known(pairs, begun, monkeypatch, setting
         assert reply["verdicts"][:3] == ["accepted"] * 3
         expected = "accepted" if pairs.service.store.is_embedded else reply["verdicts"][3]
         assert reply["verdicts"][3] == expected
+
+
+def test_micro_batches_leave_nothing_to_the_garbage_collector(pairs, begun, monkeypatch):
+    """Alone or beside each other; else it would stop all requests again and again."""
+    made, init = [], MicroBatch.__init__
+
+    def watched(self, *arguments, **options):
+        made.append(weakref.ref(self))
+        init(self, *arguments, **options)
+
+    monkeypatch.setattr(MicroBatch, "__init__", watched)
+    gc.disable()
+    try:
+        begun.clear()
+        after_commits(pairs, monkeypatch, lambda: until(lambda: len(begun) == 2))
+        assert bulk(pairs, [(name, 1, 6.0) for name in "abcd"]).json()["counts"] == {"accepted": 4}
+        for hour in range(2, 5):
+            pairs.post("/v1/streams/a/observations", json=observations((hour, 6.0))).raise_for_status()
+            pairs.get("/v1/streams/a/forecast").raise_for_status()
+        pairs.get("/v1/quality")  # between two micro-batches, so the last one has ended
+        until(lambda: len([found for found in made if found() is not None]) <= 1)
+        assert len(made) == 8
+    finally:
+        gc.enable()
 
 
 def test_requests_at_random_with_commits_that_fail_and_another_process(
