@@ -16,6 +16,7 @@ from service.store.database import reading
 from service.store.statements import append
 from service.store.tables import Tables
 from service.store.values import value_of
+from service.store.versions import version_before_new
 
 __all__ = ["Dump", "LogRow", "SnapshotRow", "StreamRow", "dump", "load"]
 
@@ -179,7 +180,10 @@ def load(
         for start in range(0, len(streams), _CHUNK):
             part = streams[start : start + _CHUNK]
             versions = _make_room(connection, tables, [row.unique_id for row in part], replace=replace)
-            values = [row._asdict() | {"version": max(row.version, versions.get(row.unique_id, 0) + 1)} for row in part]
+            before = version_before_new(connection, tables.facts)
+            values = [
+                row._asdict() | {"version": max(row.version, versions.get(row.unique_id, before) + 1)} for row in part
+            ]
             written = connection.execute(insert(table).returning(table.c.unique_id, table.c.id), values)
             ids.update((row[0], row[1]) for row in written)
         for rows in log:

@@ -23,6 +23,7 @@ __all__ = ["IDLE_SECONDS", "NAMESPACE", "open_database", "quoted", "reading"]
 
 _BUSY_SECONDS = 30
 _CACHE_KIB = 16384  # as many pages as a full micro-batch touches streams; the default of 2,000 reads them anew
+_PREPARED = 256  # statements that a connection keeps; those of the hot path come in some 140 lengths
 IDLE_SECONDS = 30
 """How long a process may do nothing within a transaction, which keeps rows locked, before the server undoes it."""
 NAMESPACE = "namespace"
@@ -61,7 +62,8 @@ def open_database(url: str) -> Engine:
         raise StoreError(
             "the store must be a file: a log in memory would not survive, so nothing could be acknowledged"
         )
-    engine = create_engine(parsed, connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False})
+    options = {"timeout": _BUSY_SECONDS, "check_same_thread": False, "cached_statements": _PREPARED}
+    engine = create_engine(parsed, connect_args=options)
     event.listen(engine, "connect", _configure_sqlite)
     return engine
 

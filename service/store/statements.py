@@ -1,8 +1,8 @@
 """The two statements of the hot path, many rows each: append to the log, and advance streams that nobody else advanced.
 
 Plain SQL that SQLite and PostgreSQL share, because one statement with many rows costs one trip through driver and
-interpreter lock where `executemany` costs one per row. Invariant: rows are cut into blocks of few sizes, so that the
-database sees few distinct statements and keeps them prepared.
+interpreter lock where `executemany` costs one per row. Invariant: rows are cut into blocks of a limited number of
+sizes, so that the database sees no more distinct statements than it keeps prepared.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from service.store.values import Covered, Value
 __all__ = ["advance", "append"]
 
 _LARGEST = 512
+_WHOLE = 64  # so many rows or fewer are one statement, as are those of most micro-batches of single observations
 
 Row = tuple[int | float | str | None, ...]
 
@@ -47,10 +48,10 @@ def _run(connection: Connection, statement: Callable[[int, str], str], rows: Seq
 
 
 def _blocks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    """Rows in blocks whose sizes are powers of two."""
+    """Rows in blocks whose sizes are powers of two, but for the last."""
     start = 0
-    while start < len(rows):
-        size = min(_LARGEST, 1 << ((len(rows) - start).bit_length() - 1))
+    while (left := len(rows) - start) > 0:
+        size = left if left <= _WHOLE else min(_LARGEST, 1 << (left.bit_length() - 1))
         yield rows[start : start + size]
         start += size
 

@@ -1,9 +1,9 @@
 """The store: the observation log, which is the truth, and snapshots of states, which only make recovery fast.
 
 It knows SQL and step numbers; no calendar, no model, no HTTP. Invariants: one `commit` is one transaction and returns
-only when it is durable; a stream's version grows by one with every change, and a commit that expected another version
-changes nothing; no snapshot outlives a change of the log before its step, and none is older than the retained log
-needs, so whatever snapshot there is, the log after it is whole.
+only when it is durable; a stream's version grows by one with every change, from above those of deleted streams, and a
+commit that expected another version changes nothing; no snapshot outlives a change of the log before its step, and none
+is older than the retained log needs, so whatever snapshot there is, the log after it is whole.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from service.store.statements import advance, append
 from service.store.tables import Tables, build_tables
 from service.store.trimming import raise_floors, sweep
 from service.store.values import Covered, Value, value_of, y_of
+from service.store.versions import note_deleted, version_before_new
 
 __all__ = ["Changes", "Filter", "NewStream", "Recovery", "Store", "StreamRecord"]
 
@@ -560,8 +561,9 @@ class Store:
                     self._advance_streams(connection, changes.streams)
                 if changes.deleted:
                     self._forget(connection, changes.deleted)
-                for new in changes.created:
-                    created.append(self._create(connection, new))
+                created.extend(self._create(connection, new) for new in changes.created)
+                if any(new.replaces is None for new in changes.created):
+                    created = self._numbered(connection, changes.created, created)
                 # In the order of the table, so that each page of it is met once.
                 append(connection, sorted(changes.inserted))
                 if changes.updated:
@@ -627,6 +629,22 @@ class Store:
         append(connection, [(stream_id, s, y) for s, y in new.rows])
         return record._replace(id=stream_id)
 
+    def _numbered(
+        self, connection: Connection, news: list[NewStream], created: list[StreamRecord]
+    ) -> list[StreamRecord]:
+        """The created streams, new ones with versions that no deleted one had."""
+        before = version_before_new(connection, self._tables.facts)
+        if not before:
+            return created
+        streams = self._tables.streams
+        records = [
+            record._replace(version=before + record.version) if new.replaces is None else record
+            for new, record in zip(news, created, strict=True)
+        ]
+        begin = update(streams).where(streams.c.id == bindparam("b_id")).values(version=bindparam("b_version"))
+        connection.execute(begin, [{"b_id": record.id, "b_version": record.version} for record in records])
+        return records
+
     def _forget(self, connection: Connection, records: list[StreamRecord]) -> None:
         streams = self._tables.streams.c
         for record in records:
@@ -642,6 +660,7 @@ class Store:
             replies = self._tables.replies
             connection.execute(delete(replies).where(replies.c.unique_id == record.unique_id))
             connection.execute(delete(self._tables.streams).where(streams.id == record.id))
+        note_deleted(connection, self._tables.facts, max(record.version for record in records))
 
     def _clear(self, connection: Connection, stream_id: int) -> None:
         for table in (self._tables.observations, self._tables.snapshots):

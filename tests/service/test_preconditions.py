@@ -136,3 +136,18 @@ def test_a_precondition_says_what_it_asks_for():
     assert [Precondition((1, 2)).holds(v) for v in (None, 1, 3)] == [False, True, False]
     assert [Precondition().holds(v) for v in (None, 1)] == [False, True]
     assert [Precondition(absent=True).holds(v) for v in (None, 1)] == [True, False]
+
+
+def test_what_was_asked_of_a_deleted_stream_does_not_hold_of_the_next_one_of_its_name(settings, any_store_url):
+    with LocalClient(create_app(settings.model_copy(update={"store": any_store_url}))) as client:
+        for name in ("a", "b"):
+            client.put(f"/v1/streams/{name}", json=history([1.0] * 10))
+        for hour in range(10, 13):
+            client.post(f"{PATH}/observations", json=observations((hour, 2.0)))
+        client.delete("/v1/streams/b")
+        client.delete(PATH)
+        assert client.put(PATH, json=history([3.0] * 9)).headers["etag"] == '"5"'
+        for version in range(1, 5):
+            assert write(client, "observe", {"if-match": f'"{version}"'}).status_code == 412
+        assert client.put("/v1/streams/b", json=history([1.0])).headers["etag"] == '"5"'
+        assert write(client, "observe", {"if-match": '"5"'}).json()["version"] == 6
