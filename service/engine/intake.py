@@ -74,6 +74,7 @@ class Intake:
         self._gathering = False
         self._expected = 0
         self._grace_ends = 0.0
+        self._grace: asyncio.TimerHandle | None = None
         self._closed = False
 
     def submit(self, items: list[Item]) -> None:
@@ -97,6 +98,8 @@ class Intake:
         self._gathered.extend(items)
         if not self._at_work:
             self._gather()
+        if self._grace is not None and len(self._gathered) >= min(self._expected, self._full):
+            self._turn(0)
 
     def settled(self, items: int, weight: int, requests: int) -> None:
         """So many items have their outcomes, the last ones of so many requests."""
@@ -129,14 +132,20 @@ class Intake:
 
     def _turn(self, seen: int) -> None:
         """Hand over unless this turn of the event loop brought more, or answered clients may still come back."""
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
         found = len(self._gathered)
-        more = found > seen or (found < self._expected and perf_counter() < self._grace_ends)
-        if more and found < self._full:
-            self._loop.call_soon(self._turn, found)
-        else:
+        left = self._grace_ends - perf_counter() if found < self._expected else 0.0
+        if found >= self._full or (found <= seen and left <= 0):
             self._gathering = False
             self._expected = 0
             self._hand_over()
+        elif found > seen:
+            self._loop.call_soon(self._turn, found)
+        else:
+            # Looking at every turn would take the interpreter lock from the engine and the core from the clients.
+            self._grace = self._loop.call_later(left, self._turn, found)
 
     def _hand_over(self) -> None:
         if self._gathered:
