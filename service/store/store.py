@@ -559,11 +559,11 @@ class Store:
                     raise StaleStreams(())  # whose they are shows at their next touch
                 if changes.streams:
                     self._advance_streams(connection, changes.streams)
-                if changes.deleted:
-                    self._forget(connection, changes.deleted)
                 created.extend(self._create(connection, new) for new in changes.created)
                 if any(new.replaces is None for new in changes.created):
                     created = self._numbered(connection, changes.created, created)
+                if changes.deleted:
+                    self._forget(connection, changes.deleted)
                 # In the order of the table, so that each page of it is met once.
                 append(connection, sorted(changes.inserted))
                 if changes.updated:
