@@ -35,6 +35,7 @@ _FIRST_YEAR, _LAST_YEAR = 1678, 2261  # the whole years that 64-bit nanoseconds 
 _LAST_INTEGER = 2**53 - 1  # that JSON readers tell apart from its neighbours
 _TOO_FINE = re.compile(r"\.\d{6}0*[1-9]")
 _SEASONALITY = {"h": (24, 168), "D": (7,), "B": (5,), "W": (52,), "M": (12,), "Q": (4,), "Y": (1,)}
+_RENAMED = {"H": "h", "T": "min", "S": "s", "M": "ME", "Q": "QE", "Y": "YE", "A": "YE"}  # by pandas 3
 
 Steps = npt.NDArray[np.int64]
 Instants = npt.NDArray[np.datetime64]
@@ -416,7 +417,11 @@ def _grid_of(freq: str) -> _Grid:
     except (ValueError, TypeError):
         offset = None
     if offset is None or offset.n < 1:
-        raise ConfigError(f"freq {freq!r} is not a pandas offset alias such as 'h', 'D', 'W', 'MS' or '15min', nor '1'")
+        letter = freq.lstrip("0123456789").partition("-")[0]
+        hint = f"; pandas now writes {_RENAMED[letter]!r} for {letter!r}" if letter in _RENAMED else ""
+        raise ConfigError(
+            f"freq {freq!r} is not a pandas offset alias such as 'h', 'D', 'W', 'MS' or '15min', nor '1'{hint}"
+        )
     if isinstance(offset, offsets.Week):
         weekday = getattr(offset, "weekday", None)
         weekday = 6 if weekday is None else int(weekday)

@@ -238,6 +238,12 @@ def test_an_unknown_frequency_is_refused(freq: str) -> None:
         Calendar(freq)
 
 
+@pytest.mark.parametrize(("freq", "now"), [("H", "h"), ("15T", "min"), ("M", "ME"), ("Q-DEC", "QE")])
+def test_a_frequency_of_older_versions_is_told_its_name_of_today(freq: str, now: str) -> None:
+    with pytest.raises(ConfigError, match=f"pandas now writes '{now}'"):
+        Calendar(freq)
+
+
 @pytest.mark.parametrize("freq", ["SMS", "WOM-3FRI", "BME", "2B", "BQS"])
 def test_a_frequency_without_a_regular_grid_is_refused(freq: str) -> None:
     with pytest.raises(ConfigError, match="no regular grid"):
