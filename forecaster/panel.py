@@ -322,9 +322,8 @@ class Panel:
         except PanelError as error:
             raise PanelError(f"the future values: {error}") from error
         if ahead.calendar != self.calendar:
-            raise PanelError(
-                f"the future values are in time zone {ahead.calendar.time_zone}, expected {self.calendar.time_zone}"
-            )
+            found, expected = (f"freq {c.freq!r} in time zone {c.time_zone}" for c in (ahead.calendar, self.calendar))
+            raise PanelError(f"the future values have {found}, expected {expected}")
         rows = {name: row for row, name in enumerate(ahead.unique_ids)}
         tables = []
         for name, first, y, table in zip(self.unique_ids, self.first_steps, self.values, self.tables, strict=True):

@@ -69,13 +69,16 @@ def score(
     predicted = read_frame(forecasts, ("unique_id", "ds", MEDIAN))
     levels = quantile_columns(predicted)
     known = read_panel(history, freq, notice=notice)
-    zone = known.calendar.time_zone
+    zone, freq = known.calendar.time_zone, known.calendar.freq
     came = read_panel(truth, freq, time_zone=zone, notice=notice)
     # The library's calendar reads both files alike, so forecasts go through a panel too, one level at a time.
     predicted_by_level = [_panel(predicted, column, freq, str(forecasts), zone) for column in levels]
     for source, panel in ((truth, came), (forecasts, predicted_by_level[0])):
         if panel.calendar != known.calendar:
-            found, expected = (each.time_zone or "no time zone" for each in (panel.calendar, known.calendar))
+            both = panel.calendar, known.calendar
+            found, expected = (each.time_zone or "no time zone" for each in both)
+            if found == expected:
+                found, expected = (f"steps of freq {each.freq}" for each in both)
             raise InputError(f"{source} is in {found}, but {history} in {expected}")
     for column, panel in zip(levels, predicted_by_level, strict=True):
         for name, _, forecast in panel:

@@ -22,6 +22,7 @@ from pipelines.console import Reporter
 from pipelines.loading import load_judged
 from pipelines.predict import answer, forecasts
 from pipelines.registry import CHALLENGER, CHAMPION, promote, version_of_alias
+from pipelines.score import score
 from pipelines.tracking import backtest_metrics, git_commit
 from pipelines.train import (
     TrainRequest,
@@ -251,16 +252,22 @@ def test_who_became_champion_while_another_was_measured_has_to_be_beaten(
 
 
 def test_a_model_keeps_the_grid_that_the_data_begin(request_: TrainRequest, tmp_path: Path) -> None:
-    half_hours = long_frame().assign(ds=lambda frame: frame["ds"] + pd.Timedelta(30, "min"))
-    half_hours.to_csv(request_.data, index=False)
+    frame = long_frame(steps=120 + HORIZON).assign(ds=lambda frame: frame["ds"] + pd.Timedelta(30, "min"))
+    truth = frame.groupby("unique_id").tail(HORIZON)
+    frame.drop(truth.index).to_csv(request_.data, index=False)
+    truth.to_csv(tmp_path / "truth.csv", index=False)
+    long_frame().to_csv(tmp_path / "hours.csv", index=False)
+    model, found = str(tmp_path / "model"), tmp_path / "found.csv"
 
-    train(changed(request_, out=str(tmp_path / "model")))
-    coming = answer(request_.data, str(tmp_path / "model"), forecasts()).frame
+    train(changed(request_, out=model))
+    answer(request_.data, model, forecasts(), out=found)
+    metrics = score(found, tmp_path / "truth.csv", history=request_.data, freq="h", season=SEASON)
 
-    assert coming["ds"].min() == half_hours["ds"].max() + pd.Timedelta(1, "h")
-    long_frame().to_csv(request_.data, index=False)
+    assert metrics["wql"] < 1
+    with pytest.raises(InputError, match="is in steps of freq h@1970-01-01T00:30, but"):
+        score(found, tmp_path / "truth.csv", history=tmp_path / "hours.csv", freq="h", season=SEASON)
     with pytest.raises(InputError, match="not on the grid of freq 'h@1970-01-01T00:30'"):
-        answer(request_.data, str(tmp_path / "model"), forecasts())
+        answer(tmp_path / "hours.csv", model, forecasts())
 
 
 def test_a_training_without_windows_says_whose_choice_that_was(request_: TrainRequest) -> None:
