@@ -25,7 +25,6 @@ LARGEST_COLUMNS = 256
 LARGEST_VOCABULARY = 1024
 """Distinct values of one categorical column that a model tells apart."""
 
-HEADS = ("quantile", "student_t", "negative_binomial", "zero_inflated")
 COUNT_HEADS = ("negative_binomial", "zero_inflated")
 
 T = typing.TypeVar("T")
@@ -79,7 +78,6 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         _check_types(self)
-        _require(self.cell in ("lstm", "gru", "rnn"), "network.cell", self.cell, "one of lstm, gru, rnn")
         _require(1 <= self.hidden_size <= 4096, "network.hidden_size", self.hidden_size, "1 to 4096")
         _require(1 <= self.num_layers <= 16, "network.num_layers", self.num_layers, "1 to 16")
         _require(0 <= self.dropout < 1, "network.dropout", self.dropout, "at least 0 and below 1")
@@ -179,7 +177,6 @@ class TrainingConfig:
         _require(self.updates >= 0, "training.updates", self.updates, "at least 0")
         for name in ("lanes", "chunk_length", "epoch_updates", "patience"):
             _require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
-        _require(self.origins in ("all", "last"), "training.origins", self.origins, "all or last")
         _require(0 < self.learning_rate < 1, "training.learning_rate", self.learning_rate, "between 0 and 1")
         _require(
             0 <= self.lr_warmup_share < 1, "training.lr_warmup_share", self.lr_warmup_share, "at least 0 and below 1"
@@ -191,11 +188,6 @@ class TrainingConfig:
             0 <= self.validation_horizons <= 16, "training.validation_horizons", self.validation_horizons, "0 to 16"
         )
         _require(0 <= self.finish <= 0.5, "training.finish", self.finish, "0 to 0.5")
-        _require(self.imagined in ("auto", "on", "off"), "training.imagined", self.imagined, "auto, on or off")
-        _require(self.precision in ("auto", "32", "bf16"), "training.precision", self.precision, "auto, 32 or bf16")
-        _require(
-            self.accelerator in ("auto", "cpu", "gpu"), "training.accelerator", self.accelerator, "auto, cpu or gpu"
-        )
         _require(0 <= self.seed < 2**32, "training.seed", self.seed, "0 to 2**32 - 1")
 
 
@@ -372,22 +364,11 @@ class Config:
             0 <= self.context_length <= LARGEST_RING, "context_length", self.context_length, f"0 to {LARGEST_RING}"
         )
         _require(
-            self.support in ("auto", "real", "nonnegative"), "support", self.support, "one of auto, real, nonnegative"
-        )
-        _require(
-            self.calibration in ("adaptive", "static", "off"),
-            "calibration",
-            self.calibration,
-            "one of adaptive, static, off",
-        )
-        _require(self.head in HEADS, "head", self.head, f"one of {', '.join(HEADS)}")
-        _require(
             not calendar.is_integer or (self.covariates.calendar in ((), ("auto",)) and not self.covariates.country),
             "covariates.calendar",
             self.covariates.calendar,
             "off, and no holidays, where freq is '1': bare steps have no calendar",
         )
-        _require(self.transform in ("auto", "log", "linear"), "transform", self.transform, "one of auto, log, linear")
         levels = self.quantile_levels
         rising = len(levels) >= 3 and list(levels) == sorted(set(levels)) and 0 < levels[0] and levels[-1] < 1
         _require(
@@ -512,7 +493,7 @@ def _read(text: str, hint: Any, key: str) -> Any:
 
 
 def _check_types(values: Any) -> None:
-    """Refuse values of the wrong type, with the key named; whole numbers may stand for floats."""
+    """Refuse values of the wrong type and unknown choices, with the key named; whole numbers may stand for floats."""
     prefix = next((f"{name}." for name, owner in _SECTIONS.items() if owner is type(values)), "")
     for name, hint in _fields(type(values)).items():
         value = getattr(values, name)
@@ -528,10 +509,10 @@ def _check_types(values: Any) -> None:
             _require(fits, prefix + name, value, f"a list of {item.__name__}")
         elif origin in (types.UnionType, typing.Union):
             _require(isinstance(value, args), prefix + name, value, str(hint))
-        elif origin is Literal or dataclasses.is_dataclass(hint):
-            _require(
-                origin is Literal or isinstance(value, typing.cast(type, hint)), prefix + name, value, "a table of keys"
-            )
+        elif origin is Literal:
+            _require(value in args, prefix + name, value, f"one of {', '.join(args)}")
+        elif dataclasses.is_dataclass(hint):
+            _require(isinstance(value, typing.cast(type, hint)), prefix + name, value, "a table of keys")
         else:
             _require(type(value) is hint, prefix + name, value, f"{hint.__name__}")
 

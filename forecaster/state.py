@@ -176,15 +176,6 @@ class StreamState:
             *(mine.index_copy(0, rows, theirs) for mine, theirs in zip(self._tensors(), other._tensors(), strict=True))
         )
 
-    def where(self, mask: Tensor, other: StreamState) -> StreamState:
-        """Rows of `self` where `mask` [B] holds, of `other` elsewhere."""
-        return StreamState(
-            *(
-                torch.where(mask.view(-1, *[1] * (mine.dim() - 1)), mine, theirs)
-                for mine, theirs in zip(self._tensors(), other._tensors(), strict=True)
-            )
-        )
-
     def detach(self) -> StreamState:
         """Cut from the gradient graph: where truncated back-propagation stops."""
         return self.amended(hidden=self.hidden.detach(), cell=self.cell.detach())

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from forecaster import CovariatesConfig, ForecasterError, InputError, Panel
+from forecaster.calendar import INTEGER_FREQ
 from forecaster.columns import shown
 from pipelines.connection import ARTIFACTS
 
@@ -27,7 +28,6 @@ COLUMNS = ("unique_id", "ds", "y")
 CSV_SUFFIXES = (".csv", ".csv.gz")
 PARQUET_SUFFIXES = (".parquet", ".pq")
 MISSING_TEXT = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"]
-INTEGER_FREQ = "1"
 
 Notice = Callable[[str], None]
 

@@ -17,6 +17,8 @@ import pandas as pd
 
 import forecaster
 from forecaster import Config, Forecaster, Panel
+from forecaster.calendar import INTEGER_FREQ
+from forecaster.forecaster import DEFAULT_LEVELS
 from pipelines.connection import mlflow_errors
 
 if TYPE_CHECKING:
@@ -80,9 +82,11 @@ def signature(config: Config) -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    ds = DataType.long if config.freq == "1" else DataType.datetime if config.time_zone is None else DataType.string
+    ds = DataType.long if config.freq == INTEGER_FREQ else DataType.datetime
+    if config.time_zone is not None:
+        ds = DataType.string
     index = [ColSpec(DataType.string, "unique_id"), ColSpec(ds, "ds")]
-    levels = default_levels()
+    levels = list(DEFAULT_LEVELS)
     covariates = [
         ColSpec(DataType.double if config.covariates.values_of(name) is None else DataType.string, name)
         for name in config.covariates.columns
@@ -125,8 +129,3 @@ def requirements() -> list[str]:
     The local part of a version (``+cpu``) is left out: it names a build that the public index does not have.
     """
     return [f"{package}=={version(package).partition('+')[0]}" for package in NEEDED]
-
-
-def default_levels() -> list[float]:
-    """Quantile levels of a forecast that asks for none."""
-    return [round(0.1 * k, 1) for k in range(1, 10)]

@@ -16,13 +16,13 @@ import pandas as pd
 
 from forecaster import InputError, Panel
 from forecaster.baselines import naive2, seasonal_naive
+from forecaster.calendar import INTEGER_FREQ
 from forecaster.metrics import coverage, mase, naive_error, owa, smape, wql
 from pipelines.data import Notice, parse_ds, read_frame, read_panel
 
 __all__ = ["score"]
 
 Float = npt.NDArray[np.float64]
-INTEGER_FREQ = "1"
 MEDIAN, LOW, HIGH = "0.5", "0.1", "0.9"
 
 

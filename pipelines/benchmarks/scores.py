@@ -11,13 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from forecaster.baselines import naive2, seasonal_naive
+from forecaster.forecaster import DEFAULT_LEVELS
 from forecaster.metrics import coverage, mase, owa, smape, wql
 from pipelines.benchmarks.protocols import Task
 
 __all__ = ["LEVELS", "Scores", "naive_scores", "score_batches"]
 
-LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+LEVELS = DEFAULT_LEVELS
 """The quantile levels of WQL and of the central 80 % interval."""
+
+LOOK_BACK = 60
+"""Seasons that the seasonal naive looks back at most for a known value."""
 
 Float = npt.NDArray[np.float64]
 
@@ -118,10 +122,6 @@ def naive_scores(task: Task) -> dict[str, float]:
         return np.repeat(point[None, ..., None], len(LEVELS), -1)
 
     return score_batches(task, (([left], at(left)) for left in protocol.origins))
-
-
-LOOK_BACK = 60
-"""Seasons that the seasonal naive looks back at most for a known value."""
 
 
 def naive2_errors(task: Task) -> tuple[float, float]:

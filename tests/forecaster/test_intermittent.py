@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from forecaster import Backtest, Config, Forecaster, NetworkConfig, Panel, PanelError, TrainingConfig, backtest
-from forecaster.config import HEADS
+from forecaster.heads import HEADS
 from forecaster.scaling import Frame
 from forecaster.training import fit
 
