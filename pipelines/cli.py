@@ -142,7 +142,6 @@ def train(
     seasonal naive alike.
     """
     from pipelines.configuration import parse_overrides, roles
-    from pipelines.promotion import GateRules
     from pipelines.train import TrainRequest
     from pipelines.train import train as run
 
@@ -159,7 +158,7 @@ def train(
         max_minutes=max_minutes,
         n_windows=windows,
         step_size=step,
-        rules=GateRules(margin=margin),
+        margin=margin,
         out=out,
         tracking_uri=tracking_uri,
     )

@@ -18,7 +18,7 @@ from pipelines.configuration import build_config
 from pipelines.connection import shorten
 from pipelines.console import Reporter
 from pipelines.data import read_panel
-from pipelines.promotion import GateRules
+from pipelines.promotion import check_margin
 
 __all__ = ["Plan", "TrainRequest", "prepare"]
 
@@ -46,8 +46,8 @@ class TrainRequest:
         Time box from reading the data to the gate's decision; None for no limit.
     n_windows, step_size
         Backtest windows held out of training; None lets the length of the series decide.
-    rules
-        Of the promotion gate.
+    margin
+        Share by which the model has to beat the champion; see `pipelines.promotion.decide`.
     out
         Folder that also gets the artifact.
     tracking_uri
@@ -65,9 +65,13 @@ class TrainRequest:
     max_minutes: float | None = None
     n_windows: int | None = None
     step_size: int | None = None
-    rules: GateRules = field(default_factory=GateRules)
+    margin: float = 0.0
     out: str | None = None
     tracking_uri: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a margin that nothing could meet."""
+        check_margin(self.margin)
 
 
 @dataclass(frozen=True, slots=True)

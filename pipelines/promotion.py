@@ -13,37 +13,10 @@ from dataclasses import dataclass
 
 from forecaster import InputError
 
-__all__ = ["Decision", "GateRules", "decide"]
+__all__ = ["Decision", "check_margin", "decide"]
 
-BASELINE_PREFIX = "seasonal_naive_"
-
-
-@dataclass(frozen=True, slots=True)
-class GateRules:
-    """What the challenger has to prove.
-
-    Parameters
-    ----------
-    metric
-        The metric that decides; lower is better. The baseline's is ``seasonal_naive_<metric>``.
-    margin
-        Share by which the challenger has to beat the champion: 0.02 asks for a metric at least 2 % lower, 0 for any
-        improvement at all. A negative margin lets a retrained model in that is at most so much worse, which suits a
-        schedule that retrains on newer data for freshness.
-
-    Raises
-    ------
-    InputError
-        The margin is not a number below 1.
-    """
-
-    metric: str = "wql"
-    margin: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Refuse a margin that nothing could meet."""
-        if not math.isfinite(self.margin) or self.margin >= 1.0:
-            raise InputError(f"the gate's margin must be a number below 1, not {self.margin}")
+METRIC, BASELINE = "wql", "seasonal_naive_wql"
+"""What decides, of a model and of the seasonal naive; lower is better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +44,7 @@ def decide(
     challenger: Mapping[str, float] | None,
     champion: Mapping[str, float] | None,
     *,
-    rules: GateRules | None = None,
+    margin: float = 0.0,
 ) -> Decision:
     """Judge a challenger against the champion and the seasonal naive.
 
@@ -82,8 +55,10 @@ def decide(
     champion
         Backtest metrics of the champion on the same windows of the same panel, empty if it cannot be measured there;
         None if there is no champion.
-    rules
-        Which metric decides, and by how much; by default any improvement in WQL.
+    margin
+        Share by which the challenger has to beat the champion: 0.02 asks for a WQL at least 2 % lower, 0 for any
+        improvement at all. A negative margin lets a retrained model in that is at most so much worse, which suits a
+        schedule that retrains on newer data for freshness.
 
     Returns
     -------
@@ -100,38 +75,49 @@ def decide(
     >>> decide({"wql": 0.30, "seasonal_naive_wql": 0.20}, None).reason
     'there was no champion; but wql 0.3 does not beat the seasonal naive (0.2)'
     """
-    rules = rules or GateRules()
-    beaten, against = _against_baseline(challenger, rules)
+    beaten, against = _against_baseline(challenger)
     if champion is None:
         return Decision(
             promoted=True, reasons=("there was no champion", *beaten, *(f"but {reason}" for reason in against))
         )
-    if challenger is not None and math.isfinite(challenger.get(rules.metric, math.nan)):
-        won, reason = _against_champion(challenger[rules.metric], champion.get(rules.metric, math.nan), rules)
+    if challenger is not None and math.isfinite(challenger.get(METRIC, math.nan)):
+        won, reason = _against_champion(challenger[METRIC], champion.get(METRIC, math.nan), margin)
         (beaten if won else against).append(reason)
     return Decision(promoted=not against, reasons=tuple(against or beaten))
 
 
-def _against_baseline(challenger: Mapping[str, float] | None, rules: GateRules) -> tuple[list[str], list[str]]:
+def check_margin(margin: float) -> float:
+    """Return a margin of the gate.
+
+    Raises
+    ------
+    InputError
+        Nothing could meet it: it is not a number below 1.
+    """
+    if not math.isfinite(margin) or margin >= 1.0:
+        raise InputError(f"the gate's margin must be a number below 1, not {margin}")
+    return margin
+
+
+def _against_baseline(challenger: Mapping[str, float] | None) -> tuple[list[str], list[str]]:
     """What speaks for and what against the challenger before any champion is looked at."""
     if challenger is None:
         return [], ["the challenger has no backtest, because no window was held out"]
-    metric, baseline_metric = rules.metric, BASELINE_PREFIX + rules.metric
-    own, baseline = challenger.get(metric, math.nan), challenger.get(baseline_metric, math.nan)
+    own, baseline = challenger.get(METRIC, math.nan), challenger.get(BASELINE, math.nan)
     if not math.isfinite(own):
-        return [], [f"{metric} of the challenger is {own}, not a finite number"]
+        return [], [f"{METRIC} of the challenger is {own}, not a finite number"]
     if not math.isfinite(baseline):
-        return [], [f"{baseline_metric} is {baseline}, so there is no baseline to beat"]
+        return [], [f"{BASELINE} is {baseline}, so there is no baseline to beat"]
     if own < baseline:
-        return [f"{metric} {own:.6g} beats the seasonal naive ({baseline:.6g})"], []
-    return [], [f"{metric} {own:.6g} does not beat the seasonal naive ({baseline:.6g})"]
+        return [f"{METRIC} {own:.6g} beats the seasonal naive ({baseline:.6g})"], []
+    return [], [f"{METRIC} {own:.6g} does not beat the seasonal naive ({baseline:.6g})"]
 
 
-def _against_champion(own: float, rival: float, rules: GateRules) -> tuple[bool, str]:
+def _against_champion(own: float, rival: float, margin: float) -> tuple[bool, str]:
     if not math.isfinite(rival):
-        return False, f"{rules.metric} of the champion cannot be measured on this panel"
-    by = f" by the margin of {rules.margin:g}" if rules.margin else ""
-    wanted = rival * (1.0 - rules.margin)
+        return False, f"{METRIC} of the champion cannot be measured on this panel"
+    by = f" by the margin of {margin:g}" if margin else ""
+    wanted = rival * (1.0 - margin)
     # At margin 0 a tie is no improvement; a stated margin is met when it is reached.
-    won = own <= wanted if rules.margin else own < rival
-    return won, f"{rules.metric} {own:.6g} {'beats' if won else 'does not beat'} the champion ({rival:.6g}){by}"
+    won = own <= wanted if margin else own < rival
+    return won, f"{METRIC} {own:.6g} {'beats' if won else 'does not beat'} the champion ({rival:.6g}){by}"

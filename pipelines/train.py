@@ -274,7 +274,7 @@ def promotion_step(version: str, plan: Plan, request: TrainRequest) -> tuple[Riv
         rival = measure_champion(client, request.name, plan.windows, tracking_uri=request.tracking_uri)
         if version_of_alias(client, request.name, CHAMPION) == (None if rival is None else rival.version):
             break  # if not, another became champion meanwhile, and that is the one to beat
-    decision = decide(backtest_metrics(client, run_id), None if rival is None else rival.metrics, rules=request.rules)
+    decision = decide(backtest_metrics(client, run_id), None if rival is None else rival.metrics, margin=request.margin)
     if rival is not None and rival.problem is not None:
         decision = Decision(decision.promoted, (*decision.reasons, f"champion {rival.version}: {rival.problem}"))
     apply_decision(client, request.name, version, decision)

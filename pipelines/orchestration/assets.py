@@ -17,7 +17,6 @@ from pipelines.console import Reporter
 from pipelines.data import write_frame
 from pipelines.orchestration.settings import ScheduleSettings
 from pipelines.orchestration.stores import storage_folder
-from pipelines.promotion import GateRules
 from pipelines.train import TrainRequest, backtest_step, fit_step, prepare, promotion_step, register_step
 
 __all__ = ["ASSETS", "train_request"]
@@ -102,7 +101,7 @@ def train_request(settings: ScheduleSettings, data: str | None = None) -> TrainR
         overrides=settings.overrides,
         name=settings.name,
         max_minutes=settings.max_minutes,
-        rules=GateRules(margin=settings.margin),
+        margin=settings.margin,
         tracking_uri=settings.tracking_uri,
     )
     return request if data is None else replace(request, data=data)

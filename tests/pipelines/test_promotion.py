@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forecaster import InputError
-from pipelines.promotion import GateRules, decide
+from pipelines.promotion import check_margin, decide
 
 scores = st.floats(min_value=1e-6, max_value=1e6)
 anything = st.floats(allow_nan=True, allow_infinity=True)
@@ -70,12 +70,11 @@ def test_without_a_champion_anything_is_promoted_and_what_speaks_against_it_is_s
 
 @given(scores, st.floats(-0.5, 0.9))
 def test_the_margin_moves_the_bar_of_the_champion_only(champion: float, margin: float) -> None:
-    rules = GateRules(margin=margin)
     bar = champion * (1 - margin)
 
-    assert decide(metrics(bar * 0.999, bar * 2), metrics(champion), rules=rules).promoted
-    assert not decide(metrics(bar * 1.001, bar * 2), metrics(champion), rules=rules).promoted
-    assert not decide(metrics(bar * 0.999, bar * 0.5), metrics(champion), rules=rules).promoted
+    assert decide(metrics(bar * 0.999, bar * 2), metrics(champion), margin=margin).promoted
+    assert not decide(metrics(bar * 1.001, bar * 2), metrics(champion), margin=margin).promoted
+    assert not decide(metrics(bar * 0.999, bar * 0.5), metrics(champion), margin=margin).promoted
 
 
 def test_a_challenger_without_a_backtest_is_refused_when_there_is_a_champion() -> None:
@@ -101,4 +100,4 @@ def test_every_reason_against_is_told_not_only_the_first() -> None:
 @pytest.mark.parametrize("margin", [1.0, 2.0, math.nan, math.inf])
 def test_a_margin_that_nothing_could_meet_is_refused(margin: float) -> None:
     with pytest.raises(InputError, match="margin"):
-        GateRules(margin=margin)
+        check_margin(margin)
