@@ -164,7 +164,7 @@ class Calibration(nn.Module):
         values, steps, slot = y.contiguous().numpy(), ends.numpy(), self.slot.numpy()
         if rows is not None:
             after = after.amended(flight=before.flight.index_select(0, rows), ruler=before.ruler.index_select(0, rows))
-        after = self._settle_old(before, rows, after, values, steps, phase)
+        after = self._tally_old(before, rows, after, values, steps, phase)
         correction = after.correction.clone()
         logs, log = correction.flatten(1), head.transform == "log"
         noted = (logs.new_empty(0, 0, 0) if trail is None else trail).numpy()
@@ -202,7 +202,7 @@ class Calibration(nn.Module):
             after = after.amended(flight=after.flight.index_copy(0, row[last], flight[last]))
         issued = self._issued(head, parameters, issue)
         if total > 1:
-            kernels.settle(
+            kernels.tally(
                 row.numpy(), begin.numpy(), values, steps, issued.numpy(), ruler[:, 0].contiguous().numpy(), slot,
                 np.array(self.levels), KEPT, after.quality.numpy(),
             )  # fmt: skip
@@ -212,7 +212,7 @@ class Calibration(nn.Module):
             issued=kept.index_copy(0, row[last], issued[last]),
         )
 
-    def _settle_old(
+    def _tally_old(
         self,
         before: StreamState,
         rows: Tensor | None,
@@ -229,7 +229,7 @@ class Calibration(nn.Module):
             quality, issued = before.quality.clone(), before.issued
         else:
             quality, issued = before.quality.index_select(0, rows), before.issued.index_select(0, rows)
-        kernels.settle(
+        kernels.tally(
             np.arange(len(phase)), -1 - phase, values, steps, issued.contiguous().numpy(),
             after.ruler[:, 0].contiguous().numpy(), slot, np.array(self.levels), KEPT, quality.numpy(),
         )  # fmt: skip

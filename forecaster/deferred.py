@@ -144,7 +144,7 @@ class DeferredCalibration(Calibration):
             correction[rows] = logs
         issued = self._issued(head, parameters, issue)
         sums = quality[rows]
-        kernels.settle(
+        kernels.tally(
             np.arange(count), np.full(count, -1), y.numpy(), steps, issued.numpy(),
             issue.frame.location.contiguous().numpy(), slot, np.array(self.levels), KEPT, sums.numpy(),
         )  # fmt: skip

@@ -26,7 +26,7 @@ from forecaster.config import Config
 from forecaster.covariates import static_numbers, table_of
 from forecaster.errors import InputError
 from forecaster.heads import DistributionHead
-from forecaster.marginals import Block, Marginals, locate
+from forecaster.marginals import Decoded, Marginals, locate
 from forecaster.network import Encoded, ForecastNetwork
 from forecaster.panel import Panel
 from forecaster.quality import Quality
@@ -152,7 +152,7 @@ class Forecaster:
         return after.remember(encoded)
 
     @torch.inference_mode()
-    def ahead(self, state: StreamState, future: Tensor | None = None) -> Block:
+    def ahead(self, state: StreamState, future: Tensor | None = None) -> Decoded:
         """Distribution of the next step after each row, for `place`; changes nothing.
 
         Parameters
@@ -163,10 +163,10 @@ class Forecaster:
             Values of the known columns at that step, float64, shape [B, K]; None: all are missing.
         """
         known = None if future is None else future.unsqueeze(1)
-        return _unless_blank(self._block(self._at_hand(state), state, known, 1), state.blank)
+        return _unless_blank(self._decoded(self._at_hand(state), state, known, 1), state.blank)
 
     @torch.inference_mode()
-    def place(self, ahead: Block, y: Tensor) -> Float:
+    def place(self, ahead: Decoded, y: Tensor) -> Float:
         """Where values lie in the distributions forecast for them: their probability integral transform.
 
         Parameters
@@ -229,7 +229,7 @@ class Forecaster:
             chosen = encoded.at((row, step))
             coming = None if known is None else known[row, step + 1].unsqueeze(1)
             parameters = network.calibrated(chosen, trail[row, step].unsqueeze(-1), coming, 1)
-            places[row, step + 1] = locate(network.head, Block(parameters, chosen.frame), y[row, step + 1])
+            places[row, step + 1] = locate(network.head, Decoded(parameters, chosen.frame), y[row, step + 1])
         return after, places
 
     def warm_up(
@@ -325,7 +325,7 @@ class Forecaster:
         horizon: int | None = None,
         quantile_levels: Sequence[float] | None = None,
         future: Tensor | None = None,
-    ) -> tuple[Float, Block]:
+    ) -> tuple[Float, Decoded]:
         """As `forecast`, and what `ahead` would say, decoded only once."""
         horizon = self.check_horizon(horizon)
         levels = self.check_levels(quantile_levels)
@@ -461,7 +461,7 @@ class Forecaster:
         if y.shape[1] > self.config.horizon:
             raise InputError(f"y has {y.shape[1]} steps, expected at most {self.config.horizon}, the trained horizon")
         (known,) = self._future_blocks(self._checked_future(future, len(state), y.shape[1]), y.shape[1])
-        block = self._block(self._network.encoded(state), state, known).steps(slice(0, y.shape[1]))
+        block = self._decoded(self._network.encoded(state), state, known).steps(slice(0, y.shape[1]))
         found = head.log_prob(block.parameters, y.double(), block.frame)
         return torch.where(torch.isnan(y) | state.blank.unsqueeze(1), torch.nan, found)
 
@@ -660,8 +660,10 @@ class Forecaster:
             return state.moment.at((slice(None), -1))
         return self._network.encoded(state)
 
-    def _block(self, encoded: Encoded, state: StreamState, future: Tensor | None, steps: int | None = None) -> Block:
-        return Block(self._network.calibrated(encoded, state.correction, future, steps), encoded.frame)
+    def _decoded(
+        self, encoded: Encoded, state: StreamState, future: Tensor | None, steps: int | None = None
+    ) -> Decoded:
+        return Decoded(self._network.calibrated(encoded, state.correction, future, steps), encoded.frame)
 
     def _ready(self, panel: Panel, horizon: int, future: pd.DataFrame | None) -> tuple[StreamState, Tensor]:
         """State at the end of every series, and what is known of the steps after it."""
@@ -682,8 +684,8 @@ class Forecaster:
 
         return coming
 
-    def _next_step(self, coming: Callable[[StreamState], Tensor | None], copies: StreamState) -> Block:
-        return self._block(self._network.encoded(copies), copies, coming(copies), 1)
+    def _next_step(self, coming: Callable[[StreamState], Tensor | None], copies: StreamState) -> Decoded:
+        return self._decoded(self._network.encoded(copies), copies, coming(copies), 1)
 
     def _observe_path(
         self, coming: Callable[[StreamState], Tensor | None], copies: StreamState, y: Tensor
@@ -693,11 +695,11 @@ class Forecaster:
     def _marginals(self, state: StreamState, horizon: int, future: Tensor | None) -> Marginals:
         """Distributions of the coming steps: beyond the trained ones, a copy of the state observes its own medians."""
         head, known = self._network.head, self._future_blocks(future, horizon)
-        blocks = [self._block(self._at_hand(state), state, known[0])]
+        blocks = [self._decoded(self._at_hand(state), state, known[0])]
         for before, coming in pairwise(known):
             # Not observed, so nothing to calibrate by.
             state = self._fold(state, head.point(*blocks[-1]), None, self._as_table(before), self._network.encode)
-            blocks.append(self._block(self._network.encoded(state), state, coming))
+            blocks.append(self._decoded(self._network.encoded(state), state, coming))
         return Marginals(head, blocks, horizon)
 
     def _checked_future(self, future: Tensor | None, rows: int, horizon: int) -> Tensor | None:
@@ -730,7 +732,7 @@ class Forecaster:
         return torch.cat([known, past], -1)
 
 
-def _unless_blank(block: Block, blank: Tensor) -> Block:
+def _unless_blank(block: Decoded, blank: Tensor) -> Decoded:
     """A block that says nothing of the rows that never observed a value."""
     location = torch.where(blank, torch.nan, block.frame.location)
     return block._replace(frame=block.frame._replace(location=location))

@@ -41,9 +41,9 @@ __all__ = [
     "land",
     "lstm_gates",
     "place",
-    "settle",
     "spread",
     "stretch",
+    "tally",
     "weigh",
     "write",
 ]
@@ -792,7 +792,7 @@ def _tally(size: float, place: float, issued: Float32, step: int, levels: Float6
 
 
 @_loop
-def settle(
+def tally(
     rows: Int64,
     begins: Int64,
     y: Float64,

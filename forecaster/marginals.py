@@ -19,28 +19,24 @@ from torch import Tensor
 from forecaster.heads import Head, Levels
 from forecaster.scaling import Frame
 
-__all__ = ["Block", "Marginals", "locate", "surprise"]
+__all__ = ["Decoded", "Marginals", "locate", "surprise"]
 
 EDGE = 2.0**-40
 """Least distance of a place from 0 and 1: no observation is impossible, and surprise ends at 11.7."""
 
 
-class Block(NamedTuple):
+class Decoded(NamedTuple):
     """What was decoded at one moment: parameters [B, K, H] in a frame with fields of shape [B]."""
 
     parameters: Tensor
     frame: Frame
 
-    def steps(self, steps: slice) -> Block:
+    def steps(self, steps: slice) -> Decoded:
         """Some of its horizon steps."""
-        return Block(self.parameters[..., steps], self.frame)
-
-    def rows(self, rows: Tensor) -> Block:
-        """Some of its rows."""
-        return Block(self.parameters[rows], self.frame.at(rows))
+        return Decoded(self.parameters[..., steps], self.frame)
 
 
-def locate(head: Head, block: Block, y: Tensor) -> Tensor:
+def locate(head: Head, block: Decoded, y: Tensor) -> Tensor:
     """Where y [B] lies in the distribution of a block's first step, above 0 and below 1; shape [B], float64.
 
     NaN where y is NaN, or the location of the block is: there it says nothing.
@@ -81,7 +77,7 @@ class Marginals:
         N.
     """
 
-    def __init__(self, head: Head, blocks: Sequence[Block], horizon: int) -> None:
+    def __init__(self, head: Head, blocks: Sequence[Decoded], horizon: int) -> None:
         self.head, self.blocks, self.horizon = head, blocks, horizon
 
     def quantiles(self, levels: tuple[float, ...]) -> Tensor:

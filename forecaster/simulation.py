@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from forecaster.errors import InputError
-from forecaster.marginals import Block, Marginals
+from forecaster.marginals import Decoded, Marginals
 from forecaster.state import StreamState
 
 __all__ = ["FEWEST_PATHS", "LARGEST_SAMPLES", "LARGEST_SEED", "check_samples", "generators", "seed_of", "simulate"]
@@ -78,7 +78,7 @@ def simulate(
     draws: Sequence[np.random.Generator],
     *,
     paths: int,
-    next_step: Callable[[StreamState], Block],
+    next_step: Callable[[StreamState], Decoded],
     observe: Callable[[StreamState, Tensor], StreamState],
 ) -> Tensor:
     """Draw paths.

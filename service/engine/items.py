@@ -19,7 +19,7 @@ from service.engine.verdicts import Judgement
 from service.models.coming import Coming
 from service.models.served import ServedModel, Want
 from service.problems import Problem
-from service.store import Key, StreamRecord, Value
+from service.store import IdempotencyKey, StreamRecord, Value
 
 __all__ = [
     "HEAVIEST",
@@ -241,7 +241,7 @@ class Observe(_Carrying):
         render: Render | None = None,
         future: Coming | None = None,
         precondition: Precondition | None = None,
-        key: Key | None = None,
+        key: IdempotencyKey | None = None,
     ) -> None:
         super().__init__(ticket, unique_id, steps, values, precondition)
         self.key = key

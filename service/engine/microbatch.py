@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from forecaster import InputError, StreamState
-from forecaster.marginals import Block, surprise
+from forecaster.marginals import Decoded, surprise
 from service.engine.folding import begin, dense, fold_ragged, numbers, rewind, stacked
 from service.engine.items import Create, Delete, Item, Look, Observe, Outcome, Precondition, wanted
 from service.engine.residents import Resident, Residents
@@ -69,7 +69,7 @@ class _Folded(NamedTuple):
     """States after the items, and what appended ones say of the next step."""
 
     appended: StreamState | None
-    ahead: Block | None
+    ahead: Decoded | None
     rewound: StreamState | None
     created: StreamState | None
 
@@ -465,7 +465,7 @@ class MicroBatch:
 
     def _decode(
         self, plan: _Plan, appended: StreamState | None, rewound: StreamState | None
-    ) -> tuple[dict[Item, Float], Block | None]:
+    ) -> tuple[dict[Item, Float], Decoded | None]:
         """The forecasts asked for; and what appended rows say of the next step, if that came out on the way."""
         wants: dict[Want, list[tuple[_Step, int]]] = {}
         reads = [step for step in plan.reads if wanted(step.item)]

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from itertools import islice
 
 from forecaster import StreamState
-from forecaster.marginals import Block
 from service.engine.folding import MOST_STEPS, restore
 from service.engine.slab import Slab
 from service.engine.survey import Survey
@@ -137,14 +136,12 @@ class Residents:
             if (resident := self._by_name.get(unique_id)) is not None:
                 resident.seen = None
 
-    def add(
-        self, records: Sequence[StreamRecord], states: StreamState, unsaved: Sequence[int], ahead: Block | None = None
-    ) -> list[Resident]:
-        """Take streams in, replacing those of the same name; `ahead` is as in `Slab.scatter`."""
+    def add(self, records: Sequence[StreamRecord], states: StreamState, unsaved: Sequence[int]) -> list[Resident]:
+        """Take streams in, replacing those of the same name."""
         self.drop(record.unique_id for record in records)
         self._make_room(len(records))
         rows = self.slab.take(len(records))
-        self.slab.scatter(rows, states, ahead)
+        self.slab.scatter(rows, states)
         added = [Resident(r, row, n, self.moment) for r, row, n in zip(records, rows, unsaved, strict=True)]
         self._by_name.update((resident.record.unique_id, resident) for resident in added)
         return added

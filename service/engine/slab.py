@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from forecaster import Forecaster, StreamState
-from forecaster.marginals import Block
+from forecaster.marginals import Decoded
 from forecaster.scaling import Frame
 
 __all__ = ["Slab"]
@@ -82,7 +82,7 @@ class Slab:
         states.assign(range(len(rows)), change)
         return states
 
-    def scatter(self, rows: Sequence[int], states: StreamState, ahead: Block | None = None) -> None:
+    def scatter(self, rows: Sequence[int], states: StreamState, ahead: Decoded | None = None) -> None:
         """Write some rows, or a change of them, with what they say of the next step if that is at hand."""
         index = _index(rows)
         self._state.assign(index, states)
@@ -90,18 +90,18 @@ class Slab:
         if ahead is not None and not self._known:
             self._keep(index, ahead)
 
-    def foretell(self, states: StreamState) -> Block | None:
+    def foretell(self, states: StreamState) -> Decoded | None:
         """What states, or a change, say of the next step, for `scatter` to keep; None if its covariates come first."""
         return None if self._known else self._forecaster.ahead(states)
 
-    def _keep(self, index: torch.Tensor, ahead: Block) -> None:
+    def _keep(self, index: torch.Tensor, ahead: Decoded) -> None:
         parameters, frame = ahead
         place = index.numpy()  # by way of NumPy, whose row copies take a third of the time
         self._parameters.numpy()[place] = parameters[..., 0].numpy()
         self._frames.numpy()[place] = torch.stack(frame, 1).numpy()
         self._told[place] = True
 
-    def ahead(self, rows: Sequence[int], covariates: torch.Tensor | None = None) -> Block:
+    def ahead(self, rows: Sequence[int], covariates: torch.Tensor | None = None) -> Decoded:
         """What some rows say of the next step, whose covariates, if any, are `covariates` [B, D]."""
         if self._known:
             future = None if covariates is None else covariates[:, : self._known]
@@ -112,7 +112,7 @@ class Slab:
             untold = index[torch.from_numpy(~told)]
             self._keep(untold, self._forecaster.ahead(self._state.select(untold)))
         frame = Frame(*self._frames.index_select(0, index).unbind(1))
-        return Block(self._parameters.index_select(0, index).unsqueeze(-1), frame)
+        return Decoded(self._parameters.index_select(0, index).unsqueeze(-1), frame)
 
     def scores(self, rows: Sequence[int]) -> tuple[Float, Float]:
         """Sums of scores of some rows over all scored steps, of all forecasts and of recent ones, shape [Q, B] each."""

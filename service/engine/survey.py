@@ -16,14 +16,14 @@ import numpy.typing as npt
 from forecaster.quality import Figures, figures
 from service.models.served import ServedModel
 
-__all__ = ["ORDERS", "Place", "Survey"]
+__all__ = ["ORDERS", "Rank", "Survey"]
 
 Float = npt.NDArray[np.float64]
 
 ORDERS = ("relative_mae", "wql", "coverage_80")
 """What streams are put in order by: the larger the worse, and coverage the further from 0.8."""
 
-Place = tuple[float, str]
+Rank = tuple[float, str]
 """How bad a stream is, and its name: where the next page begins after."""
 
 
@@ -56,7 +56,7 @@ class Survey:
         """Figures of each stream from its recent forecasts."""
         return figures(self.recent)
 
-    def worst(self, order: str, after: Place | None, limit: int) -> list[tuple[int, Place]]:
+    def worst(self, order: str, after: Rank | None, limit: int) -> list[tuple[int, Rank]]:
         """Numbers of the streams that come next in an order, with their places; those without figures are left out."""
         value = getattr(self.by_stream, order)
         badness = np.abs(value - 0.8) if order == "coverage_80" else value

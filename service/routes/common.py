@@ -19,7 +19,7 @@ from service.hosting import Host, Hosted
 from service.negotiation import header_of
 from service.problems import Problem, invalid
 from service.runtime import Service
-from service.store import Key
+from service.store import IdempotencyKey
 
 __all__ = [
     "body_of",
@@ -28,7 +28,7 @@ __all__ = [
     "foreign_cursor",
     "host_of",
     "hosted_of",
-    "key_of",
+    "idempotency_key_of",
     "limit_of",
     "needs",
     "precondition_of",
@@ -147,7 +147,7 @@ def precondition_of(request: Request) -> Precondition | None:
     return Precondition(tuple(map(int, numbers)))
 
 
-def key_of(request: Request, body: bytes) -> Key | None:
+def idempotency_key_of(request: Request, body: bytes) -> IdempotencyKey | None:
     """What ``Idempotency-Key`` names a request by, as text or as the quoted text of a structured field.
 
     Raises
@@ -161,7 +161,7 @@ def key_of(request: Request, body: bytes) -> Key | None:
     text = header[1:-1] if len(header) > 1 and header[0] == header[-1] == '"' else header
     if not 1 <= len(text) <= 255 or not text.isascii() or not text.isprintable():
         raise Problem(400, "malformed-key", "Idempotency-Key must have 1 to 255 printable ASCII characters")
-    return Key(text, sha256(body).digest())
+    return IdempotencyKey(text, sha256(body).digest())
 
 
 def refuse_header(request: Request, name: str, reason: str) -> None:

@@ -16,7 +16,7 @@ from forecaster.quality import Quality, figures
 from service.bodies.described import QualityReply, SurveyReply
 from service.bodies.replies import json_reply
 from service.engine.items import Look, Single
-from service.engine.survey import ORDERS, Place, Survey
+from service.engine.survey import ORDERS, Rank, Survey
 from service.problems import invalid, unavailable
 from service.routes.common import (
     engine_of,
@@ -98,7 +98,7 @@ async def _all(request: Request) -> Response:
     if order not in ORDERS:
         raise invalid(f"order is {order!r}, expected {', '.join(ORDERS)}")
     limit = limit_of(request)
-    after = _place(query["cursor"]) if "cursor" in query else None
+    after = _rank(query["cursor"]) if "cursor" in query else None
     try:
         async with asyncio.timeout(service_of(request).settings.stall_seconds):
             survey = await asyncio.wrap_future(engine_of(request).survey())
@@ -107,7 +107,7 @@ async def _all(request: Request) -> Response:
     return json_reply(await asyncio.to_thread(_page, survey, order, after, limit))
 
 
-def _page(survey: Survey, order: str, after: Place | None, limit: int) -> dict[str, Any]:
+def _page(survey: Survey, order: str, after: Rank | None, limit: int) -> dict[str, Any]:
     found = survey.worst(order, after, limit + 1)
     shown = found[:limit]
     total, recent = survey.pooled()
@@ -129,7 +129,7 @@ def _page(survey: Survey, order: str, after: Place | None, limit: int) -> dict[s
     }
 
 
-def _place(cursor: str) -> Place:
+def _rank(cursor: str) -> Rank:
     worse, name = read_cursor(cursor, 2)
     if type(worse) not in (int, float) or not math.isfinite(worse) or type(name) is not str:
         raise foreign_cursor()

@@ -25,7 +25,7 @@ from service.routes.common import (
     body_of,
     engine_of,
     forecast_query,
-    key_of,
+    idempotency_key_of,
     needs,
     precondition_of,
     refuse_header,
@@ -155,7 +155,7 @@ async def _observe(request: Request) -> Response:
     steps = model.dates.steps([o.ds for o in body.observations])
     values = read_values(model.forecaster, [o.y for o in body.observations], [o.covariates for o in body.observations])
     unique_id = unique_id_of(request)
-    key = key_of(request, content)
+    key = idempotency_key_of(request, content)
     ticket = Single()
     item = Observe(
         ticket,

@@ -3,8 +3,18 @@
 It knows SQL and step numbers; no calendar, no model, no engine, no HTTP.
 """
 
-from service.store.replies import Key, StoredReply
+from service.store.replies import IdempotencyKey, StoredReply
 from service.store.store import Changes, Filter, NewStream, Recovery, Store, StreamRecord
 from service.store.values import Value
 
-__all__ = ["Changes", "Filter", "Key", "NewStream", "Recovery", "Store", "StoredReply", "StreamRecord", "Value"]
+__all__ = [
+    "Changes",
+    "Filter",
+    "IdempotencyKey",
+    "NewStream",
+    "Recovery",
+    "Store",
+    "StoredReply",
+    "StreamRecord",
+    "Value",
+]

@@ -13,12 +13,12 @@ from sqlalchemy import Connection, Table, and_, delete, or_, select, text, tuple
 
 from service.errors import StaleStreams
 
-__all__ = ["Key", "StoredReply", "forget_replies", "read_replies", "write_replies"]
+__all__ = ["IdempotencyKey", "StoredReply", "forget_replies", "read_replies", "write_replies"]
 
 _CHUNK = 400  # pairs of one query
 
 
-class Key(NamedTuple):
+class IdempotencyKey(NamedTuple):
     """What a client names a request by.
 
     Attributes
@@ -49,7 +49,7 @@ class StoredReply(NamedTuple):
     """
 
     unique_id: str
-    key: Key
+    key: IdempotencyKey
     version: int
     body: bytes
     stored_at: int
@@ -67,7 +67,7 @@ def read_replies(
         for name, key, digest, version, body, stored_at in connection.execute(
             query.where(or_(*pairs), c.stored_at >= since)
         ):
-            found[name, key] = StoredReply(name, Key(key, digest), version, body, stored_at)
+            found[name, key] = StoredReply(name, IdempotencyKey(key, digest), version, body, stored_at)
     return found
 
 
