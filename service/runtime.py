@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,15 +18,16 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 
-from service.asking import Questions
+from service.asking import Probe, Questions
 from service.challenger import Challenger
 from service.engine import Engine, Limits
 from service.engine.subscriptions import Subscriptions
 from service.engine.trimmer import Trimmer
 from service.errors import ModelError, ServiceError, StoreError
 from service.metrics import Metrics
-from service.models.registry import MlflowRegistry, Taker, Watcher, parse_reference
+from service.models.registry import MlflowRegistry, parse_reference
 from service.models.served import ServedModel, load_model
+from service.models.watcher import Taker, Watcher
 from service.problems import overloaded, unavailable
 from service.retention import least_steps, steps_of
 from service.running import Running
@@ -113,7 +112,7 @@ class Service:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stateless = ThreadPoolExecutor(1, thread_name_prefix="stateless")
         self._stateless_waiting = 0
-        self._probe = _Probe(store)
+        self._probe = Probe(store)
         self.questions = Questions(_QUESTIONS, settings.stall_seconds)
         self._tracing = tracing
         self.leaving = False
@@ -343,47 +342,6 @@ class Service:
             return await asyncio.get_running_loop().run_in_executor(self._stateless, partial(work, *arguments))
         finally:
             self._stateless_waiting -= 1
-
-
-class _Probe:
-    """Asks whether the store takes data; one question at a time, since one that hangs holds a thread for ever."""
-
-    def __init__(self, store: Store) -> None:
-        self.seconds = 0.0
-        self._store = store
-        self._answer: asyncio.Future[str | None] | None = None
-
-    async def failure(self, patience: float) -> str | None:
-        """What is wrong; None if a small write was durable just now."""
-        if self._answer is None:
-            loop = asyncio.get_running_loop()
-            self._answer = loop.create_future()
-            threading.Thread(target=self._ask, args=(loop, self._answer), name="probe", daemon=True).start()
-        answer = self._answer
-        done, _ = await asyncio.wait([answer], timeout=patience)
-        if not done:
-            return f"does not answer within {patience:g} s"
-        if self._answer is answer:  # else another that waited for it has asked anew
-            self._answer = None
-        return answer.result()
-
-    def _ask(self, loop: asyncio.AbstractEventLoop, answer: asyncio.Future[str | None]) -> None:
-        started = time.perf_counter()
-        found = None
-        try:
-            self._store.probe()
-            self.seconds = time.perf_counter() - started
-        except Exception as error:
-            found = f"not writable: {getattr(error, 'orig', error)}".splitlines()[0]
-
-        def tell() -> None:
-            if not answer.done():
-                answer.set_result(found)
-
-        try:
-            loop.call_soon_threadsafe(tell)
-        except RuntimeError:
-            pass  # the loop has been closed: nobody asks any more
 
 
 def _claim(store: Store, model: ServedModel) -> None:

@@ -66,11 +66,10 @@ def draw_paths(
 def with_samples(outcome: Outcome, want: Want, draw: Draw, known: Coming | None) -> Forecast:
     """The forecast of a stream with paths from the copy of its state."""
     record, model = outcome.record, outcome.model
-    assert outcome.quantiles is not None
     assert outcome.state is not None
     columns = len(model.forecaster.config.covariates.known)
     future = None
     if columns:
         future = torch.from_numpy((known or Coming(None)).ahead(record.last_step, want.horizon, columns)[None])
     (paths,) = draw_paths(model, [record.unique_id], outcome.state, want.horizon, draw, future)
-    return Forecast(model, record.unique_id, record.last_step, want, outcome.quantiles, record.version, paths)
+    return Forecast.of_stream(outcome, want, paths)

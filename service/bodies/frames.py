@@ -65,10 +65,7 @@ def one_forecast_body(found: Forecast, form: str) -> bytes:
 
 def stream_frame(outcome: Outcome, want: Want) -> bytes:
     """The forecast of a stream as an Arrow IPC stream."""
-    record = outcome.record
-    assert outcome.quantiles is not None
-    found = Forecast(outcome.model, record.unique_id, record.last_step, want, outcome.quantiles, record.version)
-    return _arrow([found], None)
+    return _arrow([Forecast.of_stream(outcome, want)], None)
 
 
 def _arrow(found: Sequence[Forecast], refused: Sequence[Json] | None) -> bytes:

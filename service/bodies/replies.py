@@ -7,7 +7,7 @@ timestamps, quantile levels, cutoff, and the one model that made it.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -107,6 +107,13 @@ class Forecast(NamedTuple):
     quantiles: npt.NDArray[np.float64]
     version: int | None = None
     samples: npt.NDArray[np.float64] | None = None
+
+    @classmethod
+    def of_stream(cls, outcome: Outcome, want: Want, samples: npt.NDArray[np.float64] | None = None) -> Self:
+        """The forecast of a stream, from what became of a request about it."""
+        record = outcome.record
+        assert outcome.quantiles is not None
+        return cls(outcome.model, record.unique_id, record.last_step, want, outcome.quantiles, record.version, samples)
 
     def at(self, level: float) -> list[float]:
         """The quantiles of one level that was asked for."""

@@ -90,7 +90,5 @@ def _of_streams(names: Sequence[str], results: Mapping[str, Outcome | Problem], 
                 raise result
             refused.append({"unique_id": name, **result.members()})
             continue
-        assert result.quantiles is not None
-        record = result.record
-        found.append(Forecast(result.model, name, record.last_step, want, result.quantiles, record.version))
+        found.append(Forecast.of_stream(result, want))
     return forecasts_body(found, form, refused)

@@ -23,8 +23,9 @@ from service.engine.folding import restore, rewind
 from service.engine.rederive import rederive
 from service.errors import ModelError, StaleStreams
 from service.metrics import Metrics
-from service.models.registry import MlflowRegistry, Reference, Watcher, parse_reference
+from service.models.registry import MlflowRegistry, Reference, parse_reference
 from service.models.served import ServedModel, load_model
+from service.models.watcher import Watcher
 from tests.forecaster.kit import TINY, config_of, forecaster_of
 from tests.service.kit import LocalClient, assert_same_state, ds, history, observations, recompute, run, until
 from tests.service.processes import HTTP, Server
