@@ -31,6 +31,7 @@ __all__ = [
     "overloaded",
     "problem_of",
     "problem_response",
+    "still_folded",
     "unanswered",
     "unavailable",
     "unknown_stream",
@@ -114,6 +115,11 @@ def nothing_there(method: str, path: str, methods: Sequence[str] = ()) -> Proble
 def unavailable(detail: str) -> Problem:
     """503: not now; nothing was changed, and the same request may be sent again."""
     return Problem(503, "unavailable", detail, headers={"retry-after": "1"})
+
+
+def still_folded(unique_id: str) -> Problem:
+    """503: others are not to wait until a long log has a state."""
+    return unavailable(f"the long log of stream {unique_id!r} is being folded; nothing was changed, try again")
 
 
 def outcome_unknown() -> Problem:

@@ -27,7 +27,7 @@ from service.engine.residents import Resident, Residents
 from service.engine.verdicts import Judgement, Verdict, judge
 from service.models.coming import Coming
 from service.models.served import ServedModel, Want
-from service.problems import Problem, conflict, from_library, unknown_stream
+from service.problems import Problem, conflict, from_library, still_folded, unknown_stream
 from service.store import Changes, NewStream, Store, StoredReply, StreamRecord
 from service.store.values import count_missing
 
@@ -154,7 +154,8 @@ class MicroBatch:
 
     def _begin(self, items: Sequence[Item]) -> None:
         asked = self._check_versions and not self._late
-        self._residents.touch([item.unique_id for item in items], check_versions=asked)
+        long = self._residents.touch([item.unique_id for item in items], check_versions=asked)
+        self._results.update((item, still_folded(item.unique_id)) for item in items if item.unique_id in long)
         keyed = [item for item in items if isinstance(item, Observe) and item.key is not None]
         if keyed:
             self._replay(keyed)

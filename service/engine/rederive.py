@@ -13,7 +13,7 @@ from service.errors import StaleStreams
 from service.models.served import ServedModel
 from service.store import Recovery, Store
 
-__all__ = ["rederive"]
+__all__ = ["derive", "rederive"]
 
 _STREAMS = 256
 
@@ -51,21 +51,21 @@ def rederive(
             folded, left = 0, part
             while left:
                 found, left = store.recover_some(left, model.key, MOST_STEPS)
-                folded += _derive(model, store, list(found.values()))
+                folded += derive(model, store, list(found.values()))
             done += len(part)
             if not told(done, folded):
                 return False
     return True
 
 
-def _derive(model: ServedModel, store: Store, found: Sequence[Recovery]) -> int:
-    """Fold and store; returns how many steps."""
+def derive(model: ServedModel, store: Store, found: Sequence[Recovery]) -> int:
+    """Fold and store states of streams; returns how many steps."""
     if not found:
         return 0
     try:
         states, steps, *_ = restore(model, store, found)
     except StaleStreams:  # the log of one is no longer what it was; that one is folded when it is touched
-        return sum(_derive(model, store, [one]) for one in found) if len(found) > 1 else 0
+        return sum(derive(model, store, [one]) for one in found) if len(found) > 1 else 0
     records = [recovery.record for recovery in found]
     store.save_snapshots(model.key, dict(zip(records, states.to_bytes(), strict=True)))
     return sum(steps)

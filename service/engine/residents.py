@@ -2,20 +2,25 @@
 
 It knows slab and store, not requests. Invariants: a resident's state is the fold of its record's log under the model
 given; dropping a resident loses nothing, since it is restored from the store on the next touch; there are never more
-than the capacity, so who comes in makes room first, and one touch may name no more streams than that.
+than the capacity, so who comes in makes room first, and one touch may name no more streams than that; a log that takes
+long to fold is folded by a thread beside, into a snapshot, and its stream comes in by a later touch.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+import torch
+
 from forecaster import StreamState
-from service.engine.folding import MOST_STEPS, restore
+from service.engine.folding import LONGEST, MOST_STEPS, restore
+from service.engine.rederive import derive
 from service.engine.slab import Slab
 from service.engine.survey import Survey
 from service.metrics import Metrics
@@ -61,6 +66,7 @@ class Residents:
         self._capacity = capacity
         self._bases = bases
         self._by_name: dict[str, Resident] = {}  # the longest idle first
+        self._beside: threading.Thread | None = None  # folds a long log
         self._touched: Sequence[str] = ()  # these stay until the next touch
         self.staying: Collection[str] = ()  # and these, whose micro-batch has begun and not ended
         self.moment = 0  # of the store, when it was last asked
@@ -73,17 +79,21 @@ class Residents:
         """A resident stream, or None: after `touch` of that name this means that no such stream exists."""
         return self._by_name.get(unique_id)
 
-    def touch(self, unique_ids: Sequence[str], *, check_versions: bool) -> None:
+    def touch(self, unique_ids: Sequence[str], *, check_versions: bool) -> set[str]:
         """Make streams resident, those that exist, and mark them as used.
 
         With `check_versions`, residents that another process has changed are restored anew.
+
+        Returns
+        -------
+        Streams that cannot be resident yet: their logs take long to fold.
         """
         if check_versions:
             # Asked before anything is read, so what is read is at least as new.
             self.moment = self._store.moment()
         self._drop_outdated(unique_ids)
         self._touched = unique_ids
-        absent = []
+        absent, long = [], set[str]()
         for unique_id in unique_ids:
             resident = self._by_name.pop(unique_id, None)
             if resident is None:
@@ -94,9 +104,30 @@ class Residents:
             left = absent[start : start + _RESTORE]
             while left:
                 # Under a model that was not there when they were observed, whole logs are to be read.
-                found, left = self._store.recover_some(left, self.model.key, MOST_STEPS)
-                if found:
-                    self._restore(list(found.values()))
+                found, left = self._store.recover_some(left, self.model.key, MOST_STEPS, LONGEST)
+                if short := [recovery for recovery in found.values() if not recovery.too_long]:
+                    self._restore(short)
+                long |= found.keys() - {recovery.record.unique_id for recovery in short}
+        for name in long:
+            self._fold_beside(name)
+        return long
+
+    def _fold_beside(self, unique_id: str) -> None:
+        """Begin to fold a long log into a snapshot, unless another one is at it: then the next touch asks again."""
+        if self._beside is not None and self._beside.is_alive():
+            return
+
+        def fold() -> None:
+            try:
+                # Asked again, because one that was at it may have ended since.
+                found, _ = self._store.recover_some([unique_id], self.model.key, MOST_STEPS, LONGEST)
+                with torch.inference_mode():
+                    derive(self.model, self._store, [recovery for recovery in found.values() if recovery.too_long])
+            except Exception:
+                logging.getLogger("service").exception("a long log has no state: %r", unique_id)
+
+        self._beside = threading.Thread(target=fold, name="long-log", daemon=True)
+        self._beside.start()
 
     def _restore(self, found: Sequence[Recovery]) -> None:
         restored = restore(self.model, self._store, found)

@@ -360,11 +360,11 @@ class Store:
         return self.recover_some(unique_ids, model_key, math.inf)[0]
 
     def recover_some(
-        self, unique_ids: Sequence[str], model_key: str, most: float
+        self, unique_ids: Sequence[str], model_key: str, most: float, longest: float = math.inf
     ) -> tuple[dict[str, Recovery], list[str]]:
         """As `recover`, of as many streams as have `most` steps after their snapshots together, at least one.
 
-        One that has more by itself is found without its log.
+        One that has more by itself, or more than `longest`, is found without its log.
 
         Returns
         -------
@@ -389,7 +389,12 @@ class Store:
                 chosen: list[StreamRecord] = []
                 too_long: set[int] = set()
                 for record in records:
-                    most -= record.last_step - (states[record.id][0] if record.id in states else record.log_step - 1)
+                    steps = record.last_step - (states[record.id][0] if record.id in states else record.log_step - 1)
+                    if steps > longest:
+                        chosen.append(record)
+                        too_long.add(record.id)
+                        continue
+                    most -= steps
                     if most >= 0 or not (found or chosen):
                         chosen.append(record)
                         if most < 0:
