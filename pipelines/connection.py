@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import signal
 import threading
 import warnings
@@ -36,6 +37,8 @@ __all__ = [
 
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 SQLITE = "sqlite:///"
+POSTGRESQL = "postgresql"
+CONNECT_SECONDS = 5
 ARTIFACTS = "mlartifacts"
 """Folder beside a SQLite store that holds its artifacts."""
 
@@ -99,7 +102,20 @@ def connect(uri: str | None = None, *, create: bool = False) -> MlflowClient:
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)
         with mlflow_errors(f"MLflow at {uri} cannot be opened"), _alone(uri):
+            if uri.startswith(POSTGRESQL):
+                _reach(uri)
             return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _reach(uri: str) -> None:
+    """Connect to a database server once: MLflow would try for 100 s."""
+    from sqlalchemy import create_engine
+
+    engine = create_engine(uri, connect_args={"connect_timeout": CONNECT_SECONDS})
+    try:
+        engine.connect().close()
+    finally:
+        engine.dispose()
 
 
 @contextmanager
@@ -188,7 +204,8 @@ def mlflow_errors(doing: str, missing: str | None = None) -> Iterator[None]:
         if missing is not None and getattr(error, "error_code", None) in MISSING_CODES:
             raise InputError(missing) from error
         text = " ".join(str(getattr(error, "orig", error)).split()) or type(error).__name__
-        raise RegistryError(f"{doing}: {shorten(text)}") from error
+        said = re.sub(r"//[^/@\s]+@", "//", f"{doing}: {text}")  # without users and passwords of URIs
+        raise RegistryError(shorten(said)) from error
 
 
 @contextmanager

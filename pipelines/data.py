@@ -8,6 +8,7 @@ names the file, and nothing on disk has changed.
 from __future__ import annotations
 
 import os
+import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from datetime import timezone
@@ -22,7 +23,7 @@ from forecaster.calendar import INTEGER_FREQ
 from forecaster.columns import shown
 from pipelines.connection import ARTIFACTS
 
-__all__ = ["check_output", "parse_ds", "read_frame", "read_future", "read_panel", "write_frame"]
+__all__ = ["check_folder", "check_output", "parse_ds", "read_frame", "read_future", "read_panel", "write_frame"]
 
 COLUMNS = ("unique_id", "ds", "y")
 CSV_SUFFIXES = (".csv", ".csv.gz")
@@ -184,13 +185,26 @@ def check_output(path: str | Path) -> Path:
     path = Path(path)
     if not _is_data_name(path):
         raise InputError(f"cannot write {path}: the name must end in {', '.join((*CSV_SUFFIXES, *PARQUET_SUFFIXES))}")
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write {path}: folder {path.parent} does not exist")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"cannot write {path}: folder {path.parent} cannot be written to")
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder")
+    check_folder(path.parent, f"cannot write {path}")
     return path
+
+
+def check_folder(folder: Path, doing: str) -> None:
+    """Make a file without a name in a folder: permissions alone do not tell of /proc, or of a disk mounted read-only.
+
+    Raises
+    ------
+    InputError
+        It cannot be done; starts with `doing`.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{doing}: {folder} is no folder")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(f"{doing}: folder {folder} cannot be written to ({error.strerror})") from error
 
 
 def _read_file(path: Path, columns: Sequence[str], texts: Sequence[str]) -> pd.DataFrame:

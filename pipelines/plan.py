@@ -5,7 +5,6 @@ A request is plain values that any process can rebuild; a plan follows from the 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from pipelines.backtesting import HoldOut, hold_out
 from pipelines.configuration import build_config
 from pipelines.connection import shorten
 from pipelines.console import Reporter
-from pipelines.data import read_panel
+from pipelines.data import check_folder, read_panel
 from pipelines.promotion import check_margin
 
 __all__ = ["Plan", "TrainRequest", "prepare"]
@@ -146,9 +145,8 @@ def check_request(request: TrainRequest) -> None:
         out = Path(request.out)
         if out.exists() and not out.is_dir():
             raise InputError(f"cannot save the model to {out}: it is a file")
-        above = next(folder for folder in out.absolute().parents if folder.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK):
-            raise InputError(f"cannot save the model to {out}: {above} is no folder that can be written to")
+        above = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+        check_folder(above, f"cannot save the model to {out}")
         if out.is_dir() and any(out.iterdir()) and not (out / "manifest.json").exists():
             raise InputError(f"cannot save the model to {out}: the folder is not empty and holds no model")
 

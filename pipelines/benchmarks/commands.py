@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -189,8 +190,11 @@ def peers(
     from pipelines.benchmarks.protocols import choose
     from pipelines.benchmarks.report import append_line, check_report, read_rows, write
     from pipelines.benchmarks.setting import machine
+    from pipelines.data import check_folder
 
     check_report(out)
+    if lines is not None:
+        check_folder(Path(lines).parent, f"cannot write {lines}")
     own = [] if accuracy_rows is None else ours(read_rows(accuracy_rows))
     rows = [] if lines is None else read_lines(lines)
     request = PeersRequest(data, choose(split(sets)), split(libraries) or PEERS, python, steps=steps, seed=seed)

@@ -14,6 +14,7 @@ from typing import Any
 from forecaster import InputError
 from pipelines.benchmarks.protocols import PROTOCOLS
 from pipelines.console import plain_json
+from pipelines.data import check_folder
 
 __all__ = [
     "ablation_table",
@@ -238,14 +239,15 @@ def check_report(path: str | None) -> None:
     Raises
     ------
     InputError
-        The name ends in neither ``.md`` nor ``.json``, or the folder does not exist.
+        The name ends in neither ``.md`` nor ``.json``, or nothing can be written there.
     """
     if path is None:
         return
     if Path(path).suffix not in (".md", ".json"):
         raise InputError(f"cannot write {path}: the name must end in .md or .json")
-    if not Path(path).parent.is_dir():
-        raise InputError(f"cannot write {path}: folder {Path(path).parent} does not exist")
+    if Path(path).is_dir():
+        raise InputError(f"cannot write {path}: it is a folder")
+    check_folder(Path(path).parent, f"cannot write {path}")
 
 
 def read_rows(path: str) -> list[dict[str, Any]]:

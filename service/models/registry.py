@@ -10,11 +10,15 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from sqlalchemy import create_engine
+
 from service.errors import ModelError
 
 __all__ = ["MlflowRegistry", "Reference", "Registry", "parse_reference"]
 
 _SQLITE = "sqlite:///"
+_POSTGRESQL = "postgresql"
+_CONNECT_SECONDS = 5
 _MISSING = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})  # the latter of an alias
 _REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
@@ -87,6 +91,12 @@ class MlflowRegistry:
         if self._client is None:
             # Imported here: it takes seconds, and a model from a folder does not need it.
             # By itself the client would retry a dead server for minutes before saying so.
+            if self._uri.startswith(_POSTGRESQL):
+                engine = create_engine(self._uri, connect_args={"connect_timeout": _CONNECT_SECONDS})
+                try:
+                    engine.connect().close()
+                finally:
+                    engine.dispose()
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
             os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

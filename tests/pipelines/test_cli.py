@@ -260,6 +260,7 @@ MISTAKES = {
     "a name for nobody's patience": ((*TRAIN, "--name", "x" * 251), "1 to 250"),
     "an output that is a file": ((*TRAIN, "--out", "data.csv"), "data.csv"),
     "an output with other things in it": ((*TRAIN, "--out", "."), "not empty"),
+    "an output that even root cannot make": ((*TRAIN, "--out", "/proc/model"), "/proc cannot be written to"),
     "too many windows": ((*TRAIN, "--windows", "50"), "50 backtest windows"),
     "fewer windows than none": ((*TRAIN, "--windows", "-1"), "at least 0, not -1"),
     "steps of none": ((*TRAIN, "--step", "0"), "at least 1, not 0"),
@@ -283,6 +284,24 @@ MISTAKES = {
         ("predict", "data.csv", "--model", "model", "--quantile-level", "2", "--out", "o.csv"),
         "quantile level 2",
     ),
+    "output nowhere": (
+        ("predict", "data.csv", "--model", "model", "--out", "/proc/o.csv"),
+        "/proc cannot be written to",
+    ),
+    "backtest to nowhere": (
+        (
+            "backtest",
+            "data.csv",
+            "--model",
+            "model",
+            "--horizon",
+            "6",
+            *("--windows=1", "--step=6", "--out=/proc/o.csv"),
+        ),
+        "/proc cannot be written to",
+    ),
+    "a report to nowhere": (("bench", "accuracy", "--data", ".", "--out", "/proc/o.md"), "/proc cannot be written to"),
+    "rows to nowhere": (("bench", "peers", "--data", ".", "--lines", "/proc/o.jsonl"), "/proc cannot be written to"),
     "output of no kind": (("predict", "data.csv", "--model", "model", "--out", "o.json"), "o.json"),
     "no windows": (
         ("backtest", "data.csv", "--model", "model", "--horizon", "6", "--windows", "0", "--step", "1"),
@@ -366,13 +385,20 @@ def test_a_group_of_commands_without_one_explains_itself(group: str, run: Runner
     assert done.err == ""
 
 
-def test_an_unreachable_server_is_one_line_and_status_1(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scheme", ["http", "postgresql", "postgresql+psycopg"])
+def test_an_unreachable_server_is_one_line_and_status_1(
+    scheme: str, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database server is asked once: MLflow's own ten attempts take 100 s."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr("mlflow.store.db.utils.time", None)  # for sleeping between two of them
 
-    done = run("models", "--tracking-uri", "http://127.0.0.1:9")
+    done = run("models", "--tracking-uri", f"{scheme}://me:secret@127.0.0.1:9")
 
     assert done.status == 1
     assert len(done.complaints) == 1
+    assert "unexpected" not in done.err
+    assert "secret" not in done.err
 
 
 @pytest.mark.parametrize("debug", ["", "1"])

@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from sqlalchemy.exc import OperationalError
 
 from service import switching
 from service.app import create_app
@@ -222,6 +223,13 @@ def test_a_version_is_waited_for_whose_registry_is_not_there(tmp_path):
         assert watching.trouble.startswith("version 3 cannot be fetched: there is no MLflow store at")
 
     assert (list(tmp_path.iterdir()), taken) == ([], [])
+
+
+def test_a_registry_whose_database_server_is_not_there_is_asked_once_at_a_time(monkeypatch):
+    """MLflow's own ten attempts take 100 s, in which nothing is served from the cache either."""
+    monkeypatch.setattr("mlflow.store.db.utils.time", None)  # for sleeping between two of them
+    with pytest.raises(OperationalError, match="refused"):
+        MlflowRegistry("postgresql+psycopg://127.0.0.1:9/mlflow").version_of(Reference("demo", "champion", None))
 
 
 def test_a_registry_that_comes_back_is_followed_again(artifact, challenger_artifact, tmp_path):
