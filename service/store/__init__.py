@@ -3,8 +3,9 @@
 It knows SQL and step numbers; no calendar, no model, no engine, no HTTP.
 """
 
+from service.store.records import Changes, Filter, NewStream, Recovery, StreamRecord
 from service.store.replies import IdempotencyKey, StoredReply
-from service.store.store import Changes, Filter, NewStream, Recovery, Store, StreamRecord
+from service.store.store import Store
 from service.store.values import Value
 
 __all__ = [

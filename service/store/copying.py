@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Engine, Select, and_, case, delete, func, insert, select
 
 from service.errors import StoreError
-from service.store.database import reading
+from service.store.database import chunks, lock_for_writing, reading
 from service.store.statements import append
 from service.store.tables import Tables
 from service.store.values import value_of
@@ -21,7 +21,6 @@ from service.store.versions import version_before_new
 __all__ = ["Dump", "LogRow", "SnapshotRow", "StreamRow", "dump", "load"]
 
 _BATCH = 20_000
-_CHUNK = 500
 
 
 class StreamRow(NamedTuple):
@@ -175,10 +174,8 @@ def load(
     table = tables.streams
     ids: dict[str, int] = {}
     with engine.begin() as connection:
-        if connection.dialect.name == "sqlite":
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-        for start in range(0, len(streams), _CHUNK):
-            part = streams[start : start + _CHUNK]
+        lock_for_writing(connection)
+        for part in chunks(streams):
             versions = _make_room(connection, tables, [row.unique_id for row in part], replace=replace)
             before = version_before_new(connection, tables.facts)
             values = [

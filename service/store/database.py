@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event
 from sqlalchemy.engine import make_url
@@ -19,11 +20,24 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from service.errors import StoreError
 
-__all__ = ["IDLE_SECONDS", "NAMESPACE", "open_database", "quoted", "reading"]
+__all__ = [
+    "BEFORE_ALL",
+    "IDLE_SECONDS",
+    "NAMESPACE",
+    "chunks",
+    "lock_for_writing",
+    "open_database",
+    "quoted",
+    "reading",
+]
 
 _BUSY_SECONDS = 30
 _CACHE_KIB = 16384  # as many pages as a full micro-batch touches streams; the default of 2,000 reads them anew
 _PREPARED = 256  # statements that a connection keeps; those of the hot path come in some 140 lengths
+_CHUNK = 500  # parameters of one IN list
+_T = TypeVar("_T")
+BEFORE_ALL = -(2**62)
+"""A step before any."""
 IDLE_SECONDS = 30
 """How long a process may do nothing within a transaction, which keeps rows locked, before the server undoes it."""
 NAMESPACE = "namespace"
@@ -122,3 +136,16 @@ def reading(engine: Engine) -> Iterator[Connection]:
     else:
         with engine.execution_options(isolation_level="REPEATABLE READ").connect() as connection:
             yield connection
+
+
+def lock_for_writing(connection: Connection) -> None:
+    """Begin a transaction of SQLite as a writer's: one that only becomes it may fail instead of waiting its turn."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def chunks(items: Sequence[_T]) -> Iterator[list[_T]]:
+    """Items, so many at a time as one query asks for."""
+    source = iter(items)
+    while chunk := list(islice(source, _CHUNK)):
+        yield chunk

@@ -12,116 +12,30 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import count
 from secrets import token_hex
 from threading import Lock
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, Subquery, and_, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, Subquery, and_, func, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from service.errors import StaleStreams, StoreError, UnknownOutcome
 from service.store.copying import Dump, LogRow, SnapshotRow, StreamRow, dump, load
-from service.store.database import open_database, reading
+from service.store.database import BEFORE_ALL, chunks, open_database, reading
+from service.store.records import Changes, Filter, Recovery, StreamRecord
 from service.store.replies import StoredReply, forget_replies, read_replies, write_replies
 from service.store.schema import prepare_schema
-from service.store.statements import advance, append
+from service.store.snapshots import drop_snapshots, save_snapshots
 from service.store.tables import Tables, build_tables
 from service.store.trimming import raise_floors, sweep
-from service.store.values import Covered, Value, value_of, y_of
-from service.store.versions import note_deleted, version_before_new
+from service.store.values import Value, value_of
+from service.store.writing import Writer
 
-__all__ = ["Changes", "Filter", "NewStream", "Recovery", "Store", "StreamRecord"]
+__all__ = ["Store"]
 
-_CHUNK = 500  # parameters of one IN list
-_BEFORE_ALL = -(2**62)
 _LOST_RACES = ("40P01", "40001")  # PostgreSQL: deadlock, serialisation failure
 _SLEPT = "25P03"  # PostgreSQL has undone a transaction in which nothing happened for too long
-_T = TypeVar("_T")
-
-
-class StreamRecord(NamedTuple):
-    """One row of the stream table.
-
-    `retained_step` None: nothing has been trimmed. `rewound_version`: since that change of the log before its end, it
-    has only grown; None: it never did anything else.
-    """
-
-    id: int
-    unique_id: str
-    first_step: int
-    last_step: int
-    version: int
-    observations: int
-    missing: int
-    static: str | None = None
-    retained_step: int | None = None
-    rewound_version: int | None = None
-
-    @property
-    def log_step(self) -> int:
-        """First step of the log that is retained."""
-        return self.first_step if self.retained_step is None else self.retained_step
-
-
-class Filter(NamedTuple):
-    """Which streams to list: by the beginning of their name, and where they stand (`last_step` from, and before)."""
-
-    prefix: str = ""
-    first: int | None = None
-    before: int | None = None
-
-
-class Recovery(NamedTuple):
-    """What is needed to rebuild one state: a snapshot, if there is one, and the log after it.
-
-    A log that is too long to be held at once is not in `tail` but to be read a stretch at a time.
-    """
-
-    record: StreamRecord
-    snapshot: bytes | None
-    snapshot_step: int | None
-    tail: list[tuple[int, Value]]
-    too_long: bool = False
-
-
-class NewStream(NamedTuple):
-    """A stream to create (`replaces` None) or to replace, with its whole log."""
-
-    record: StreamRecord
-    replaces: StreamRecord | None
-    rows: list[tuple[int, Value]]
-
-
-@dataclass(slots=True)
-class Changes:
-    """Everything one micro-batch changes.
-
-    Attributes
-    ----------
-    inserted, updated
-        (stream id, step, value) of log rows.
-    streams
-        (record after the change, version before it).
-    rewound
-        (stream id, step): snapshots from this step on are void.
-    created
-        Streams with a new log.
-    deleted
-        Streams to forget.
-    """
-
-    inserted: list[tuple[int, int, Value]] = field(default_factory=list)
-    updated: list[tuple[int, int, Value]] = field(default_factory=list)
-    streams: list[tuple[StreamRecord, int]] = field(default_factory=list)
-    rewound: list[tuple[int, int]] = field(default_factory=list)
-    created: list[NewStream] = field(default_factory=list)
-    deleted: list[StreamRecord] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        """Whether there is anything to commit."""
-        return bool(self.streams or self.created or self.deleted)
 
 
 class Store:
@@ -140,19 +54,7 @@ class Store:
         self._own = engine.connect() if self.is_embedded else None
         self._turn = Lock()
         self._moments = count(1)
-        observations, snapshots = tables.observations.c, tables.snapshots.c
-        self._update = (
-            update(tables.observations)
-            .where(observations.stream_id == bindparam("b_id"), observations.step == bindparam("b_step"))
-            .values(y=bindparam("b_y"), covariates=bindparam("b_covariates"))
-        )
-        self._void = delete(tables.snapshots).where(
-            snapshots.stream_id == bindparam("b_id"), snapshots.step >= bindparam("b_step")
-        )
-        streams = tables.streams
-        self._mark_rewound = (
-            update(streams).where(streams.c.id == bindparam("b_id")).values(rewound_version=streams.c.version)
-        )
+        self._writer = Writer(tables)
 
     @classmethod
     def open(cls, url: str) -> Self:
@@ -293,7 +195,7 @@ class Store:
         streams = self._tables.streams.c
         found: dict[int, tuple[int, int | None]] = {}
         with self._engine.connect() as connection:
-            for chunk in _chunks(stream_ids):
+            for chunk in chunks(stream_ids):
                 query = select(streams.id, streams.version, streams.retained_step).where(streams.id.in_(chunk))
                 found.update((row[0], (row[1], row[2])) for row in connection.execute(query))
         return found
@@ -323,13 +225,13 @@ class Store:
                 # Usual for a repeated bulk body: many streams, the same few steps.
                 queries = [
                     columns.where(observations.stream_id.in_(chunk), observations.step.between(low, high))
-                    for chunk in _chunks(list(wanted))
+                    for chunk in chunks(list(wanted))
                 ]
             else:
                 queries = [
                     columns.where(observations.stream_id == stream_id, observations.step.in_(chunk))
                     for stream_id, steps in wanted.items()
-                    for chunk in _chunks(sorted(set(steps)))
+                    for chunk in chunks(sorted(set(steps)))
                 ]
             for query in queries:
                 for stream_id, step, y, covariates in connection.execute(query):
@@ -351,7 +253,7 @@ class Store:
         )
         found: dict[str, int] = {}
         with self._engine.connect() as connection:
-            for chunk in _chunks(unique_ids):
+            for chunk in chunks(unique_ids):
                 found.update((row[0], row[1]) for row in connection.execute(query.where(streams.unique_id.in_(chunk))))
         return found
 
@@ -375,7 +277,7 @@ class Store:
         found: dict[str, Recovery] = {}
         left: list[str] = []
         with reading(self._engine) as connection:
-            for chunk in _chunks(unique_ids):
+            for chunk in chunks(unique_ids):
                 if left:
                     left.extend(chunk)
                     continue
@@ -441,7 +343,7 @@ class Store:
         query = (
             select(observations.stream_id, observations.step, observations.y, observations.covariates)
             .outerjoin_from(self._tables.observations, newest, observations.stream_id == newest.c.stream_id)
-            .where(observations.stream_id.in_(ids), observations.step > func.coalesce(newest.c.step, _BEFORE_ALL))
+            .where(observations.stream_id.in_(ids), observations.step > func.coalesce(newest.c.step, BEFORE_ALL))
             .order_by(observations.stream_id, observations.step)
         )
         rows: dict[int, list[tuple[int, Value]]] = {i: [] for i in ids}
@@ -503,7 +405,7 @@ class Store:
         observations = self._tables.observations.c
         query = (
             select(observations.step, observations.y, observations.covariates)
-            .where(observations.stream_id == stream_id, observations.step > (_BEFORE_ALL if after is None else after))
+            .where(observations.stream_id == stream_id, observations.step > (BEFORE_ALL if after is None else after))
             .order_by(observations.step)
         )
         if until is not None:
@@ -562,21 +464,7 @@ class Store:
             with self._writing() as connection:
                 if moment is not None and _data_version(connection) != moment:
                     raise StaleStreams(())  # whose they are shows at their next touch
-                if changes.streams:
-                    self._advance_streams(connection, changes.streams)
-                created.extend(self._create(connection, new) for new in changes.created)
-                if any(new.replaces is None for new in changes.created):
-                    created = self._numbered(connection, changes.created, created)
-                if changes.deleted:
-                    self._forget(connection, changes.deleted)
-                # In the order of the table, so that each page of it is met once.
-                append(connection, sorted(changes.inserted))
-                if changes.updated:
-                    connection.execute(self._update, [_changed(*row) for row in changes.updated])
-                if changes.rewound:
-                    self._check_retained(connection, changes)
-                    connection.execute(self._void, [{"b_id": i, "b_step": s} for i, s in changes.rewound])
-                    connection.execute(self._mark_rewound, [{"b_id": i} for i, _ in changes.rewound])
+                created = self._writer.write(connection, changes)
                 if proceed is not None and (replies := proceed.result()):
                     write_replies(connection, replies, replies_since)
                 ending = True
@@ -594,157 +482,19 @@ class Store:
             raise
         return created
 
-    def _advance_streams(self, connection: Connection, streams: list[tuple[StreamRecord, int]]) -> None:
-        # In order of id, so that two processes seldom wait for each other's row locks.
-        rows = sorted((r.id, version, r.last_step, r.observations, r.missing) for r, version in streams)
-        if advance(connection, rows) != len(rows):
-            raise StaleStreams(record.unique_id for record, _ in streams)
-
-    def _check_retained(self, connection: Connection, changes: Changes) -> None:
-        # Trimming changes no version. Its own update waits for ours of the same rows, so what is read here stays.
-        streams = self._tables.streams.c
-        rewound = {stream_id for stream_id, _ in changes.rewound}
-        records = {record.id: record for record, _ in changes.streams if record.id in rewound}
-        for chunk in _chunks(list(records)):
-            for stream_id, retained in connection.execute(
-                select(streams.id, streams.retained_step).where(streams.id.in_(chunk))
-            ):
-                if retained == records[stream_id].retained_step:
-                    del records[stream_id]
-        if records:
-            raise StaleStreams(record.unique_id for record in records.values())
-
-    def _create(self, connection: Connection, new: NewStream) -> StreamRecord:
-        record = new.record
-        streams = self._tables.streams
-        values: dict[str, Any] = {name: getattr(record, name) for name in record._fields if name != "id"}
-        if new.replaces is None:
-            stream_id = connection.execute(insert(streams).values(**values).returning(streams.c.id)).scalar_one()
-        else:
-            stream_id = new.replaces.id
-            values["rewound_version"] = record.version
-            replaced = (
-                update(streams)
-                .where(streams.c.id == stream_id, streams.c.version == new.replaces.version)
-                .values(**values)
-            )
-            if connection.execute(replaced).rowcount != 1:
-                raise StaleStreams([record.unique_id])
-            self._clear(connection, stream_id)
-        append(connection, [(stream_id, s, y) for s, y in new.rows])
-        return record._replace(id=stream_id)
-
-    def _numbered(
-        self, connection: Connection, news: list[NewStream], created: list[StreamRecord]
-    ) -> list[StreamRecord]:
-        """The created streams, new ones with versions that no deleted one had."""
-        before = version_before_new(connection, self._tables.facts)
-        if not before:
-            return created
-        streams = self._tables.streams
-        records = [
-            record._replace(version=before + record.version) if new.replaces is None else record
-            for new, record in zip(news, created, strict=True)
-        ]
-        begin = update(streams).where(streams.c.id == bindparam("b_id")).values(version=bindparam("b_version"))
-        connection.execute(begin, [{"b_id": record.id, "b_version": record.version} for record in records])
-        return records
-
-    def _forget(self, connection: Connection, records: list[StreamRecord]) -> None:
-        streams = self._tables.streams.c
-        for record in records:
-            # Locks the row and checks the version before the log goes.
-            locked = (
-                update(self._tables.streams)
-                .where(streams.id == record.id, streams.version == record.version)
-                .values(version=record.version)
-            )
-            if connection.execute(locked).rowcount != 1:
-                raise StaleStreams([record.unique_id])
-            self._clear(connection, record.id)
-            replies = self._tables.replies
-            connection.execute(delete(replies).where(replies.c.unique_id == record.unique_id))
-            connection.execute(delete(self._tables.streams).where(streams.id == record.id))
-        note_deleted(connection, self._tables.facts, max(record.version for record in records))
-
-    def _clear(self, connection: Connection, stream_id: int) -> None:
-        for table in (self._tables.observations, self._tables.snapshots):
-            connection.execute(delete(table).where(table.c.stream_id == stream_id))
-
     def forget_replies(self, before: int, limit: int) -> int:
         """Forget up to `limit` replies that were kept before a time; returns how many."""
         with self._writing() as connection:
             return forget_replies(connection, self._tables.replies, before, limit)
 
     def save_snapshots(self, model_key: str, states: Mapping[StreamRecord, bytes], *, bases: int = 0) -> int:
-        """Store states, each only if its stream's log has at most grown since.
-
-        The two newest snapshots of a stream and model remain, and the one that a trimmed log begins after.
-
-        Parameters
-        ----------
-        model_key
-            Which weights the states belong to.
-        states
-            Stream record as of the state → bytes of the state.
-        bases
-            How many of the oldest remain besides, to trim the log to one day.
-
-        Returns
-        -------
-        How many were stored.
-        """
-        streams, snapshots = self._tables.streams.c, self._tables.snapshots.c
+        """Store states, each only if its stream's log has at most grown since; see `service.store.snapshots`."""
         with self._writing() as connection:
-            if self.is_embedded:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            valid: dict[int, tuple[range, int]] = {}  # versions, and the least step: the retained log follows it
-            spared: dict[int, int] = {}
-            older: dict[int, list[int]] = {}
-            for chunk in _chunks([record.id for record in states]):
-                # The locks keep another process's rewind from slipping in between.
-                query = select(streams.id, streams.version, streams.rewound_version, streams.retained_step)
-                locked = query.where(streams.id.in_(chunk)).order_by(streams.id).with_for_update()
-                for stream_id, version, rewound, retained in connection.execute(locked):
-                    valid[stream_id] = (
-                        range(rewound or 0, version + 1),
-                        _BEFORE_ALL if retained is None else retained - 1,
-                    )
-                    spared[stream_id] = bases if retained is None else max(bases, 1)
-                stored = select(snapshots.stream_id, snapshots.step).where(
-                    snapshots.stream_id.in_(chunk), snapshots.model_key == model_key
-                )
-                for stream_id, step in connection.execute(stored.order_by(snapshots.step.desc())):
-                    older.setdefault(stream_id, []).append(step)
-            fresh: list[dict[str, Any]] = []
-            for record, state in states.items():
-                versions, least = valid.get(record.id, (range(0), 0))
-                step = record.last_step
-                if record.version in versions and step >= least and step not in older.get(record.id, ()):
-                    fresh.append({"stream_id": record.id, "model_key": model_key, "step": step, "state": state})
-            if not fresh:
-                return 0
-            connection.execute(insert(self._tables.snapshots), fresh)
-            stale = []
-            for row in fresh:
-                stream_id = row["stream_id"]
-                # Where another process was faster, what is fresh is not the newest.
-                steps = sorted([*older.get(stream_id, []), row["step"]], reverse=True)
-                count = spared[stream_id]
-                if len(steps) > 2 + count:
-                    oldest = steps[-count] if count else _BEFORE_ALL
-                    stale.append({"b_id": stream_id, "b_after": oldest, "b_before": steps[1]})
-            if stale:
-                connection.execute(
-                    delete(self._tables.snapshots).where(
-                        snapshots.stream_id == bindparam("b_id"),
-                        snapshots.model_key == model_key,
-                        snapshots.step > bindparam("b_after"),
-                        snapshots.step < bindparam("b_before"),
-                    ),
-                    stale,
-                )
-            return len(fresh)
+            return save_snapshots(connection, self._tables, model_key, states, bases)
+
+    def drop_snapshots(self, keep: Iterable[str], after: int, limit: int) -> int | None:
+        """Forget the snapshots of all models but those in `keep`, a page of streams; see `service.store.snapshots`."""
+        return drop_snapshots(self._engine, self._tables, keep, after, limit)
 
     def raise_floors(self, model_key: str, keep: int, stream_ids: Sequence[int]) -> dict[int, int]:
         """Let logs begin after the model's newest snapshot at least `keep` steps old; where those that moved begin."""
@@ -765,38 +515,8 @@ class Store:
         """Write whole streams, all or none; see `service.store.copying`."""
         load(self._engine, self._tables, streams, log, snapshots, replace=replace)
 
-    def drop_snapshots(self, keep: Iterable[str], after: int, limit: int) -> int | None:
-        """Forget the snapshots of all models but those in `keep`, of up to `limit` streams whose id is above `after`.
-
-        Returns
-        -------
-        The last of these ids; None if there were none.
-        """
-        streams, snapshots = self._tables.streams.c, self._tables.snapshots.c
-        page = select(streams.id).where(streams.id > after).order_by(streams.id).limit(limit).subquery()
-        with self._engine.connect() as connection:
-            last: int | None = connection.execute(select(func.max(page.c.id))).scalar()
-        if last is not None:
-            gone = delete(self._tables.snapshots).where(
-                snapshots.stream_id.between(after + 1, last), snapshots.model_key.not_in(list(keep))
-            )
-            with self._engine.begin() as connection:
-                connection.execute(gone)
-        return last
-
 
 def _data_version(connection: Connection) -> int:
     driver: Any = connection.connection.driver_connection
     ((version,),) = driver.execute("PRAGMA data_version").fetchall()
     return int(version)
-
-
-def _changed(stream_id: int, step: int, value: Value) -> dict[str, Any]:
-    covariates = value.covariates if isinstance(value, Covered) else None
-    return {"b_id": stream_id, "b_step": step, "b_y": y_of(value), "b_covariates": covariates}
-
-
-def _chunks(items: Sequence[_T]) -> Iterator[list[_T]]:
-    source = iter(items)
-    while chunk := list(islice(source, _CHUNK)):
-        yield chunk

@@ -1,0 +1,153 @@
+"""What one micro-batch changes, as statements of one transaction.
+
+It knows SQL, and nothing of when the transaction ends. Invariants: a stream's version grows by one with every change,
+from above those of deleted streams; where another process was faster, nothing is written.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
+
+from service.errors import StaleStreams
+from service.store.database import chunks
+from service.store.records import Changes, NewStream, StreamRecord
+from service.store.statements import advance, append
+from service.store.tables import Tables
+from service.store.values import Covered, Value, y_of
+from service.store.versions import note_deleted, version_before_new
+
+__all__ = ["Writer"]
+
+
+class Writer:
+    """Writes changes.
+
+    Parameters
+    ----------
+    tables
+        Of the store.
+    """
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        observations, snapshots, streams = tables.observations.c, tables.snapshots.c, tables.streams
+        self._update = (
+            update(tables.observations)
+            .where(observations.stream_id == bindparam("b_id"), observations.step == bindparam("b_step"))
+            .values(y=bindparam("b_y"), covariates=bindparam("b_covariates"))
+        )
+        self._void = delete(tables.snapshots).where(
+            snapshots.stream_id == bindparam("b_id"), snapshots.step >= bindparam("b_step")
+        )
+        self._mark_rewound = (
+            update(streams).where(streams.c.id == bindparam("b_id")).values(rewound_version=streams.c.version)
+        )
+
+    def write(self, connection: Connection, changes: Changes) -> list[StreamRecord]:
+        """Run the statements; records of the created streams, with their ids.
+
+        Raises
+        ------
+        StaleStreams
+            Another process changed or created one of the streams.
+        """
+        if changes.streams:
+            self._advance_streams(connection, changes.streams)
+        created = [self._create(connection, new) for new in changes.created]
+        if any(new.replaces is None for new in changes.created):
+            created = self._numbered(connection, changes.created, created)
+        if changes.deleted:
+            self._forget(connection, changes.deleted)
+        # In the order of the table, so that each page of it is met once.
+        append(connection, sorted(changes.inserted))
+        if changes.updated:
+            connection.execute(self._update, [_changed(*row) for row in changes.updated])
+        if changes.rewound:
+            self._check_retained(connection, changes)
+            connection.execute(self._void, [{"b_id": i, "b_step": s} for i, s in changes.rewound])
+            connection.execute(self._mark_rewound, [{"b_id": i} for i, _ in changes.rewound])
+        return created
+
+    def _advance_streams(self, connection: Connection, streams: list[tuple[StreamRecord, int]]) -> None:
+        # In order of id, so that two processes seldom wait for each other's row locks.
+        rows = sorted((r.id, version, r.last_step, r.observations, r.missing) for r, version in streams)
+        if advance(connection, rows) != len(rows):
+            raise StaleStreams(record.unique_id for record, _ in streams)
+
+    def _check_retained(self, connection: Connection, changes: Changes) -> None:
+        # Trimming changes no version. Its own update waits for ours of the same rows, so what is read here stays.
+        streams = self._tables.streams.c
+        rewound = {stream_id for stream_id, _ in changes.rewound}
+        records = {record.id: record for record, _ in changes.streams if record.id in rewound}
+        for chunk in chunks(list(records)):
+            for stream_id, retained in connection.execute(
+                select(streams.id, streams.retained_step).where(streams.id.in_(chunk))
+            ):
+                if retained == records[stream_id].retained_step:
+                    del records[stream_id]
+        if records:
+            raise StaleStreams(record.unique_id for record in records.values())
+
+    def _create(self, connection: Connection, new: NewStream) -> StreamRecord:
+        record = new.record
+        streams = self._tables.streams
+        values: dict[str, Any] = {name: getattr(record, name) for name in record._fields if name != "id"}
+        if new.replaces is None:
+            stream_id = connection.execute(insert(streams).values(**values).returning(streams.c.id)).scalar_one()
+        else:
+            stream_id = new.replaces.id
+            values["rewound_version"] = record.version
+            replaced = (
+                update(streams)
+                .where(streams.c.id == stream_id, streams.c.version == new.replaces.version)
+                .values(**values)
+            )
+            if connection.execute(replaced).rowcount != 1:
+                raise StaleStreams([record.unique_id])
+            self._clear(connection, stream_id)
+        append(connection, [(stream_id, s, y) for s, y in new.rows])
+        return record._replace(id=stream_id)
+
+    def _numbered(
+        self, connection: Connection, news: list[NewStream], created: list[StreamRecord]
+    ) -> list[StreamRecord]:
+        """The created streams, new ones with versions that no deleted one had."""
+        before = version_before_new(connection, self._tables.facts)
+        if not before:
+            return created
+        streams = self._tables.streams
+        records = [
+            record._replace(version=before + record.version) if new.replaces is None else record
+            for new, record in zip(news, created, strict=True)
+        ]
+        begin = update(streams).where(streams.c.id == bindparam("b_id")).values(version=bindparam("b_version"))
+        connection.execute(begin, [{"b_id": record.id, "b_version": record.version} for record in records])
+        return records
+
+    def _forget(self, connection: Connection, records: list[StreamRecord]) -> None:
+        streams = self._tables.streams.c
+        for record in records:
+            # Locks the row and checks the version before the log goes.
+            locked = (
+                update(self._tables.streams)
+                .where(streams.id == record.id, streams.version == record.version)
+                .values(version=record.version)
+            )
+            if connection.execute(locked).rowcount != 1:
+                raise StaleStreams([record.unique_id])
+            self._clear(connection, record.id)
+            replies = self._tables.replies
+            connection.execute(delete(replies).where(replies.c.unique_id == record.unique_id))
+            connection.execute(delete(self._tables.streams).where(streams.id == record.id))
+        note_deleted(connection, self._tables.facts, max(record.version for record in records))
+
+    def _clear(self, connection: Connection, stream_id: int) -> None:
+        for table in (self._tables.observations, self._tables.snapshots):
+            connection.execute(delete(table).where(table.c.stream_id == stream_id))
+
+
+def _changed(stream_id: int, step: int, value: Value) -> dict[str, Any]:
+    covariates = value.covariates if isinstance(value, Covered) else None
+    return {"b_id": stream_id, "b_step": step, "b_y": y_of(value), "b_covariates": covariates}
