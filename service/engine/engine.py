@@ -27,8 +27,8 @@ import torch
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.engine.intake import Intake
-from service.engine.items import HEAVIEST, Item, Observe, Outcome, wanted
-from service.engine.microbatch import MicroBatch, Result
+from service.engine.items import HEAVIEST, Item, Observe, Outcome, Result, wanted
+from service.engine.microbatch import MicroBatch
 from service.engine.residents import Residents
 from service.engine.subscriptions import Subscriptions
 from service.engine.survey import Survey

@@ -32,6 +32,7 @@ __all__ = [
     "Outcome",
     "Precondition",
     "Render",
+    "Result",
     "Single",
     "wanted",
 ]
@@ -82,6 +83,9 @@ class Outcome:
     surprises: npt.NDArray[np.float64] | None = None
 
 
+Result = Outcome | Problem
+"""What an item gets."""
+
 Render = Callable[[Outcome, Want], bytes]
 """Writes a forecast for whoever asked; runs on the engine's thread while the disk works."""
 
@@ -127,7 +131,7 @@ class Single:
     def __init__(self) -> None:
         self.future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
-    def settle(self, _item: Item, result: Outcome | Problem) -> bool:
+    def settle(self, _item: Item, result: Result) -> bool:
         """Wake the coroutine, unless its client has gone. Whether it was the last outcome of the request: always."""
         if not self.future.done():
             if isinstance(result, Problem):
@@ -143,11 +147,11 @@ class Bundle:
     __slots__ = ("future", "results", "waiting")
 
     def __init__(self, count: int) -> None:
-        self.future: asyncio.Future[dict[str, Outcome | Problem]] = asyncio.get_running_loop().create_future()
-        self.results: dict[str, Outcome | Problem] = {}
+        self.future: asyncio.Future[dict[str, Result]] = asyncio.get_running_loop().create_future()
+        self.results: dict[str, Result] = {}
         self.waiting = count
 
-    def settle(self, item: Item, result: Outcome | Problem) -> bool:
+    def settle(self, item: Item, result: Result) -> bool:
         """Keep one result; wake the coroutine with the last. Whether it was that."""
         self.results[item.unique_id] = result
         self.waiting -= 1

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
 from itertools import chain, repeat
 from time import perf_counter
 from typing import NamedTuple
@@ -19,50 +18,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from forecaster import InputError, StreamState
+from forecaster import StreamState
 from forecaster.marginals import Decoded, surprise
 from service.engine.folding import begin, dense, fold_ragged, numbers, rewind, stacked
-from service.engine.items import Create, Delete, Item, Look, Observe, Outcome, Precondition, wanted
+from service.engine.items import Create, Item, Look, Observe, Outcome, Result, wanted
+from service.engine.planning import Plan, Planner, Step
 from service.engine.residents import Resident, Residents
-from service.engine.verdicts import Judgement, Verdict, judge
+from service.engine.verdicts import Verdict
 from service.models.coming import Coming
 from service.models.served import ServedModel, Want
-from service.problems import Problem, conflict, from_library, still_folded, unknown_stream
+from service.problems import Problem, still_folded
 from service.store import Changes, NewStream, Store, StoredReply, StreamRecord
 from service.store.values import count_missing
 
-__all__ = ["MicroBatch", "Result", "warm_up"]
+__all__ = ["MicroBatch", "warm_up"]
 
-Result = Outcome | Problem
 Float = npt.NDArray[np.float64]
-
-
-@dataclass(slots=True)
-class _Step:
-    """One item on its way: what it does to which stream."""
-
-    item: Item
-    resident: Resident
-    record: StreamRecord
-    judgement: Judgement | None = None
-    places: Float | None = None
-    surprises: Float | None = None
-
-
-@dataclass(slots=True)
-class _Plan:
-    """The items by what they need."""
-
-    appends: list[_Step] = field(default_factory=list)
-    rewinds: list[_Step] = field(default_factory=list)
-    reads: list[_Step] = field(default_factory=list)
-    creates: list[tuple[Create, Resident | None]] = field(default_factory=list)
-    deletes: list[_Step] = field(default_factory=list)
-
-    @property
-    def placed(self) -> bool:
-        """Whether places are asked for of what is appended; together, they cost no more than one alone."""
-        return any(isinstance(step.item, Observe) and step.item.placed for step in self.appends)
 
 
 class _Folded(NamedTuple):
@@ -128,7 +99,7 @@ class MicroBatch:
         self._now = now
         self._replies_since = replies_since
         self._results: dict[Item, Result] = {}
-        self._plan = _Plan()
+        self._plan = Plan()
         self._folded: _Folded | None = None
         self._transaction: Future[list[StreamRecord]] | None = None
         self._records: list[StreamRecord] | None = None  # of created streams, once all is committed
@@ -159,7 +130,8 @@ class MicroBatch:
         keyed = [item for item in items if isinstance(item, Observe) and item.key is not None]
         if keyed:
             self._replay(keyed)
-        plan = self._plan = self._planned(items)
+        planner = Planner(self._residents, self._store, self._max_gap, self._results)
+        plan = self._plan = planner.plan([item for item in items if item not in self._results])
         rewound = self._rewind(plan.rewinds)
         created = self._warm_up(plan.creates)
         changes = self._changes(plan)
@@ -281,141 +253,9 @@ class MicroBatch:
                 kept.append(StoredReply(item.unique_id, item.key, version, result.reply, self._now))
         return kept
 
-    # -- plan ------------------------------------------------------------------------------------------------------
-
-    def _planned(self, items: Sequence[Item]) -> _Plan:
-        plan = _Plan()
-        observed: list[tuple[Observe, Resident]] = []
-        for item in items:
-            if item in self._results:
-                continue
-            resident = self._residents.get(item.unique_id)
-            if not self._meets(item, resident):
-                continue
-            if isinstance(item, Create):
-                plan.creates.append((item, resident))
-            elif resident is None:
-                self._results[item] = unknown_stream(item.unique_id)
-            elif isinstance(item, Observe):
-                observed.append((item, resident))
-            elif isinstance(item, Delete):
-                plan.deletes.append(_Step(item, resident, resident.record))
-            else:
-                assert isinstance(item, Look)
-                if refusal := self._refused_want(item, resident.record.last_step):
-                    self._results[item] = refusal
-                    continue
-                plan.reads.append(_Step(item, resident, resident.record))
-        self._judge(plan, observed)
-        return plan
-
-    def _meets(self, item: Item, resident: Resident | None) -> bool:
-        """Whether the item's precondition holds; if not, its result says so."""
-        precondition: Precondition | None = getattr(item, "precondition", None)
-        found = resident.record.version if resident else None
-        if precondition is None or precondition.holds(found):
-            return True
-        where = "does not exist" if found is None else f"is at version {found}"
-        self._results[item] = Problem(
-            412,
-            "version-mismatch",
-            f"stream {item.unique_id!r} {where}; the request asks for {precondition}",
-            version=found,
-        )
-        return False
-
-    def _judge(self, plan: _Plan, observed: list[tuple[Observe, Resident]]) -> None:
-        looked_up = {
-            resident.record.id: [step for step in item.steps if step <= resident.record.last_step]
-            for item, resident in observed
-            if min(item.steps) <= resident.record.last_step
-        }
-        known = self._store.known(looked_up) if looked_up else {}
-        for item, resident in observed:
-            record = resident.record
-            judgement = judge(
-                record.log_step,
-                record.last_step,
-                known.get(record.id, {}),
-                item.steps,
-                item.values,
-                revise=item.revise,
-                max_gap=self._max_gap,
-            )
-            if item.whole and (refusal := self._refusal(item, record, judgement)):
-                self._results[item] = refusal
-                continue
-            if refusal := self._refused_want(item, judgement.last_step):
-                self._results[item] = refusal
-                continue
-            after = record
-            if judgement.changes:
-                inserted, updated = judgement.inserted, judgement.updated
-                missing = record.missing + count_missing(list(inserted.values()))
-                if updated:
-                    before = known[record.id]
-                    missing += count_missing(list(updated.values())) - count_missing([before[step] for step in updated])
-                after = StreamRecord(
-                    record.id,
-                    record.unique_id,
-                    record.first_step,
-                    judgement.last_step,
-                    record.version + 1,
-                    record.observations + len(inserted),
-                    missing,
-                    record.static,
-                    record.retained_step,
-                )
-            step = _Step(item, resident, after, judgement)
-            if not judgement.changes:
-                plan.reads.append(step)
-            elif judgement.updated or min(judgement.inserted) <= record.last_step:
-                plan.rewinds.append(step)
-            else:
-                plan.appends.append(step)
-
-    def _refused_want(self, item: Observe | Look, cutoff: int) -> Problem | None:
-        """Why the wanted forecast cannot be made, before anything changes: the model may be another by now."""
-        if item.want is None:
-            return None
-        known = self._model.forecaster.config.covariates.known
-        try:
-            self._model.check(item.want)
-            self._model.dates.check_end(cutoff, item.want.horizon)
-            if known:
-                future = item.future
-                if future is None or (future.table is not None and future.table.shape[1] != len(known)):
-                    raise InputError(f"model {self._model.name} {self._model.version} needs other covariates")
-                future.check(cutoff, item.want.horizon, self._model.dates)
-        except InputError as error:
-            return from_library(error)
-        return None
-
-    def _refusal(self, item: Observe, record: StreamRecord, judgement: Judgement) -> Problem | None:
-        refused = [i for i, verdict in enumerate(judgement.verdicts) if verdict.refused]
-        if not refused:
-            return None
-        dates = self._model.dates
-        verdict, ds = judgement.verdicts[refused[0]], dates.text(item.steps[refused[0]])
-        last, name = dates.text(record.last_step), f"stream {item.unique_id!r}"
-        rows = [{"ds": dates.text(item.steps[i]), "verdict": judgement.verdicts[i]} for i in refused[:20]]
-        if verdict is Verdict.CONFLICT:
-            detail = f'{name} already has another value at ds {ds}; send "on_conflict": "revise" to replace it'
-            return conflict(detail, observations=rows)
-        if verdict is Verdict.TOO_OLD:
-            detail = f"ds {ds} lies before the log of {name}, which begins at {dates.text(record.log_step)}"
-            return Problem(422, "too-old", detail, observations=rows)
-        return Problem(
-            422,
-            "gap-too-long",
-            f"ds {ds} leaves a gap of more than {self._max_gap} steps after {last}, the last ds of {name}",
-            observations=rows,
-            max_gap_steps=self._max_gap,
-        )
-
     # -- compute on copies -----------------------------------------------------------------------------------------
 
-    def _append(self, plan: _Plan) -> StreamState | None:
+    def _append(self, plan: Plan) -> StreamState | None:
         if not plan.appends:
             return None
         steps, placed = plan.appends, plan.placed
@@ -441,7 +281,7 @@ class MicroBatch:
                 step.places = _placed(step, step.resident.record.last_step, places[row])
         return appended
 
-    def _rewind(self, steps: list[_Step]) -> StreamState | None:
+    def _rewind(self, steps: list[Step]) -> StreamState | None:
         if not steps:
             return None
         parts = []
@@ -465,10 +305,10 @@ class MicroBatch:
         return StreamState.concat(states)
 
     def _decode(
-        self, plan: _Plan, appended: StreamState | None, rewound: StreamState | None
+        self, plan: Plan, appended: StreamState | None, rewound: StreamState | None
     ) -> tuple[dict[Item, Float], Decoded | None]:
         """The forecasts asked for; and what appended rows say of the next step, if that came out on the way."""
-        wants: dict[Want, list[tuple[_Step, int]]] = {}
+        wants: dict[Want, list[tuple[Step, int]]] = {}
         reads = [step for step in plan.reads if wanted(step.item)]
         for position, step in enumerate((*plan.appends, *plan.rewinds, *reads)):
             if want := wanted(step.item):
@@ -501,7 +341,7 @@ class MicroBatch:
                     self._results[step.item] = Problem(409, "no-forecast", detail)
         return forecasts, ahead
 
-    def _suffices(self, appended: StreamState, wants: dict[Want, list[tuple[_Step, int]]]) -> bool:
+    def _suffices(self, appended: StreamState, wants: dict[Want, list[tuple[Step, int]]]) -> bool:
         """Whether forecasts can be made of what was folded as it is, though it may be a mere change."""
         (want, asked), *others = wants.items()
         directly = want.horizon <= self._model.forecaster.config.horizon
@@ -515,7 +355,7 @@ class MicroBatch:
         futures = [(getattr(item, "future", None) or Coming(None), cutoff) for item, cutoff in asked]
         return torch.from_numpy(np.stack([future.ahead(cutoff, horizon, known) for future, cutoff in futures]))
 
-    def _conclude(self, plan: _Plan, forecasts: dict[Item, Float]) -> None:
+    def _conclude(self, plan: Plan, forecasts: dict[Item, Float]) -> None:
         """Outcomes of observations and looks, for the case that the commit succeeds."""
         _surprise([step for step in (*plan.appends, *plan.rewinds) if step.places is not None])
         for step in (*plan.appends, *plan.rewinds, *plan.reads):
@@ -538,7 +378,7 @@ class MicroBatch:
 
     # -- commit, then follow in memory -----------------------------------------------------------------------------
 
-    def _changes(self, plan: _Plan) -> Changes:
+    def _changes(self, plan: Plan) -> Changes:
         changes = Changes()
         for step in (*plan.appends, *plan.rewinds):
             judgement, record = step.judgement, step.record
@@ -566,7 +406,7 @@ class MicroBatch:
             moved[item] = Outcome(record, self._model, created=before is None)
         return moved
 
-    def _remember(self, plan: _Plan, folded: _Folded) -> None:
+    def _remember(self, plan: Plan, folded: _Folded) -> None:
         appended, ahead, rewound, _ = folded
         self._residents.count_begun(self._begun)
         slab = self._residents.slab
@@ -584,7 +424,7 @@ class MicroBatch:
                 resident.record = record
                 self.due.append(resident)
 
-    def _take_in(self, plan: _Plan, records: list[StreamRecord], states: StreamState | None) -> None:
+    def _take_in(self, plan: Plan, records: list[StreamRecord], states: StreamState | None) -> None:
         if states is not None:
             unsaved = [record.last_step - record.first_step + 1 for record in records]
             self.due.extend(self._residents.add(records, states, unsaved))
@@ -614,7 +454,7 @@ def _new_record(item: Create, before: StreamRecord | None) -> StreamRecord:
     )
 
 
-def _placed(step: _Step, after: int, places: Float) -> Float:
+def _placed(step: Step, after: int, places: Float) -> Float:
     """Places of an item's observations, out of those of all steps after one."""
     item, judgement = step.item, step.judgement
     assert isinstance(item, Observe)
@@ -628,7 +468,7 @@ def _placed(step: _Step, after: int, places: Float) -> Float:
     return found
 
 
-def _surprise(steps: list[_Step]) -> None:
+def _surprise(steps: list[Step]) -> None:
     """Fill in how surprising the observations of steps were, all at once."""
     places = [step.places for step in steps if step.places is not None]
     if places:
