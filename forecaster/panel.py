@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,19 +17,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from forecaster import columns
-from forecaster.almanac import country_number
-from forecaster.calendar import INTEGER_FREQ, Calendar
-from forecaster.config import LARGEST_VOCABULARY, CovariatesConfig
-from forecaster.errors import InputError, PanelError
+from forecaster.calendar import Calendar
+from forecaster.config import CovariatesConfig
+from forecaster.errors import PanelError
+from forecaster.long_frame import LARGEST_Y, country_numbers, parts_of, side_by_side
 
-__all__ = ["LARGEST_Y", "Panel", "check_y"]
-
-COLUMNS = ("unique_id", "ds", "y")
-LARGEST_Y = 1e30
-"""Values beyond this in magnitude are refused: their squares would leave the range of float64 scaling statistics."""
-
-LARGEST_GROWTH = 50
-"""A series may have at most this many missing steps per row, so that a mistaken `freq` cannot fill the memory."""
+__all__ = ["Panel"]
 
 Float = npt.NDArray[np.float64]
 Steps = npt.NDArray[np.int64]
@@ -106,51 +98,7 @@ class Panel:
             Missing or unknown columns, wrong types, infinite or huge values, repeated or disordered timestamps,
             timestamps off the grid of `freq`, no rows, a static column that changes, a vocabulary that is too large.
         """
-        covariates = CovariatesConfig() if covariates is None else covariates
-        _check_columns(frame, [name for name in covariates.columns if name != "unique_id"])
-        if frame.empty:
-            raise PanelError("the frame has no rows; expected at least one observation")
-        if frame["unique_id"].isna().any():
-            raise PanelError(f"unique_id is missing in {int(frame['unique_id'].isna().sum())} rows")
-        frame = frame.assign(unique_id=frame["unique_id"].astype(str))
-        ds = _timestamps(frame["ds"])
-        calendar = Calendar(freq, None if freq == INTEGER_FREQ else _zone_name(ds)).fitted(ds)
-        codes, unique_ids = pd.factorize(frame["unique_id"], sort=False)
-        order = np.argsort(codes, kind="stable")
-        codes = codes[order]
-        bounds = np.searchsorted(codes, np.arange(len(unique_ids) + 1))
-        ds = ds.iloc[order].reset_index(drop=True)
-        y = _numbers(frame["y"])[order]
-        names = [str(name) for name in unique_ids]
-        steps = _steps(calendar, ds, names, bounds)
-        _check_values(y, ds, names, codes)
-        _check_order(steps, ds, names, codes)
-        first_steps = steps[bounds[:-1]]
-        lengths = steps[bounds[1:] - 1] - first_steps + 1
-        rows = np.diff(bounds)
-        sparse = lengths > np.maximum(LARGEST_GROWTH * rows, 1000)
-        if sparse.any():
-            i = int(np.argmax(sparse))
-            raise PanelError(
-                f"series {names[i]!r} has {rows[i]} rows over {lengths[i]} steps of freq {freq!r}; "
-                f"at most {LARGEST_GROWTH} steps per row may be missing: is the freq right?"
-            )
-        frame = frame.iloc[order]
-        covariates = _with_vocabularies(frame, covariates)
-        numbers = _covariate_numbers(frame, covariates, names, codes)
-        values, tables = [], []
-        for i, (start, end) in enumerate(pairwise(bounds)):
-            series = np.full(int(lengths[i]), np.nan)
-            table = np.full((len(series), numbers.shape[1]), np.nan)
-            places = steps[start:end] - first_steps[i]
-            series[places], table[places] = y[start:end], numbers[start:end]
-            if covariates.known and np.isfinite(series).any():
-                series = series[: int(np.flatnonzero(np.isfinite(series))[-1]) + 1]
-                table[len(series) :, len(covariates.known) :] = np.nan
-            values.append(series)
-            tables.append(table)
-        static = _static_numbers(frame, covariates, names, bounds)
-        return cls(calendar, names, first_steps, values, covariates, tables, static)
+        return cls(*parts_of(frame, freq, CovariatesConfig() if covariates is None else covariates))
 
     @classmethod
     def from_series(cls, calendar: Calendar, series: Sequence[tuple[str, int, Float]]) -> Panel:
@@ -159,7 +107,7 @@ class Panel:
             calendar,
             [name for name, _, _ in series],
             np.array([first for _, first, _ in series], dtype=np.int64),
-            [check_y(name, np.asarray(y, dtype=np.float64)) for name, _, y in series],
+            [_checked(name, np.asarray(y, dtype=np.float64)) for name, _, y in series],
         )
 
     def __len__(self) -> int:
@@ -372,7 +320,7 @@ class Panel:
                 )
         names = {name: place for place, name in enumerate(mine.dynamic)}
         tables = [
-            _columns(
+            side_by_side(
                 [self._renumbered(table[:, names[name]], name, covariates) for name in covariates.dynamic], len(table)
             )
             for table in self.tables
@@ -386,8 +334,8 @@ class Panel:
             source: Any = covariates.country
             if source in mine.static and source != "unique_id":
                 source = columns.decode(self.static[:, mine.static.index(source)], mine.values_of(source))
-            static.append(_countries(source, self.unique_ids))
-        return replace(self, covariates=covariates, tables=tables, static=_columns(static, len(self)))
+            static.append(country_numbers(source, self.unique_ids))
+        return replace(self, covariates=covariates, tables=tables, static=side_by_side(static, len(self)))
 
     def _renumbered(self, numbers: Float, name: str, covariates: CovariatesConfig) -> Float:
         """Numbers of one column by the vocabulary it has in `covariates`."""
@@ -436,7 +384,7 @@ class Panel:
         return digest.hexdigest()
 
 
-def check_y(unique_id: str, y: Float) -> Float:
+def _checked(unique_id: str, y: Float) -> Float:
     """Return `y` if every value is finite and of sane size, or missing (NaN).
 
     Raises
@@ -451,144 +399,3 @@ def check_y(unique_id: str, y: Float) -> Float:
             f"series {unique_id!r}: y is {y[i]} at position {i}, expected a finite number of at most {LARGEST_Y:g}"
         )
     return y
-
-
-def _check_columns(frame: pd.DataFrame, covariates: list[str]) -> None:
-    found, expected = [str(c) for c in frame.columns], [*COLUMNS, *covariates]
-    missing = [c for c in expected if c not in found]
-    if missing:
-        raise PanelError(f"columns {missing} are missing; found {_short(found)}, expected {_short(expected)}")
-    unknown = [c for c in found if c not in expected]
-    if unknown:
-        raise PanelError(f"columns {_short(unknown)} are unknown; expected only {_short(expected)}")
-
-
-def _with_vocabularies(frame: pd.DataFrame, covariates: CovariatesConfig) -> CovariatesConfig:
-    """Vocabularies for the categorical columns that have none."""
-    if covariates.categories:
-        return covariates
-    categories = []
-    for name in covariates.columns:
-        if columns.is_category(frame[name]):
-            values = columns.vocabulary(pd.unique(frame[name].astype(object)))
-            if len(values) > LARGEST_VOCABULARY:
-                raise PanelError(
-                    f"covariate {name!r} has {len(values)} different values, such as {values[0]!r} and {values[-1]!r}; "
-                    f"at most {LARGEST_VOCABULARY} can be told apart"
-                )
-            categories.append((name, *values))
-    return replace(covariates, categories=tuple(categories))
-
-
-def _covariate_numbers(frame: pd.DataFrame, covariates: CovariatesConfig, names: list[str], codes: Steps) -> Float:
-    """Numbers of the dynamic columns, shape [rows, D]."""
-    numbers = np.empty((len(frame), len(covariates.dynamic)))
-    for place, name in enumerate(covariates.dynamic):
-        numbers[:, place], bad = columns.encode(frame[name], covariates.values_of(name))
-        if bad.any():
-            i = int(np.argmax(bad))
-            raise PanelError(
-                f"series {names[codes[i]]!r}: covariate {name!r} is {columns.shown(frame[name].iloc[i])} at "
-                f"{frame['ds'].iloc[i]}, expected a finite number"
-            )
-    return numbers
-
-
-def _static_numbers(frame: pd.DataFrame, covariates: CovariatesConfig, names: list[str], bounds: Steps) -> Float:
-    """Numbers of the static columns and the country, shape [N, S]."""
-    series = pd.Series(names, dtype=object)
-    static = []
-    for name in covariates.static:
-        column = series if name == "unique_id" else _constants(frame[name], name, names, bounds)
-        numbers, bad = columns.encode(column, covariates.values_of(name))
-        if bad.any():
-            i = int(np.argmax(bad))
-            raise PanelError(
-                f"series {names[i]!r}: covariate {name!r} is {columns.shown(column.iloc[i])}, expected a finite number"
-            )
-        static.append(numbers)
-    source: Any = covariates.country
-    if source:
-        is_column = source in covariates.static and source != "unique_id"
-        static.append(_countries(_constants(frame[source], source, names, bounds) if is_column else source, names))
-    return _columns(static, len(names))
-
-
-def _countries(source: Any, names: list[str]) -> Float:
-    """Number of each series' country: of the values of a static column, of the names, or one for all."""
-    if isinstance(source, str):
-        source = names if source == "unique_id" else [source] * len(names)
-    return np.array([float(country_number(columns.text_of(value) or "")) for value in source])
-
-
-def _columns(numbers: list[Float], rows: int) -> Float:
-    return np.stack(numbers, -1) if numbers else np.empty((rows, 0))
-
-
-def _constants(column: pd.Series[Any], name: str, names: list[str], bounds: Steps) -> pd.Series[Any]:
-    """The one value of each series; None where it is missing in all rows."""
-    values: list[Any] = []
-    for series, (start, end) in zip(names, pairwise(bounds), strict=True):
-        found = pd.unique(column.iloc[start:end].dropna())
-        if len(found) > 1:
-            before, after = (columns.shown(value) for value in found[:2])
-            raise PanelError(f"series {series!r}: static covariate {name!r} changes from {before} to {after}")
-        values.append(found[0] if len(found) else None)
-    return pd.Series(values, dtype=object)
-
-
-def _timestamps(ds: pd.Series[Any]) -> pd.Series[Any]:
-    """Dates of Arrow, which pandas takes for objects, as timestamps."""
-    return ds.astype("datetime64[s]") if str(ds.dtype).startswith("date32") else ds
-
-
-def _zone_name(ds: pd.Series[Any]) -> str | None:
-    zone = ds.dt.tz if pd.api.types.is_datetime64_any_dtype(ds.dtype) else None
-    return None if zone is None else str(zone)
-
-
-def _numbers(y: pd.Series[Any]) -> Float:
-    unreal = pd.api.types.is_bool_dtype(y.dtype) or pd.api.types.is_complex_dtype(y.dtype)
-    if unreal or not pd.api.types.is_numeric_dtype(y.dtype):
-        text = y[pd.to_numeric(y, errors="coerce").isna() & y.notna()]
-        example = f", for example {text.iloc[0]!r} in row {text.index[0]}" if len(text) else ""
-        raise PanelError(f"y has type {y.dtype}{example}; expected numbers, and NaN for missing values")
-    return y.to_numpy(dtype=np.float64, na_value=np.nan)
-
-
-def _steps(calendar: Calendar, ds: pd.Series[Any], names: list[str], bounds: Steps) -> Steps:
-    try:
-        return calendar.to_steps(ds)
-    except InputError as error:
-        for name, start, end in zip(names, bounds[:-1], bounds[1:], strict=True):  # slow path: find the series to blame
-            try:
-                calendar.to_steps(ds.iloc[start:end])
-            except InputError as blame:
-                raise PanelError(f"series {name!r}: {blame}") from None
-        raise PanelError(str(error)) from None
-
-
-def _check_values(y: Float, ds: pd.Series[Any], names: list[str], codes: Steps) -> None:
-    bad = np.abs(y) > LARGEST_Y
-    if bad.any():
-        i = int(np.argmax(bad))
-        raise PanelError(
-            f"series {names[codes[i]]!r}: y is {y[i]} at {ds.iloc[i]}, "
-            f"expected a finite number of at most {LARGEST_Y:g}"
-        )
-
-
-def _check_order(steps: Steps, ds: pd.Series[Any], names: list[str], codes: Steps) -> None:
-    same = codes[1:] == codes[:-1]
-    ahead = steps[1:] - steps[:-1]
-    for wrong, verb, rule in (
-        (same & (ahead == 0), "repeats", "timestamps must be unique per unique_id"),
-        (same & (ahead < 0), "goes back", "rows must be in time order"),
-    ):
-        if wrong.any():
-            i = int(np.argmax(wrong)) + 1
-            raise PanelError(f"series {names[codes[i]]!r}: ds {verb} at {ds.iloc[i]}; {rule}")
-
-
-def _short(names: list[str], limit: int = 8) -> str:
-    return str(names if len(names) <= limit else [*names[:limit], f"... {len(names) - limit} more"])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipelines.console import Reporter, emit, result_reporter
+from pipelines.options import Json, TrackingUri
 
 if TYPE_CHECKING:
     from pipelines.benchmarks.accuracy import AccuracyRequest
@@ -32,10 +33,6 @@ Overrides = Annotated[
 Out = Annotated[
     str | None, typer.Option(metavar="FILE", help="Also write the table (.md) or all rows (.json).", show_default=False)
 ]
-TrackingUri = Annotated[
-    str | None, typer.Option(help="MLflow store.", show_default="MLFLOW_TRACKING_URI, else sqlite:///mlflow.db")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 
 @bench.callback()

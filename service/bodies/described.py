@@ -1,6 +1,6 @@
 """What clients get, as OpenAPI describes it: shapes of replies, and an example of each.
 
-Replies are written by hand (`replies`, `frames`, `bulk`) and not checked against this when they are sent; tests do
+Replies are written by hand (`replies`, `forms`, `bulk`) and not checked against this when they are sent; tests do
 that, with requests made from the description. Invariant: whatever is described here is always there; more may be.
 """
 

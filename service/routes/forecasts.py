@@ -15,7 +15,7 @@ from fastapi import FastAPI, Request, Response
 from forecaster import InputError
 from service.bodies.covariates import read_future
 from service.bodies.described import ForecastsReply
-from service.bodies.frames import forecasts_body, form_of
+from service.bodies.forms import forecasts_body, form_of
 from service.bodies.replies import Forecast, Json, json_reply
 from service.bodies.schemas import ForecastsRequest
 from service.engine.items import Bundle, Item, Look, Outcome

@@ -12,7 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from forecaster import StreamState
 from service.bodies.covariates import read_future, read_static, read_values
 from service.bodies.described import ForecastReply, ObservedReply, StreamReply
-from service.bodies.frames import JSON, form_of, one_forecast_body, stream_frame
+from service.bodies.forms import JSON, form_of, one_forecast_body, stream_frame
 from service.bodies.histories import read_history
 from service.bodies.replies import description, json_reply, observed, stream_forecast
 from service.bodies.schemas import ForecastQuery, ObservationsRequest, StreamForecastRequest, StreamHistory
