@@ -7,7 +7,6 @@ impossible values are refused with the key named. Nothing here knows files, envi
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 from forecaster.almanac import CYCLES, is_country
 from forecaster.calendar import Calendar
+from forecaster.declarations import build, check_types, fields_of, plain, read_text, require
 from forecaster.errors import ConfigError
 
 __all__ = ["Config", "CovariatesConfig", "NetworkConfig", "TrainingConfig"]
@@ -26,8 +26,6 @@ LARGEST_VOCABULARY = 1024
 """Distinct values of one categorical column that a model tells apart."""
 
 COUNT_HEADS = ("negative_binomial", "zero_inflated")
-
-T = typing.TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +75,15 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check_types(self)
-        _require(1 <= self.hidden_size <= 4096, "network.hidden_size", self.hidden_size, "1 to 4096")
-        _require(1 <= self.num_layers <= 16, "network.num_layers", self.num_layers, "1 to 16")
-        _require(0 <= self.dropout < 1, "network.dropout", self.dropout, "at least 0 and below 1")
-        _require(
+        check_types(self, "network.")
+        require(1 <= self.hidden_size <= 4096, "network.hidden_size", self.hidden_size, "1 to 4096")
+        require(1 <= self.num_layers <= 16, "network.num_layers", self.num_layers, "1 to 16")
+        require(0 <= self.dropout < 1, "network.dropout", self.dropout, "at least 0 and below 1")
+        require(
             0 <= self.proj_size < self.hidden_size, "network.proj_size", self.proj_size, "0 or less than hidden_size"
         )
-        _require(0 <= self.members <= LARGEST_ENSEMBLE, "network.members", self.members, f"0 to {LARGEST_ENSEMBLE}")
-        _require(
+        require(0 <= self.members <= LARGEST_ENSEMBLE, "network.members", self.members, f"0 to {LARGEST_ENSEMBLE}")
+        require(
             self.proj_size == 0 or self.cell == "lstm", "network.proj_size", self.proj_size, "0 unless cell is lstm"
         )
 
@@ -173,22 +171,22 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check_types(self)
-        _require(self.updates >= 0, "training.updates", self.updates, "at least 0")
+        check_types(self, "training.")
+        require(self.updates >= 0, "training.updates", self.updates, "at least 0")
         for name in ("lanes", "chunk_length", "epoch_updates", "patience"):
-            _require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
-        _require(0 < self.learning_rate < 1, "training.learning_rate", self.learning_rate, "between 0 and 1")
-        _require(
+            require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
+        require(0 < self.learning_rate < 1, "training.learning_rate", self.learning_rate, "between 0 and 1")
+        require(
             0 <= self.lr_warmup_share < 1, "training.lr_warmup_share", self.lr_warmup_share, "at least 0 and below 1"
         )
-        _require(self.weight_decay >= 0, "training.weight_decay", self.weight_decay, "at least 0")
-        _require(self.gradient_clip_val > 0, "training.gradient_clip_val", self.gradient_clip_val, "above 0")
-        _require(0 <= self.averaging < 1, "training.averaging", self.averaging, "at least 0 and below 1")
-        _require(
+        require(self.weight_decay >= 0, "training.weight_decay", self.weight_decay, "at least 0")
+        require(self.gradient_clip_val > 0, "training.gradient_clip_val", self.gradient_clip_val, "above 0")
+        require(0 <= self.averaging < 1, "training.averaging", self.averaging, "at least 0 and below 1")
+        require(
             0 <= self.validation_horizons <= 16, "training.validation_horizons", self.validation_horizons, "0 to 16"
         )
-        _require(0 <= self.finish <= 0.5, "training.finish", self.finish, "0 to 0.5")
-        _require(0 <= self.seed < 2**32, "training.seed", self.seed, "0 to 2**32 - 1")
+        require(0 <= self.finish <= 0.5, "training.finish", self.finish, "0 to 0.5")
+        require(0 <= self.seed < 2**32, "training.seed", self.seed, "0 to 2**32 - 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,34 +231,34 @@ class CovariatesConfig:
             object.__setattr__(self, "calendar", ())
         if self.holidays == "off":
             object.__setattr__(self, "holidays", "")
-        _check_types(self)
+        check_types(self, "covariates.")
         columns = (*self.known, *self.past, *self.static)
         for role in ("known", "past", "static"):
             names = getattr(self, role)
             reserved = {"ds", "y"} if role == "static" else {"unique_id", "ds", "y"}
             twice = sorted({name for name in names if columns.count(name) > 1})
-            _require(not twice, f"covariates.{role}", names, f"each column once among all roles; {twice} repeats")
-            _require(
+            require(not twice, f"covariates.{role}", names, f"each column once among all roles; {twice} repeats")
+            require(
                 all(name and name not in reserved for name in names),
                 f"covariates.{role}",
                 names,
                 f"names of columns other than {', '.join(sorted(reserved))}",
             )
-        _require(len(columns) <= LARGEST_COLUMNS, "covariates", len(columns), f"at most {LARGEST_COLUMNS} columns")
-        _require(
+        require(len(columns) <= LARGEST_COLUMNS, "covariates", len(columns), f"at most {LARGEST_COLUMNS} columns")
+        require(
             self.calendar == ("auto",) or set(self.calendar) <= set(CYCLES),
             "covariates.calendar",
             self.calendar,
             f"auto, off, or some of {', '.join(CYCLES)}",
         )
-        _require(
+        require(
             not self.country or self.country in ("unique_id", *self.static) or is_country(self.country),
             "covariates.holidays",
             self.holidays,
             "an ISO country code with known holidays, a static column, unique_id, auto, or off",
         )
         for entry in self.categories:
-            _require(
+            require(
                 1 <= len(entry) <= LARGEST_VOCABULARY + 1 and entry[0] in columns,
                 "covariates.categories",
                 entry[:4],
@@ -349,21 +347,19 @@ class Config:
 
     def __post_init__(self) -> None:
         """Normalise the seasonality and check ranges."""
-        _check_types(self)
+        check_types(self)
         calendar = Calendar(self.freq, self.time_zone)
         usual = tuple(s for s in calendar.default_seasonality if s <= LARGEST_RING) or (1,)  # a day of seconds is not
         object.__setattr__(self, "seasonality", tuple(sorted(set(self.seasonality))) or usual)
-        _require(1 <= self.horizon <= 2048, "horizon", self.horizon, "1 to 2048")
-        _require(
+        require(1 <= self.horizon <= 2048, "horizon", self.horizon, "1 to 2048")
+        require(
             all(1 <= s <= LARGEST_RING for s in self.seasonality),
             "seasonality",
             self.seasonality,
             f"periods of 1 to {LARGEST_RING} steps",
         )
-        _require(
-            0 <= self.context_length <= LARGEST_RING, "context_length", self.context_length, f"0 to {LARGEST_RING}"
-        )
-        _require(
+        require(0 <= self.context_length <= LARGEST_RING, "context_length", self.context_length, f"0 to {LARGEST_RING}")
+        require(
             not calendar.is_integer or (self.covariates.calendar in ((), ("auto",)) and not self.covariates.country),
             "covariates.calendar",
             self.covariates.calendar,
@@ -371,7 +367,7 @@ class Config:
         )
         levels = self.quantile_levels
         rising = len(levels) >= 3 and list(levels) == sorted(set(levels)) and 0 < levels[0] and levels[-1] < 1
-        _require(
+        require(
             len(levels) % 2 == 1 and rising and levels[len(levels) // 2] == 0.5,
             "quantile_levels",
             levels,
@@ -402,7 +398,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON; `from_dict` is its inverse."""
-        return typing.cast(dict[str, Any], _plain(dataclasses.asdict(self)))
+        return typing.cast(dict[str, Any], plain(dataclasses.asdict(self)))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
@@ -413,7 +409,7 @@ class Config:
         ConfigError
             A key is unknown, a required one is missing, or a value has the wrong type or range.
         """
-        return _build(cls, values, "")
+        return build(cls, values)
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> Config:
         """Return a copy with dotted keys replaced; text values are read as the type of the field.
@@ -428,9 +424,9 @@ class Config:
             section, _, name = key.rpartition(".")
             target = values if not section else values.get(section)
             owner = ({"": Config} | _SECTIONS).get(section)
-            if owner is None or target is None or name not in _fields(owner) or (not section and name in _SECTIONS):
+            if owner is None or target is None or name not in fields_of(owner) or (not section and name in _SECTIONS):
                 raise ConfigError(f"config key {key!r} is unknown; expected one of {', '.join(_keys())}")
-            target[name] = _read(value, _fields(owner)[name], key) if isinstance(value, str) else value
+            target[name] = read_text(value, fields_of(owner)[name], key) if isinstance(value, str) else value
         return Config.from_dict(values)
 
 
@@ -438,85 +434,5 @@ _SECTIONS: dict[str, type] = {"network": NetworkConfig, "training": TrainingConf
 
 
 def _keys() -> list[str]:
-    top = [name for name in _fields(Config) if name not in _SECTIONS]
-    return top + [f"{section}.{name}" for section, owner in _SECTIONS.items() for name in _fields(owner)]
-
-
-def _fields(owner: type) -> dict[str, Any]:
-    return {k: v for k, v in typing.get_type_hints(owner).items() if k in {f.name for f in dataclasses.fields(owner)}}
-
-
-def _build(owner: type[T], values: Mapping[str, Any], prefix: str) -> T:
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"config {prefix.rstrip('.') or 'root'} is {values!r}, expected a table of keys")
-    hints = _fields(owner)
-    for key in values:
-        if key not in hints:
-            raise ConfigError(f"config key {prefix + str(key)!r} is unknown; expected one of {', '.join(hints)}")
-    for spec in dataclasses.fields(owner):  # type: ignore[arg-type]
-        required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
-        if required and spec.name not in values:
-            raise ConfigError(f"config key {prefix + spec.name!r} is missing")
-    built = {
-        k: _build(hints[k], v, f"{k}.") if dataclasses.is_dataclass(hints[k]) and isinstance(v, Mapping) else _tuples(v)
-        for k, v in values.items()
-    }
-    return owner(**built)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _read(text: str, hint: Any, key: str) -> Any:
-    """One command-line value in the type of its field."""
-    origin = typing.get_origin(hint)
-    try:
-        if hint is bool:
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
-        if hint in (int, float):
-            return hint(text)
-        if origin is tuple:
-            item = typing.get_args(hint)[0]
-            return tuple(item(part.strip()) for part in text.strip("[]() ").split(",") if part.strip())
-        if origin in (types.UnionType, typing.Union):
-            return None if text.lower() in ("", "none", "null") else text
-    except (KeyError, ValueError):
-        raise ConfigError(f"config key {key!r} is {text!r}, expected {getattr(hint, '__name__', hint)}") from None
-    return text
-
-
-def _check_types(values: Any) -> None:
-    """Refuse values of the wrong type and unknown choices, with the key named; whole numbers may stand for floats."""
-    prefix = next((f"{name}." for name, owner in _SECTIONS.items() if owner is type(values)), "")
-    for name, hint in _fields(type(values)).items():
-        value = getattr(values, name)
-        origin, args = typing.get_origin(hint), typing.get_args(hint)
-        if hint is float and type(value) is int:
-            object.__setattr__(values, name, float(value))
-        elif origin is tuple:
-            item = args[0]
-            plain = typing.get_origin(item) or item
-            fits = isinstance(value, tuple) and all(
-                type(v) is plain or (item is float and type(v) is int) for v in value
-            )
-            _require(fits, prefix + name, value, f"a list of {item.__name__}")
-        elif origin in (types.UnionType, typing.Union):
-            _require(isinstance(value, args), prefix + name, value, str(hint))
-        elif origin is Literal:
-            _require(value in args, prefix + name, value, f"one of {', '.join(args)}")
-        elif dataclasses.is_dataclass(hint):
-            _require(isinstance(value, typing.cast(type, hint)), prefix + name, value, "a table of keys")
-        else:
-            _require(type(value) is hint, prefix + name, value, f"{hint.__name__}")
-
-
-def _require(holds: bool, key: str, found: Any, expected: str) -> None:
-    if not holds:
-        raise ConfigError(f"config key {key!r} is {found!r}, expected {expected}")
+    top = [name for name in fields_of(Config) if name not in _SECTIONS]
+    return top + [f"{section}.{name}" for section, owner in _SECTIONS.items() for name in fields_of(owner)]
