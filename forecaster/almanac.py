@@ -131,12 +131,11 @@ class Almanac:
         dates = clock.astype("datetime64[D]")
         months, years = clock.astype("datetime64[M]"), clock.astype("datetime64[Y]")
         hours = (clock - dates) / np.timedelta64(1, "h")
+        weekdays = (dates.astype(np.int64) + 3) % 7  # 1970-01-01 was a Thursday; whole days, so weekends are sharp
         share: dict[str, Any] = {
             "hour": hours % 1,
             "day": hours / 24,
-            "week": (dates.astype(np.int64) + 3)
-            % 7
-            / 7,  # 1970-01-01 was a Thursday; whole days, so weekends are sharp
+            "week": weekdays / 7,
             "month": (dates - months.astype("datetime64[D]")) / (_end(months) - months.astype("datetime64[D]")),
             "year": (dates - years.astype("datetime64[D]")) / (_end(years) - years.astype("datetime64[D]")),
         }

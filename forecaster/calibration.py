@@ -176,9 +176,8 @@ class Calibration(nn.Module):
         first = self.period - 1 - phase
         if not (first < steps).any():
             return after
-        begins = torch.from_numpy(first) + self.period * torch.arange(-(-total // self.period)).unsqueeze(
-            1
-        )  # [flight, row]
+        flights = torch.arange(-(-total // self.period)).unsqueeze(1)
+        begins = torch.from_numpy(first) + self.period * flights  # [flight, row]
         # Not until a whole period was seen: the first forecasts of a series are unlike the later ones.
         due = (begins < ends) & (after.age - ends + begins + 1 >= self.period)
         due &= after.last_step - ends + begins + 1 >= self.learnt

@@ -19,10 +19,11 @@ from torch import Tensor
 from forecaster.heads import Head, Levels
 from forecaster.scaling import Frame
 
-__all__ = ["Decoded", "Marginals", "locate", "surprise"]
+__all__ = ["EDGE", "Decoded", "Marginals", "locate", "surprise"]
 
 EDGE = 2.0**-40
-"""Least distance of a place from 0 and 1: no observation is impossible, and surprise ends at 11.7."""
+"""Least distance of a place, or of a drawn level, from 0 and 1: no observation is impossible, no quantile infinite, and
+surprise ends at 11.7."""
 
 
 class Decoded(NamedTuple):

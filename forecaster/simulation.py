@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from forecaster.errors import InputError
-from forecaster.marginals import Decoded, Marginals
+from forecaster.marginals import EDGE, Decoded, Marginals
 from forecaster.state import StreamState
 
 __all__ = ["FEWEST_PATHS", "LARGEST_SAMPLES", "LARGEST_SEED", "check_samples", "generators", "seed_of", "simulate"]
@@ -30,9 +30,6 @@ LARGEST_SEED = 2**63 - 1
 
 FEWEST_PATHS = 128
 """Paths drawn at least, however few are asked for: ranks among a handful say little of dependence."""
-
-EDGE = 2.0**-40
-"""Least distance of a drawn level from 0 and 1, where quantiles may be infinite."""
 
 
 def generators(state: StreamState, seed: int | Sequence[int]) -> list[np.random.Generator]:
