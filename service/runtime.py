@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import torch
 
 from service.asking import Probe, Questions
+from service.at_work import AtWork
 from service.challenger import Challenger
 from service.engine import Engine, Limits
 from service.engine.subscriptions import Subscriptions
@@ -30,7 +31,6 @@ from service.models.served import ServedModel, load_model
 from service.models.watcher import Taker, Watcher
 from service.problems import overloaded, unavailable
 from service.retention import least_steps, steps_of
-from service.running import Running
 from service.settings import Settings
 from service.store import Store
 from service.switching import Switch
@@ -88,7 +88,7 @@ class Service:
         self.settings = settings
         self.store = store
         self.metrics = metrics
-        self.running = Running()
+        self.at_work = AtWork()
         self.subscriptions = Subscriptions()
         self.metrics.event_readers.set_function(lambda: len(self.subscriptions))
         self.switch = Switch(

@@ -23,7 +23,6 @@ __all__ = [
     "Forecast",
     "Json",
     "description",
-    "forecast",
     "forecast_json",
     "json_reply",
     "level_names",
@@ -67,7 +66,7 @@ def json_reply(
     return _JsonReply(body, status, version, media_type)
 
 
-def forecast(
+def _forecast(
     model: ServedModel, unique_id: str, last_step: int, want: Want, quantiles: npt.NDArray[np.float64]
 ) -> Json:
     """A forecast; `quantiles` is [Q, H]."""
@@ -123,7 +122,7 @@ class Forecast(NamedTuple):
 
 def forecast_json(found: Forecast) -> Json:
     """A forecast in the contract's words."""
-    reply = forecast(found.model, found.unique_id, found.last_step, found.want, found.quantiles)
+    reply = _forecast(found.model, found.unique_id, found.last_step, found.want, found.quantiles)
     if found.version is not None:
         reply["version"] = found.version
     if found.samples is not None:
@@ -163,7 +162,7 @@ def observed(outcome: Outcome, want: Want) -> bytes:
 def _stream_forecast(outcome: Outcome, want: Want) -> Json:
     record = outcome.record
     assert outcome.quantiles is not None
-    reply = forecast(outcome.model, record.unique_id, record.last_step, want, outcome.quantiles)
+    reply = _forecast(outcome.model, record.unique_id, record.last_step, want, outcome.quantiles)
     reply["version"] = record.version
     return reply
 

@@ -173,7 +173,7 @@ async def _observe(request: Request) -> Response:
         engine.submit([item])
         outcome = await ticket.future
     else:
-        with service_of(request).running.alone(unique_id, key.text):
+        with service_of(request).at_work.alone(unique_id, key.text):
             engine.submit([item])
             outcome = await ticket.future
     reply = json_reply(outcome.reply, version=outcome.record.version)

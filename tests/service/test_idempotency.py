@@ -117,7 +117,7 @@ def test_a_request_that_is_still_at_work_is_not_done_twice(stream):
         send = stream._client.post
         body, headers = observations((10, 2.0)), {"idempotency-key": "one"}
         first = asyncio.create_task(send(PATH, json=body, headers=headers))
-        while not stream.service.running._names:
+        while not stream.service.at_work._names:
             await asyncio.sleep(0.001)
         second = await send(PATH, json=body, headers=headers)
         gate.set()

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 from service.problems import Problem
 
-__all__ = ["Running"]
+__all__ = ["AtWork"]
 
 
-class Running:
+class AtWork:
     """Names of requests at work."""
 
     def __init__(self) -> None:
