@@ -89,9 +89,16 @@ class Follower:
                 after, base = known.record.last_step, self._slab.gather([row])
             else:
                 after, base = record.log_step - 1, begin(forecaster, [record])
+            start = after
             while True:
                 until = min(after + self._steps - held, record.last_step)
                 found = self._store.log(record.id, after, until)
+                if not self._store.has_only_grown(record):
+                    # What was read may lack what has been trimmed since; the next look asks again.
+                    if known is None or after > start:
+                        self._known.pop(record.id, None)
+                        self._slab.give_back([row])
+                    break
                 bases.append(base)
                 rows.append(row)
                 stretches.append(dense(forecaster, dict(found), after, until))
@@ -100,9 +107,9 @@ class Follower:
                     fold()
                     held = 0
                 if until == record.last_step:
+                    self._known[record.id] = _Known(record, row)
                     break
                 after, base = until, self._slab.gather([row])
-            self._known[record.id] = _Known(record, row)
         fold()
 
     def line(self) -> bytes:

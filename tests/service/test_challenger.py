@@ -33,6 +33,11 @@ def sums(forecaster, logs: dict[str, list[float]]) -> np.ndarray:
     return forecaster.quality(state).total.sum(2).T
 
 
+def sums_from(forecaster, first: int, y: list[float]) -> np.ndarray:
+    """Sums of scores of a log that begins at a step."""
+    return forecaster.quality(forecaster.warm_up([np.array(y)], [first])).total.sum(2)[0]
+
+
 def said(follower: Follower) -> dict[str, np.ndarray]:
     """Sums by stream."""
     with torch.inference_mode():
@@ -76,6 +81,40 @@ def test_a_follower_knows_what_a_fold_of_the_log_knows(client, challenger, steps
     client.post("/v1/streams/b/observations", json=observations((2, 99.0), on_conflict="revise"))
     check(b=[*values("b")[10:12], 99.0, *values("b")[13:70], 6.0, 7.0, 8.0], c=[1.0])  # fewer changes than values
     assert max(map(len, read)) <= steps
+
+
+@pytest.mark.parametrize("steps", [16, 1_000_000])
+def test_a_log_that_is_trimmed_while_it_is_read_has_no_values_that_are_missing_for_it(
+    settings, any_store_url, challenger, steps, monkeypatch
+):
+    with LocalClient(create_app(settings.model_copy(update={"store": any_store_url, "snapshot_every": 8}))) as client:
+        store, key = client.service.store, client.service.engine.model.key
+        y = values("a")
+        client.put("/v1/streams/a", json=history(y[:40]))
+        follower = Follower(ServedModel("other", "2", challenger), store, limit=2, steps=steps)
+        until(lambda: store.recover(["a"], key)["a"].snapshot_step == BASE + 39)
+        log, (stream,) = store.log, store.page("", 1)
+
+        def trimmed(*asked):
+            with monkeypatch.context() as patch:
+                patch.setattr(store, "log", log)
+                if not begun:
+                    begun.append(log(*asked))
+                    client.post("/v1/streams/a/observations", json=observations((40, y[40]))).raise_for_status()
+                    assert store.raise_floors(key, 1, [stream.id])
+                    assert store.sweep([stream.id], 99)
+            return log(*asked)
+
+        begun: list = []
+        monkeypatch.setattr(store, "log", trimmed)
+        said(follower)
+        for hour in range(41, 70):
+            client.post("/v1/streams/a/observations", json=observations((hour, y[hour]))).raise_for_status()
+        found = said(follower)["a"]
+
+        (first,) = [record.log_step for record in store.page("", 1)]
+        assert first == BASE + 40
+        np.testing.assert_allclose(found, sums_from(challenger, first, y[40:]), rtol=1e-3)
 
 
 def test_its_figures_stand_beside_the_champions_until_it_dies_and_is_started_again_and_the_champion_goes_on(
