@@ -12,7 +12,7 @@ import re
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -296,11 +296,24 @@ class Calendar:
         off_grid = self._off_grid(instants, steps)
         if off_grid.any():
             first = int(np.argmax(off_grid))
-            found, before = (
-                np.datetime_as_string(v, unit="s") for v in (instants[first], self._grid.instants(steps)[first])
-            )
-            raise InputError(f"ds {found} is not on the grid of freq {self.freq!r}; the step before it is {before}")
+            before, after = self._grid.instants(steps[first] + np.arange(2))
+            found, floor = self._stamp(instants[first]), self._stamp(before)
+            step = (after - before).astype("timedelta64[us]").item()
+            said = f"ds {found.isoformat()} is not on the grid of freq {self.freq!r}"
+            said += f"; the step before it is {floor.isoformat()}"
+            for month in range(12):
+                shift = _offset(found + timedelta(30 * month)) - _offset(found)
+                if shift and (shift - (found - floor)) % step == timedelta():
+                    said += f" (the clocks of {self.time_zone} change by {abs(shift)}, which is no whole step)"
+                    break
+            raise InputError(said)
         return steps
+
+    def _stamp(self, instant: np.datetime64) -> pd.Timestamp:
+        """As people write it: in local time, with its offset where it has one."""
+        if self.time_zone is None or not self._grid.absolute:
+            return pd.Timestamp(instant).as_unit("us")
+        return pd.Timestamp(instant - self._standard_offset, tz="UTC").tz_convert(self.time_zone).as_unit("us")
 
     def _off_grid(self, instants: Instants, steps: Steps) -> npt.NDArray[np.bool_]:
         """Which instants are not those of their steps."""
@@ -409,6 +422,10 @@ class _BusinessDayGrid(_Grid):
 
     def instants(self, steps: Steps) -> Instants:
         return np.busday_offset(np.datetime64("1970-01-01"), steps).astype("datetime64[ns]")
+
+
+def _offset(stamp: pd.Timestamp) -> timedelta:
+    return stamp.utcoffset() or timedelta()
 
 
 def _grid_of(freq: str) -> _Grid:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime
+from functools import partial
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -168,6 +170,43 @@ def test_a_timestamp_off_the_grid_is_refused_with_the_step_before_it(freq: str, 
         Calendar(freq).parse([off])
     with pytest.raises(InputError, match=f"not on the grid of freq '{freq}'.*{before}"):
         Calendar(freq).to_steps(pd.Series(pd.to_datetime([off])))
+
+
+@pytest.mark.parametrize(
+    ("freq", "zone", "on", "off", "before", "shift"),
+    [
+        ("h", "Australia/Lord_Howe", "2024-07-05T05:00+10:30", "2024-03-05T05:00+11:00", "04:30:00\\+11:00", "0:30:00"),
+        (
+            "h@1970-01-01T00:30",
+            "Australia/Lord_Howe",
+            "2024-03-05T05:00+11:00",
+            "2024-07-05T05:00+10:30",
+            "04:30",
+            "0:30",
+        ),
+        ("2h", "Europe/Berlin", "2024-01-01T04:00+01:00", "2024-07-01T04:00+02:00", "03:00:00\\+02:00", "1:00:00"),
+    ],
+)
+def test_local_hours_that_are_no_grid_because_clocks_change_are_refused_with_the_reason(
+    freq: str, zone: str, on: str, off: str, before: str, shift: str
+) -> None:
+    """Steps have one length; what is refused is named as it came, in local time."""
+    calendar = Calendar(freq, zone)
+    calendar.parse([on])
+
+    for refused in (
+        partial(calendar.parse, [off]),
+        partial(calendar.to_steps, pd.Series(pd.to_datetime([off])).dt.tz_convert(zone)),
+    ):
+        with pytest.raises(
+            InputError, match=rf"ds {re.escape(off[:16])}.*the step before it is .*{before}.*clocks.*{shift}"
+        ):
+            refused()
+
+
+def test_what_is_off_the_grid_for_another_reason_is_not_put_down_to_the_clocks() -> None:
+    with pytest.raises(InputError, match=r"ds 2261-12-30T04:30:00\+01:00 .* 2261-12-30T04:00:00\+01:00$"):
+        Calendar("h", "Europe/Berlin").parse(["2261-12-30T04:30+01:00"])
 
 
 @pytest.mark.parametrize("zone", [None, "UTC", "America/New_York", "Asia/Kolkata"])
