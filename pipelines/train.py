@@ -45,8 +45,9 @@ __all__ = [
 BESIDE_FITTING = 2.0
 """What is done before and after the fit, by what is done before, but for the backtest ..."""
 
-BACKTEST_SECONDS = 1e-5
-"""... which takes about so many for each observed value: all are folded, once more where a champion is measured."""
+VALUE_SECONDS, STEP_SECONDS = 1e-5, 4e-5
+"""... which takes about so many for each observed value, and for each step of the longest series, as steps wait for one
+another: all are folded, once more where a champion is measured."""
 
 LARGEST_BESIDE = 0.5
 """Share of a time box that goes to that at most; too short a box has to be exceeded."""
@@ -173,7 +174,7 @@ def fit_step(
     tracking_uri = tracking_uri_or_default(request.tracking_uri)
     client = connect(tracking_uri, create=True)
     windows = plan.windows
-    judged = 2 if version_of_alias(client, request.name, CHAMPION) else 1
+    backtests = (2 if version_of_alias(client, request.name, CHAMPION) else 1) * backtest_seconds(plan.panel)
     (latest,) = plan.panel.calendar.format([int(plan.panel.last_steps.max())])
     with start_run(client, request.name, run_name(request.data, latest), tracking_uri=tracking_uri) as run:
         run.log_config(plan.config)
@@ -184,7 +185,7 @@ def fit_step(
             plan.panel,
             plan.config,
             held_out=windows.held_out,
-            max_minutes=minutes_to_fit(request.max_minutes, (started - began) / 60, judged * plan.panel.observed),
+            max_minutes=minutes_to_fit(request.max_minutes, (started - began) / 60, backtests / 60),
             reporter=reporter,
             on_epoch=run.log_epoch,
         )
@@ -202,18 +203,21 @@ def fit_step(
         return TrainedRun(run.run_id, fitted.forecaster, fitted.judged, len(fitted.history), seconds)
 
 
-def minutes_to_fit(box: float | None, spent: float, values: int) -> float | None:
-    """What of a time box, in minutes, is left for the fit after so many; None without a box.
-
-    On so many values, those of the backtest of a champion counted once more.
+def minutes_to_fit(box: float | None, spent: float, backtests: float) -> float | None:
+    """Minutes of a time box that are left for the fit, after those spent and before backtests; None without a box.
 
     Examples
     --------
-    >>> minutes_to_fit(10, 0.25, 3_000_000), minutes_to_fit(1, 5, 0), minutes_to_fit(None, 5, 0)
+    >>> minutes_to_fit(10, 0.25, 0.5), minutes_to_fit(1, 5, 0), minutes_to_fit(None, 5, 0)
     (9.0, 0.5, None)
     """
-    beside = BESIDE_FITTING * spent + BACKTEST_SECONDS / 60 * values
+    beside = BESIDE_FITTING * spent + backtests
     return None if box is None else box - min(beside, LARGEST_BESIDE * box)
+
+
+def backtest_seconds(panel: Panel) -> float:
+    """About how long one model's backtest will take."""
+    return VALUE_SECONDS * panel.observed + STEP_SECONDS * float(panel.lengths.max())
 
 
 def run_name(data: str, latest: str | int) -> str:

@@ -148,12 +148,14 @@ def fit(
         share = settings.finish if held_out or data.validation else 0.0
         network = trials.trained.get(config) or _fresh(config, data)  # who has won a race goes on
         done = _train(network, data, data.updates, clock.until(1 - share), progress=progress)
+        trained = clock.elapsed
         calibrate(network, learnt, data.blocks, settings.seed)
         drift = drift_of(network, learnt, data.held_out, settings.seed)
         network.head.widen(drift)
         judged = Forecaster(network)
         if not share:
             return Fitted(judged, judged, clock.history, reasons)
+        clock.keep_free(clock.elapsed - trained)  # the finished weights are calibrated, too
         whole = replace(config, training=replace(settings, validation_horizons=0, seed=(settings.seed + 1) % 2**32))
         _train(
             network,
@@ -347,6 +349,11 @@ class _Clock:
         """Enter the stage that ends at this share of the run."""
         self.share_before, self.share = self.share, share
         return self
+
+    def keep_free(self, seconds: float) -> None:
+        """Let the last stage end so much earlier."""
+        if self.seconds is not None:
+            self.seconds -= seconds
 
     @property
     def elapsed(self) -> float:

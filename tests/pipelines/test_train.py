@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
@@ -26,6 +27,7 @@ from pipelines.score import score
 from pipelines.tracking import backtest_metrics, git_commit
 from pipelines.train import (
     TrainRequest,
+    backtest_seconds,
     backtest_step,
     fit_step,
     prepare,
@@ -146,14 +148,21 @@ def test_a_time_box_holds_the_whole_training_not_only_the_fit(
 def test_a_time_box_has_room_for_the_backtest_of_a_champion(
     request_: TrainRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted: list[int] = []
-    monkeypatch.setattr("pipelines.train.minutes_to_fit", lambda *args: counted.append(args[2]))
+    counted: list[float] = []
+    monkeypatch.setattr("pipelines.train.minutes_to_fit", lambda *args: counted.append(args[2] * 60))
 
     for _ in range(2):
         train(request_)
 
-    values = prepare(request_).panel.observed
-    assert counted == [values, 2 * values]
+    once = backtest_seconds(prepare(request_).panel)
+    assert counted == pytest.approx([once, 2 * once])
+
+
+def test_a_value_of_one_long_series_takes_longer_than_one_of_many(request_: TrainRequest) -> None:
+    panel = prepare(request_).panel
+    one = panel.select(np.arange(1))
+
+    assert backtest_seconds(one) / one.observed > backtest_seconds(panel) / panel.observed
 
 
 def test_a_model_is_kept_where_its_run_breaks_off_and_the_user_is_told(
