@@ -40,8 +40,8 @@ __all__ = [
 Float = npt.NDArray[np.float64]
 
 _CELLS = 1 << 20  # values of one padded batch, to bound memory
-LONGEST = 100_000
-"""Steps of one log that are folded at once; the engine folds no more of one while everyone waits."""
+LONGEST = 200_000
+"""Steps of one log that are folded at once, in a second or two; the engine folds no more of one while all others wait."""
 MOST_STEPS = 1_000_000
 """Of logs that are in memory together; one that alone is longer is read a stretch at a time."""
 
