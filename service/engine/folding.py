@@ -41,7 +41,7 @@ Float = npt.NDArray[np.float64]
 
 _CELLS = 1 << 20  # values of one padded batch, to bound memory
 LONGEST = 200_000
-"""Steps of one log that are folded at once, in a second or two; the engine folds no more of one while all others wait."""
+"""Steps of one log that are folded at once, in a second or two; the engine folds no more of one while others wait."""
 MOST_STEPS = 1_000_000
 """Of logs that are in memory together; one that alone is longer is read a stretch at a time."""
 
