@@ -176,15 +176,9 @@ class Calibration(nn.Module):
         first = self.period - 1 - phase
         if not (first < steps).any():
             return after
-        flights = torch.arange(-(-total // self.period)).unsqueeze(1)
-        begins = torch.from_numpy(first) + self.period * flights  # [flight, row]
-        # Not until a whole period was seen: the first forecasts of a series are unlike the later ones.
-        due = (begins < ends) & (after.age - ends + begins + 1 >= self.period)
-        due &= after.last_step - ends + begins + 1 >= self.learnt
-        number, row = torch.nonzero(due, as_tuple=True)
+        row, begin = self._due(after, ends, torch.from_numpy(first), total)
         if not len(row):
             return after
-        begin = begins[number, row]
         last = begin + self.period >= ends[row]
         issue = decode(row, begin)
         ruler = torch.stack([issue.frame.location, inverse_breadth(issue.frame, head.transform)], -1)
@@ -210,6 +204,16 @@ class Calibration(nn.Module):
             ruler=after.ruler.index_copy(0, row[last], ruler[last]),
             issued=kept.index_copy(0, row[last], issued[last]),
         )
+
+    def _due(self, after: StreamState, ends: Tensor, first: Tensor, total: int) -> tuple[Tensor, Tensor]:
+        """Rows, and places in the chunk, of the steps after which flights begin; those of one row in order of time."""
+        flights = torch.arange(-(-total // self.period)).unsqueeze(1)
+        begins = first + self.period * flights  # [flight, row]
+        # Not until a whole period was seen: the first forecasts of a series are unlike the later ones.
+        due = (begins < ends) & (after.age - ends + begins + 1 >= self.period)
+        due &= after.last_step - ends + begins + 1 >= self.learnt
+        number, row = torch.nonzero(due, as_tuple=True)
+        return row, begins[number, row]
 
     def _tally_old(
         self,
