@@ -12,6 +12,7 @@ import zlib
 import pyarrow as pa
 from fastapi import Response
 
+from service.errors import first_line
 from service.negotiation import preferred
 from service.problems import Problem
 
@@ -45,7 +46,7 @@ def _unpack(body: bytes, coding: str, limit: int) -> bytes:
         with pa.CompressedInputStream(pa.BufferReader(body), coding) as stream:
             unpacked: bytes = stream.read(limit + 1)
     except (OSError, pa.ArrowException) as error:
-        raise Problem(400, "malformed-coding", f"the body is not {coding}: {str(error).splitlines()[0]}") from error
+        raise Problem(400, "malformed-coding", f"the body is not {coding}: {first_line(error)}") from error
     if len(unpacked) > limit:
         raise Problem(413, "too-large", f"the body unpacks to more than {limit} bytes; send it in parts")
     return unpacked

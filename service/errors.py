@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["ModelError", "ServiceError", "StaleStreams", "StoreError", "UnknownOutcome"]
+__all__ = ["ModelError", "ServiceError", "StaleStreams", "StoreError", "UnknownOutcome", "first_line"]
 
 
 class ServiceError(Exception):
@@ -38,3 +38,14 @@ class StaleStreams(ServiceError):
 
 class UnknownOutcome(ServiceError):
     """The store failed while a transaction ended, so nobody knows whether it is kept."""
+
+
+def first_line(error: BaseException) -> str:
+    r"""What an error says, in one line; its name where it says nothing.
+
+    Examples
+    --------
+    >>> first_line(OSError("disk full\nat byte 7")), first_line(MemoryError())
+    ('disk full', 'MemoryError')
+    """
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from service.errors import ServiceError
+from service.errors import ServiceError, first_line
 from service.keys import KeyRing, is_loopback
 from service.metrics import Metrics, Requests
 from service.naming import prefix_of
@@ -176,7 +176,7 @@ class Host:
 
     @staticmethod
     def _failed(hosted: Hosted, error: Exception) -> None:
-        trouble = (str(error).splitlines() or [type(error).__name__])[0]
+        trouble = first_line(error)
         if trouble != hosted.trouble:
             unexpected = None if isinstance(error, ServiceError) else error
             logging.getLogger("service").error("%s cannot be opened: %s", _called(hosted), trouble, exc_info=unexpected)

@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from service.engine import Engine
 from service.engine.folding import MOST_STEPS
 from service.engine.rederive import rederive
+from service.errors import first_line
 from service.metrics import Metrics
 from service.models.served import ServedModel
 from service.store import Store
@@ -177,7 +178,7 @@ class Switch:
                 self._closed.wait(time.monotonic() - started)  # those of the engine come in between
         except SQLAlchemyError as error:
             # They only take place, until the next swap; the models have changed by now.
-            said = str(error).splitlines()[0]
+            said = first_line(error)
             logging.getLogger("service").warning("snapshots of former models stay: %s", said)
 
     def _needed(self) -> list[str]:

@@ -32,7 +32,7 @@ from service.engine.microbatch import MicroBatch
 from service.engine.residents import Residents
 from service.engine.subscriptions import Subscriptions
 from service.engine.survey import Survey
-from service.errors import StaleStreams, UnknownOutcome
+from service.errors import StaleStreams, UnknownOutcome, first_line
 from service.metrics import Metrics
 from service.models.served import ServedModel
 from service.problems import Problem, failed, outcome_unknown, unanswered, unavailable
@@ -388,7 +388,7 @@ class Engine:
 
     def _without_store(self, items: list[Item], error: SQLAlchemyError | UnknownOutcome) -> dict[Item, Result]:
         self._metrics.failed_commits.inc()
-        logging.getLogger("service").error("the store failed: %s", str(error).splitlines()[0])
+        logging.getLogger("service").error("the store failed: %s", first_line(error))
         unknown = isinstance(error, UnknownOutcome)
         if unknown:
             # What is in memory may be behind what is stored.
@@ -464,7 +464,7 @@ class Engine:
             residents.save([resident for name in due if (resident := residents.get(name)) is not None])
             self._forget_replies()
         except SQLAlchemyError as error:
-            logging.getLogger("service").warning("housekeeping: %s", str(error).splitlines()[0])
+            logging.getLogger("service").warning("housekeeping: %s", first_line(error))
         finally:
             self._metrics.resident.set(len(residents))
 

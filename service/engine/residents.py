@@ -23,6 +23,7 @@ from service.engine.folding import LONGEST, MOST_STEPS, restore
 from service.engine.rederive import derive
 from service.engine.slab import Slab
 from service.engine.survey import Survey
+from service.errors import first_line
 from service.metrics import Metrics
 from service.models.served import ServedModel
 from service.store import Recovery, Store, StreamRecord
@@ -194,7 +195,7 @@ class Residents:
             self.save([resident for resident in leaving if resident.unsaved])
         except Exception as error:
             # Snapshots only make the way back shorter, and a store that takes none must not make memory grow.
-            logging.getLogger("service").warning("evicted without snapshots: %s", str(error).splitlines()[0])
+            logging.getLogger("service").warning("evicted without snapshots: %s", first_line(error))
         self.drop([resident.record.unique_id for resident in leaving])
 
     def survey(self, unique_ids: Sequence[str] | None = None) -> Survey:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from service.errors import first_line
 from service.metrics import Metrics
 from service.models.served import ServedModel
 from service.store import Store
@@ -69,7 +70,7 @@ class Trimmer:
             try:
                 self.trim()
             except SQLAlchemyError as error:
-                logging.getLogger("service").warning("the log is not trimmed: %s", str(error).splitlines()[0])
+                logging.getLogger("service").warning("the log is not trimmed: %s", first_line(error))
             self._stopping.wait(self._pause)
 
     def trim(self) -> None:

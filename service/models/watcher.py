@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 from typing import Protocol
 
-from service.errors import ModelError, ServiceError
+from service.errors import ModelError, ServiceError, first_line
 from service.metrics import Metrics
 from service.models.registry import Reference, Registry
 from service.models.served import ServedModel, load_model
@@ -189,4 +189,4 @@ class Watcher:
 
 
 def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+    return first_line(error)[:300]

@@ -87,6 +87,20 @@ def test_a_store_that_takes_no_snapshots_does_not_make_memory_grow(settings):
             disk.execute("DROP TRIGGER full")
 
 
+def test_a_store_that_fails_without_a_word_fails_no_micro_batch(settings, monkeypatch, caplog):
+    tight = settings.model_copy(update={"max_resident": CAP, "snapshot_every": 1000})
+    with LocalClient(create_app(tight)) as client:
+
+        def fail(*_, **__):
+            raise MemoryError
+
+        monkeypatch.setattr(client.service.store, "save_snapshots", fail)
+        for i in range(2 * CAP):
+            assert client.put(f"/v1/streams/s{i}", json=history([5.0, 6.0])).status_code == 201
+        assert "evicted without snapshots: MemoryError" in caplog.text
+        assert "a micro-batch of" not in caplog.text
+
+
 # -- the law: at no moment more than the cap, and nobody can tell ------------------------------------------------------
 
 CAPS = (1, 3, 20)
