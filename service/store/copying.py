@@ -7,13 +7,14 @@ in is there as a whole or not at all, and a stream that is there already is only
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from secrets import token_hex
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, Select, and_, case, delete, func, insert, select
 
 from service.errors import StoreError
 from service.store.database import chunks, lock_for_writing, reading
-from service.store.statements import append
+from service.store.statements import append, rename
 from service.store.tables import Tables
 from service.store.values import value_of
 from service.store.versions import version_before_new
@@ -166,23 +167,26 @@ def load(
 ) -> None:
     """Write streams with their logs and snapshots, in one transaction.
 
+    They get their names last, and only then are those of the same names locked, so that a server's other writers wait
+    for a moment and not for the whole log.
+
     Raises
     ------
     StoreError
         Some are there already, and are not to be replaced.
     """
     table = tables.streams
+    names = [row.unique_id for row in streams]
     ids: dict[str, int] = {}
+    mark = f"\x01{token_hex(8)}"  # what clients name is printable
     with engine.begin() as connection:
         lock_for_writing(connection)
-        for part in chunks(streams):
-            versions = _make_room(connection, tables, [row.unique_id for row in part], replace=replace)
-            before = version_before_new(connection, tables.facts)
-            values = [
-                row._asdict() | {"version": max(row.version, versions.get(row.unique_id, before) + 1)} for row in part
-            ]
+        if not replace:
+            _refuse(_found(connection, tables, names))
+        for part in chunks(list(enumerate(names))):
+            values = [streams[i]._asdict() | {"unique_id": f"{mark}{i}"} for i, _ in part]
             written = connection.execute(insert(table).returning(table.c.unique_id, table.c.id), values)
-            ids.update((row[0], row[1]) for row in written)
+            ids.update((names[int(row[0].removeprefix(mark))], row[1]) for row in written)
         for rows in log:
             append(connection, [(ids[r.unique_id], r.step, value_of(r.y, r.covariates)) for r in rows])
         for states in snapshots:
@@ -192,18 +196,43 @@ def load(
             ]
             if values:
                 connection.execute(insert(tables.snapshots), values)
+        there = _found(connection, tables, names)
+        if not replace:
+            _refuse(there)
+        versions = _make_room(connection, tables, there)
+        before = version_before_new(connection, tables.facts)
+        named = [
+            (ids[r.unique_id], r.unique_id, max(r.version, versions.get(r.unique_id, before) + 1)) for r in streams
+        ]
+        rename(connection, named)
 
 
-def _make_room(connection: Connection, tables: Tables, names: list[str], *, replace: bool) -> dict[str, int]:
-    """Forget streams of these names, with the replies that tell what is no longer there; their versions."""
+def _found(connection: Connection, tables: Tables, names: Sequence[str]) -> dict[int, str]:
+    """Those of these streams that are there: id → unique_id, in order of id."""
     streams = tables.streams.c
-    query = select(streams.id, streams.unique_id, streams.version).where(streams.unique_id.in_(names))
-    there = list(connection.execute(query.order_by(streams.id).with_for_update()))
-    if there and not replace:
-        raise StoreError(f"stream {there[0][1]!r} is there already; nothing was changed (--replace replaces)")
-    gone = [row[0] for row in there]
-    for table in (tables.observations, tables.snapshots):
-        connection.execute(delete(table).where(table.c.stream_id.in_(gone)))
-    connection.execute(delete(tables.replies).where(tables.replies.c.unique_id.in_([row[1] for row in there])))
-    connection.execute(delete(tables.streams).where(streams.id.in_(gone)))
-    return {row[1]: row[2] for row in there}
+    found: dict[int, str] = {}
+    for part in chunks(names):
+        query = select(streams.id, streams.unique_id).where(streams.unique_id.in_(part))
+        found.update((row[0], row[1]) for row in connection.execute(query))
+    return dict(sorted(found.items()))
+
+
+def _refuse(there: dict[int, str]) -> None:
+    for unique_id in there.values():
+        raise StoreError(f"stream {unique_id!r} is there already; nothing was changed (--replace replaces)")
+
+
+def _make_room(connection: Connection, tables: Tables, there: dict[int, str]) -> dict[str, int]:
+    """Forget streams, with the replies that tell what is no longer there; their versions by name."""
+    streams = tables.streams.c
+    versions: dict[str, int] = {}
+    parts = list(chunks(list(there)))
+    for part in parts:  # all of them first, in the order that other writers keep to
+        locked = select(streams.unique_id, streams.version).where(streams.id.in_(part)).order_by(streams.id)
+        versions.update((row[0], row[1]) for row in connection.execute(locked.with_for_update()))
+    for part in parts:
+        for table in (tables.observations, tables.snapshots):
+            connection.execute(delete(table).where(table.c.stream_id.in_(part)))
+        connection.execute(delete(tables.replies).where(tables.replies.c.unique_id.in_([there[i] for i in part])))
+        connection.execute(delete(tables.streams).where(streams.id.in_(part)))
+    return versions

@@ -1,4 +1,4 @@
-"""The two statements of the hot path, many rows each: append to the log, and advance streams that nobody else advanced.
+"""Statements of many rows each: append to the log, advance streams that nobody else advanced, rename them.
 
 Plain SQL that SQLite and PostgreSQL share, because one statement with many rows costs one trip through driver and
 interpreter lock where `executemany` costs one per row. Invariant: rows are cut into blocks of a limited number of
@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from service.store.values import Covered, Value
 
-__all__ = ["advance", "append"]
+__all__ = ["advance", "append", "rename"]
 
 _LARGEST = 512
 _WHOLE = 64  # so many rows or fewer are one statement, as are those of most micro-batches of single observations
@@ -36,6 +36,11 @@ def append(connection: Connection, rows: Sequence[tuple[int, int, Value]]) -> No
 def advance(connection: Connection, rows: Sequence[tuple[int, int, int, int, int]]) -> int:
     """Update streams by (id, expected version, last step, observations, missing); returns how many had that version."""
     return _run(connection, _advance_sql, rows)
+
+
+def rename(connection: Connection, rows: Sequence[tuple[int, str, int]]) -> None:
+    """Give streams (id) another (unique_id, version)."""
+    _run(connection, _rename_sql, rows)
 
 
 def _run(connection: Connection, statement: Callable[[int, str], str], rows: Sequence[Row]) -> int:
@@ -76,4 +81,13 @@ def _advance_sql(count: int, mark: str) -> str:
         "UPDATE streams SET version = streams.version + 1, last_step = v.column3, observations = v.column4, "
         f"missing = v.column5 FROM (VALUES {', '.join([row] * count)}) AS v "
         "WHERE streams.id = v.column1 AND streams.version = v.column2"
+    )
+
+
+@cache
+def _rename_sql(count: int, mark: str) -> str:
+    row = f"(CAST({mark} AS BIGINT), {mark}, CAST({mark} AS BIGINT))"
+    return (
+        "UPDATE streams SET unique_id = v.column2, version = v.column3 "
+        f"FROM (VALUES {', '.join([row] * count)}) AS v WHERE streams.id = v.column1"
     )

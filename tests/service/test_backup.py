@@ -119,7 +119,10 @@ def test_what_is_sent_again_to_a_store_that_was_set_back_is_taken_again(settings
 def test_a_store_that_is_being_served_takes_an_import_and_nothing_is_judged_by_what_was_before(
     machine, settings, any_store_url, tmp_path, monkeypatch
 ):
-    """What is observed while the import is at work is judged after it, by the versions and the log it has brought."""
+    """What is observed while the import is at work is judged after it, by the versions and the log it has brought.
+
+    With a server, only in its last moment: what is observed before that is answered before, and gives way with its log.
+    """
     export_streams(machine.store, tmp_path / "out")
     begun, go_on = threading.Event(), threading.Event()
     read = backup._read
@@ -141,15 +144,18 @@ def test_a_store_that_is_being_served_takes_an_import_and_nothing_is_judged_by_w
         assert begun.wait(30)
         write = partial(client.post, "/v1/streams/a/observations")
         writing = threads.submit(write, json=observations((2, 9.0)), headers={"if-match": '"1"'})
-        until(lambda: client.service.engine.busy_seconds() > 0.1)
+        if embedded := any_store_url.startswith("sqlite"):
+            until(lambda: client.service.engine.busy_seconds() > 0.1)
+        else:
+            assert writing.result(60).status_code == 200
         go_on.set()
         loading.result(60)
 
-        assert writing.result(60).status_code == 412
+        assert writing.result(60).status_code == (412 if embedded else 200)
         expected = {record.unique_id: record for record in machine.store.page("", 9)}
         for name in ("a", "b", "c"):
             found = client.get(f"/v1/streams/{name}").json()
-            assert found["version"] == max(expected[name].version, 2 if name != "c" else 1)
+            assert found["version"] == max(expected[name].version, {"a": 2 if embedded else 3, "b": 2, "c": 1}[name])
             assert found["cutoff"] == ds(expected[name].last_step - BASE)
         assert write(json=observations((61, 9.0))).json()["accepted"] == 1
         machine.go_on("a", [9.0])
