@@ -1,8 +1,9 @@
 """Features: what the network sees at each step, and the seasonal anchors its forecast starts from.
 
 Pure functions of a `History`; sizes follow from the configuration alone. Anchors are values of the recent past that
-could simply be repeated: the last value, the value one season before the target, the mean over the seasons in the ring.
-They are moved along the ring's trend, as far as that is steady.
+could simply be repeated: the last value, the value one season before the target, the mean over the seasons in the ring,
+and the last value with its season taken off and that of the target put on. They are moved along the ring's trend, as
+far as that is steady.
 
 Axes: B row, T step, W ring value (oldest first), F feature, A anchor, H horizon step.
 """
@@ -42,7 +43,8 @@ def features(history: History) -> Tensor:
 
 def num_anchors(seasonality: tuple[int, ...], ring_length: int) -> int:
     """Number of anchors A."""
-    return len(_last_season(seasonality)) + len(_mean_season(seasonality, ring_length))
+    means = _mean_season(seasonality, ring_length)
+    return len(_last_season(seasonality)) + len(means) + (1 if means and means[-1] > 1 else 0)
 
 
 def naive(scaled: Tensor, seasonality: tuple[int, ...], horizon: int) -> Tensor:

@@ -503,9 +503,43 @@ def _slope(numbers: Float32, lag: int) -> np.float32:
     return slope
 
 
+@_part
+def _seasonal(numbers: Float32, period: int, rest: Float32, pattern: Float32) -> None:
+    """What the coming steps differ by from the level, judged by the ring: classical decomposition.
+
+    That is the mean, over the cycles, of what is left without the mean of one period around it (Hyndman and
+    Athanasopoulos, Forecasting: Principles and Practice, 3.4); for an even period that mean is half a step beside, so
+    all of a pattern is off by the same, which does not matter to differences within it.
+
+    Parameters
+    ----------
+    numbers
+        A ring, oldest first, two periods or longer.
+    period
+        Of the pattern.
+    rest
+        Room for as many numbers.
+    pattern
+        Written, shape [period].
+    """
+    width, before = numbers.shape[0], period // 2
+    count = width - period + 1
+    total = np.float64(0)
+    for i in range(period):
+        total += numbers[i]
+    for i in range(count):
+        if i:
+            total += numbers[i + period - 1] - numbers[i - 1]
+        rest[i] = numbers[i + before] - total / period
+    for s in range(period):
+        first = (width - before + s) % period
+        many = (count - 1 - first) // period + 1
+        pattern[s] = _sum_of_every(rest[first:], period, many) / many
+
+
 @_loop
 def cycles(scaled: Float32, periods: Int64, mean_periods: Int64, lag: int, found: Float32) -> None:
-    """Repeat recent cycles, and mean cycles, over the horizon, moved along the trend.
+    """Repeat recent cycles, mean cycles, and the last value with its season taken off, all moved along the trend.
 
     Parameters
     ----------
@@ -518,12 +552,16 @@ def cycles(scaled: Float32, periods: Int64, mean_periods: Int64, lag: int, found
     lag
         Of the changes that tell the trend; 0 for none.
     found
-        Written, shape [N, A, S]: one anchor per period, from the middle of what is repeated to the step.
+        Written, shape [N, A, S]: one anchor per period, from the middle of what is repeated to the step; then, where
+        there is one more, the last value, moved to each step's place in the pattern of the longest mean period.
     """
     width, steps = scaled.shape[1], found.shape[2]
+    repeated = periods.shape[0] + mean_periods.shape[0]
+    longest = mean_periods[-1] if repeated < found.shape[1] else 0
+    rest, pattern = np.empty(width, np.float32), np.empty(longest, np.float32)
     for n in range(scaled.shape[0]):
         slope = _slope(scaled[n], lag) if lag else np.float32(0)
-        for a in range(found.shape[1]):
+        for a in range(repeated):
             late = a < periods.shape[0]
             period = periods[a] if late else mean_periods[a - periods.shape[0]]
             count = 1 if late else width // period
@@ -535,6 +573,11 @@ def cycles(scaled: Float32, periods: Int64, mean_periods: Int64, lag: int, found
                 )
             for s in range(period, steps):
                 anchor[s] = anchor[s - period] + slope * np.float32(period)
+        if longest:
+            _seasonal(scaled[n], longest, rest, pattern)
+            level = scaled[n, width - 1] - pattern[longest - 1]
+            for s in range(steps):
+                found[n, repeated, s] = level + pattern[s % longest] + slope * np.float32(s + 1)
 
 
 @_loop

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -20,7 +21,7 @@ from forecaster.state import StateLayout
     cycles=st.integers(1, 4),
     horizon=st.integers(1, 30),
 )
-def test_anchors_are_the_last_cycle_and_the_mean_cycle_moved_along_the_trend(
+def test_anchors_are_the_last_cycle_the_mean_cycle_and_the_last_value_in_season_moved_along_the_trend(
     seasonality: tuple[int, ...], cycles: int, horizon: int
 ) -> None:
     width = seasonality[-1] * cycles
@@ -40,8 +41,22 @@ def test_anchors_are_the_last_cycle_and_the_mean_cycle_moved_along_the_trend(
         lag = seasonality[-1] * max(1, cycles // 4)
         changes = ring[lag:] - ring[:-lag]
         slope = changes.mean() / lag * changes.mean() ** 2 / (changes**2).mean()
+    expected = means + slope * ahead
+    decomposed = max((p for p in periods if width // p >= 2), default=1)
+    if decomposed > 1:
+        season = moved_along_the_season(ring, decomposed, horizon)
+        expected = np.vstack([expected, season + slope * np.arange(1, horizon + 1)])
     assert found.shape == (num_anchors(seasonality, width), horizon)
-    np.testing.assert_allclose(found, means + slope * ahead, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def moved_along_the_season(ring: np.ndarray, period: int, horizon: int) -> np.ndarray:
+    """The last value without its season, and each coming step's season on it, by pandas: the oracle."""
+    frame = pd.DataFrame({"y": ring, "phase": np.arange(len(ring)) % period})
+    around = frame["y"].rolling(period).mean().shift(-(period - 1 - period // 2))
+    season = (frame["y"] - around).groupby(frame["phase"]).mean().to_numpy()
+    coming = np.arange(len(ring), len(ring) + horizon) % period
+    return ring[-1] - season[(len(ring) - 1) % period] + season[coming]
 
 
 def test_a_steady_trend_is_followed_and_what_stays_the_same_is_repeated() -> None:
@@ -51,10 +66,10 @@ def test_a_steady_trend_is_followed_and_what_stays_the_same_is_repeated() -> Non
     rising, staying, flat = anchors(torch.stack([0.5 * steps + season[:32], season[:32], 0 * steps]), (4,), 8)
 
     truth = 0.5 * torch.arange(32.0, 40.0) + season[:8]
-    for seasonal in (1, 3):  # the latest cycle and the mean one
+    for seasonal in (1, 3, 4):  # the latest cycle, the mean one, and the last value moved along it
         torch.testing.assert_close(rising[seasonal], truth)
         torch.testing.assert_close(staying[seasonal], season[:8])
-    torch.testing.assert_close(flat, torch.zeros(4, 8))
+    torch.testing.assert_close(flat, torch.zeros(5, 8))
 
 
 @given(seed=st.integers(0, 99), factor=st.floats(0.01, 100), seasonality=st.sampled_from([(1,), (4,), (3, 6)]))
@@ -64,6 +79,15 @@ def test_anchors_of_a_multiple_are_that_multiple(seed: int, factor: float, seaso
     torch.testing.assert_close(
         anchors(factor * ring, seasonality, 9), factor * anchors(ring, seasonality, 9), rtol=1e-4, atol=1e-5 * factor
     )
+
+
+def test_a_level_that_fell_lately_is_kept_where_cycles_repeat_the_one_before() -> None:
+    season = torch.tensor([3.0, 0.0, -1.0, -2.0]).repeat(8)
+    fallen, truth = season - 5 * (torch.arange(32) >= 29), season[:8] - 5
+
+    *_, mean_cycle, level = (anchors(fallen.unsqueeze(0), (4,), 8)[0] - truth).abs().mean(-1).tolist()
+
+    assert level < 2 < 3 < mean_cycle
 
 
 def test_a_ring_of_one_season_tells_no_trend() -> None:
