@@ -40,8 +40,10 @@ __all__ = [
 Float = npt.NDArray[np.float64]
 
 _CELLS = 1 << 20  # values of one padded batch, to bound memory
-LONGEST = 200_000
-"""Steps of one log that are folded at once, in a second or two; the engine folds no more of one while others wait."""
+AT_ONCE = 100_000
+"""Steps of one log that are folded at once."""
+LONGEST = 2 * AT_ONCE
+"""Steps of one log that the engine folds while all others wait, a second or two."""
 MOST_STEPS = 1_000_000
 """Of logs that are in memory together; one that alone is longer is read a stretch at a time."""
 
@@ -247,10 +249,10 @@ def _fold_log(
     last_step: int,
     places: list[Float] | None = None,
 ) -> StreamState:
-    """Fold the log of one stream and what changes it, `LONGEST` at a time; places as in `rewind`, if asked for."""
+    """Fold the log of one stream and what changes it, `AT_ONCE` at a time; places as in `rewind`, if asked for."""
     after = int(state.last_step)
     while after < last_step:
-        until = min(after + LONGEST, last_step)
+        until = min(after + AT_ONCE, last_step)
         rows = dict(store.log(record.id, after, until)) | {s: v for s, v in changed.items() if after < s <= until}
         found: dict[int, Float] | None = None if places is None else {}
         state = fold_ragged(forecaster, state, [dense(forecaster, rows, after, until)], found)
