@@ -124,7 +124,7 @@ def transform(y: Tensor, frame: Frame, kind: Transform) -> Tensor:
 
 def restore(scaled: Tensor, frame: Frame, kind: Transform) -> Tensor:
     """Inverse of `transform`: y, float64, same shape as `scaled` [..., n]."""
-    relative = scaled * frame.unit.float().unsqueeze(-1)
+    relative = scaled * frame.unit.to(scaled.dtype).unsqueeze(-1)
     if kind == "log":
         log = relative.clamp(max=LARGEST_LOG)
         relative = torch.expm1(log)

@@ -156,7 +156,8 @@ class QuantileHead(Head):
     def quantiles(self, parameters: Tensor, frame: Frame, levels: Levels) -> Tensor:
         """Trained quantiles, or those between and beyond them."""
         if isinstance(levels, Tensor):
-            return self.admit(self._invert(self._restored(parameters, frame), levels), frame)
+            # In tails, what float32 rounds off grows with how far they reach; `place` restores in float64, too.
+            return self.admit(self._invert(self._restored(parameters.double(), frame), levels), frame)
         trained = self.levels
         if set(levels) <= set(trained):
             places = [trained.index(level) for level in levels]

@@ -419,7 +419,7 @@ def test_a_log_too_long_to_be_held_is_folded_a_stretch_at_a_time(client, challen
     store, coming = client.service.store, load_model(challenger_artifact)
     read, log = [], store.log
     monkeypatch.setattr(folding, "MOST_STEPS", 25)
-    monkeypatch.setattr(folding, "LONGEST", 25)
+    monkeypatch.setattr(folding, "AT_ONCE", 25)
     monkeypatch.setattr(rederiving, "MOST_STEPS", 25)
 
     def spied(*args):
@@ -455,7 +455,7 @@ def test_a_log_too_long_to_be_held_that_does_more_than_grow_while_it_is_folded_g
     store, coming, read = client.service.store, load_model(challenger_artifact), []
     log = store.log
     monkeypatch.setattr(folding, "MOST_STEPS", 25)
-    monkeypatch.setattr(folding, "LONGEST", 25)
+    monkeypatch.setattr(folding, "AT_ONCE", 25)
 
     def slowly(*args):
         read.append(log(*args))
