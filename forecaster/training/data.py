@@ -159,7 +159,7 @@ class ChunkDataModule(LightningDataModule):
     def prepared_for(self, network: ForecastNetwork, on_gpu: bool = False) -> Self:
         """The same, ready to be learnt from by this network; without `validation` where nothing in it can be judged."""
         preparation = Preparation(network, self.lanes.generator, fixed=on_gpu)
-        made = ahead(
+        made = self._made = ahead(
             preparation.drafts(self.lanes),
             preparation.finish,
             min(LARGEST_WORKERS, os.cpu_count() or 1) if on_gpu else 1,
@@ -181,9 +181,14 @@ class ChunkDataModule(LightningDataModule):
         return first
 
     def close(self) -> None:
-        """End what makes chunks for training."""
+        """End what makes chunks for training, threads too.
+
+        Left to the garbage collector, they would be waited for by whichever thread it runs in, with the locks that this
+        one holds: in one that is just starting, for ever.
+        """
         if isinstance(self._training, MadeApart):
             self._training.close()
+        self._made.close()
 
     def train_dataloader(self) -> Iterable[Prepared]:
         """One epoch of chunks, continuing the last."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
@@ -236,7 +236,7 @@ class Preparation:
         return range(first, last + 1, stride)
 
 
-def ahead(drafts: Iterable[D], finish: Callable[[D], T], workers: int = 1) -> Iterator[T]:
+def ahead(drafts: Iterable[D], finish: Callable[[D], T], workers: int = 1) -> Generator[T, None, None]:
     """Drafts, finished by threads while those before are in use, in their order.
 
     Parameters

@@ -157,3 +157,12 @@ def test_threads_end_with_a_training_that_is_interrupted() -> None:
         fit(panel_of(config), config, on_epoch=interrupted)
 
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("lanes")]
+
+
+def test_a_training_leaves_no_thread_behind_for_the_garbage_collector_to_end() -> None:
+    """It waits for them in whichever thread it runs; in one that is just starting, nothing would ever go on."""
+    config, before = config_of(), set(threading.enumerate())
+
+    fit(panel_of(config), config)
+
+    assert set(threading.enumerate()) == before
