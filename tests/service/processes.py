@@ -108,6 +108,7 @@ class Server:
     ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.store = store
         self.process: subprocess.Popen[bytes] | Forked | None = None
         self._template = template
         self._log = log
