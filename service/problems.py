@@ -7,7 +7,7 @@ Invariant: a client never sees a traceback, and a refused request has changed no
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -21,6 +21,8 @@ from forecaster import ForecasterError, InputError
 __all__ = [
     "MEDIA_TYPE",
     "Problem",
+    "busy",
+    "common_failure",
     "conflict",
     "explained",
     "failed",
@@ -38,6 +40,7 @@ __all__ = [
 ]
 
 MEDIA_TYPE = "application/problem+json"
+_BUSY = "stream-busy"
 
 
 class Problem(Exception):
@@ -117,9 +120,22 @@ def unavailable(detail: str) -> Problem:
     return Problem(503, "unavailable", detail, headers={"retry-after": "1"})
 
 
+def busy(detail: str) -> Problem:
+    """503: not this stream, not now; nothing was changed, and others are as they always are."""
+    return Problem(503, _BUSY, detail, headers={"retry-after": "1"})
+
+
 def still_folded(unique_id: str) -> Problem:
     """503: others are not to wait until a long log has a state."""
-    return unavailable(f"the long log of stream {unique_id!r} is being folded; nothing was changed, try again")
+    return busy(f"the long log of stream {unique_id!r} is being folded; nothing was changed, try again")
+
+
+def common_failure(results: Iterable[object]) -> Problem | None:
+    """What fails a request about several streams as a whole: a failure that is no stream's own, or all being busy."""
+    found = list(results)
+    failures = [result for result in found if isinstance(result, Problem) and result.status >= 500]
+    common = (failure for failure in failures if failure.kind != _BUSY or len(failures) == len(found))
+    return next(common, None)
 
 
 def outcome_unknown() -> Problem:

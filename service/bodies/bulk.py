@@ -23,7 +23,7 @@ from service.engine.items import Outcome
 from service.engine.verdicts import Verdict
 from service.models.dates import Dates
 from service.models.served import ServedModel
-from service.problems import Problem, from_validation, invalid
+from service.problems import Problem, common_failure, from_validation, invalid
 from service.store import Value
 
 __all__ = ["ARROW", "JSON_LINES", "Rows", "read_arrow", "read_json_lines", "verdicts_reply"]
@@ -275,20 +275,20 @@ def verdicts_reply(
     Raises
     ------
     Problem
-        A stream's rows met a failure that is nobody's verdict: the store is down or the service failed. Rows of other
-        streams may have been stored; sending the body again is safe.
+        A stream's rows met a failure that is nobody's verdict: the store is down or the service failed; or all streams
+        are busy. Rows of other streams may have been stored; sending the body again is safe.
     """
     verdicts = [Verdict.INVALID] * len(rows.unique_ids)
     reasons = dict(rows.reasons)
     places = np.full(len(verdicts), np.nan)
     filled = 0
+    if failure := common_failure(results.values()):
+        raise failure
     for name, numbers in grouped.items():
         result = results[name]
         if isinstance(result, Problem):
-            if result.status >= 500:
-                raise result
             for i in numbers:
-                verdicts[i] = Verdict.UNKNOWN_STREAM
+                verdicts[i] = Verdict.BUSY if result.status == 503 else Verdict.UNKNOWN_STREAM
             reasons[numbers[0]] = result.detail
             continue
         assert result.judgement is not None

@@ -129,7 +129,10 @@ class VerdictsReply(_Reply):
     rows: int
     counts: dict[str, int]
     filled: int
-    verdicts: list[str]
+    verdicts: list[str] = Field(
+        description="accepted, late, duplicate, revised; not taken: conflict, too_old, gap_too_long, unknown_stream, "
+        "invalid, busy (of a stream that cannot be written at present: send the row again)"
+    )
     refused: list[RefusedRow] = Field(description="the first hundred")
     surprising: list[dict[str, Any]] | None = Field(
         None, description="with min_surprise, the rows that reach it, the most surprising first"

@@ -35,7 +35,7 @@ from service.engine.survey import Survey
 from service.errors import StaleStreams, UnknownOutcome, first_line
 from service.metrics import Metrics
 from service.models.served import ServedModel
-from service.problems import Problem, failed, outcome_unknown, unanswered, unavailable
+from service.problems import Problem, busy, failed, outcome_unknown, unanswered, unavailable
 from service.store import Store
 
 if TYPE_CHECKING:
@@ -383,7 +383,8 @@ class Engine:
             (first, due), (second, more) = self._attempt(items[:half]), self._attempt(items[half:])
             return first | second, due + more
         return {
-            item: unavailable("this stream is being changed by others; send the request again") for item in items
+            item: busy(f"stream {item.unique_id!r} is being changed by others; nothing was changed, try again")
+            for item in items
         }, []
 
     def _without_store(self, items: list[Item], error: SQLAlchemyError | UnknownOutcome) -> dict[Item, Result]:

@@ -13,8 +13,9 @@ gap_too_long  further after the stream's last step than may be filled
 ========== ==========================================================================================
 
 A value is y, with covariates if there are any; one without them says nothing about covariates that are known.
-(`invalid` and `unknown_stream` are decided before a stream is looked at.) Invariant: the outcome depends on the set of
-observations, not on how it was cut into requests, duplicated or, within the gap limit, shuffled.
+(`invalid`, `unknown_stream` and `busy`, to be sent again, are decided before a stream is looked at.) Invariant: the
+outcome depends on the set of observations, not on how it was cut into requests, duplicated or, within the gap limit,
+shuffled.
 """
 
 from __future__ import annotations
@@ -39,15 +40,16 @@ class Verdict(StrEnum):
     TOO_OLD = "too_old"
     GAP_TOO_LONG = "gap_too_long"
     UNKNOWN_STREAM = "unknown_stream"
+    BUSY = "busy"
     INVALID = "invalid"
 
     @property
     def refused(self) -> bool:
         """Whether the observation was not taken."""
-        return self in _REFUSED
+        return self not in _TAKEN
 
 
-_REFUSED = frozenset((Verdict.CONFLICT, Verdict.TOO_OLD, Verdict.GAP_TOO_LONG, Verdict.UNKNOWN_STREAM, Verdict.INVALID))
+_TAKEN = frozenset((Verdict.ACCEPTED, Verdict.LATE, Verdict.DUPLICATE, Verdict.REVISED))
 
 
 @dataclass(slots=True)

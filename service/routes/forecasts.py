@@ -1,6 +1,6 @@
 """Many forecasts in one request: from histories that come with it, nothing kept, or of streams from where they stand.
 
-Both are the same fold and decode. Invariant: a stream that is not there costs only itself; what cannot be
+Both are the same fold and decode. Invariant: a stream that is not there, or busy, costs only itself; what cannot be
 read refuses the request.
 """
 
@@ -20,7 +20,7 @@ from service.bodies.replies import Forecast, Json, json_reply
 from service.bodies.schemas import ForecastsRequest
 from service.engine.items import Bundle, Item, Look, Outcome
 from service.models.served import ServedModel, Want
-from service.problems import Problem
+from service.problems import Problem, common_failure
 from service.routes.common import body_of, engine_of, needs, refuse_query, service_of
 from service.routes.describing import ARROW_CONTENT, answer, body_of_model, described
 from service.stateless import check_reply_size, forecast_histories
@@ -83,11 +83,11 @@ def _looks(ticket: Bundle, body: ForecastsRequest, want: Want, model: ServedMode
 def _of_streams(names: Sequence[str], results: Mapping[str, Outcome | Problem], want: Want, form: str) -> bytes:
     found: list[Forecast] = []
     refused: list[Json] = []
+    if failure := common_failure(results.values()):
+        raise failure
     for name in names:
         result = results[name]
         if isinstance(result, Problem):
-            if result.status >= 500:
-                raise result
             refused.append({"unique_id": name, **result.members()})
             continue
         found.append(Forecast.of_stream(result, want))
