@@ -63,7 +63,7 @@ def serve(
     variables = {f"FORECASTER_{key}": str(value) for key, value in given.items() if value is not None}
     if tracking_uri is not None:
         variables["MLFLOW_TRACKING_URI"] = tracking_uri
-    _become("service", [], variables)
+    _become("serve", [], variables)
 
 
 def _models(named: list[str] | None) -> str | None:
@@ -125,7 +125,7 @@ def _backup(command: str, folder: str, store: str | None, named: str | None, jso
     chosen = {"store": store, "named": named}
     given = [*more, *(f"--{name}={value}" for name, value in chosen.items() if value is not None)]
     given += [*(["--json"] if json else []), "--", folder]
-    _become("service.backup", [command, *given])
+    _become("streams", [command, *given])
 
 
 keys = typer.Typer(help="API keys of the service.", no_args_is_help=True)
@@ -148,10 +148,14 @@ def new(
         *([name] if name else []),
         *(f"--{option}={value}" for option, value in chosen.items() if value is not None),
     ]
-    _become("service.keys", ["new", *given, *(["--json"] if json else [])])
+    _become("keys", ["new", *given, *(["--json"] if json else [])])
 
 
-def _become(module: str, arguments: Sequence[str], variables: Mapping[str, str] | None = None) -> NoReturn:
+def _become(program: str, arguments: Sequence[str], variables: Mapping[str, str] | None = None) -> NoReturn:
     """Let a program take this process's place, with further environment variables."""
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, "-m", module, *arguments], {**os.environ, **(variables or {})})
+    os.execve(
+        sys.executable,
+        [sys.executable, "-m", "service.programs", program, *arguments],
+        {**os.environ, **(variables or {})},
+    )

@@ -478,7 +478,7 @@ def test_serve_becomes_the_service_with_its_settings(run: Runner, monkeypatch: p
     run("serve", "--model", "m", "--named", "a=x", "--named", "b=models:/b@c", "--store", "s", "--port", "1")
 
     arguments, given = became[0]
-    assert arguments == ["-m", "service"]
+    assert arguments == ["-m", "service.programs", "serve"]
     assert {key: value for key, value in given.items() if key.startswith("FORECASTER_")} == {
         "FORECASTER_MODEL": "m",
         "FORECASTER_MODELS": '{"a": "x", "b": "models:/b@c"}',
@@ -502,7 +502,17 @@ def test_a_new_key_is_made_by_the_service(run: Runner, monkeypatch: pytest.Monke
     run("keys", "new", "me", "--scopes", "read", "--rate", "1234567.5", "--models", "load,/", "--json")
 
     assert became == [
-        ["-m", "service.keys", "new", "me", "--scopes=read", "--rate=1234567.5", "--models=load,/", "--json"]
+        [
+            "-m",
+            "service.programs",
+            "keys",
+            "new",
+            "me",
+            "--scopes=read",
+            "--rate=1234567.5",
+            "--models=load,/",
+            "--json",
+        ]
     ]
 
 

@@ -1,0 +1,34 @@
+"""The service's programs as commands run them: ``python -m service.programs serve|streams|keys``.
+
+It imports a program only when that is asked for, as that alone takes seconds. Invariants: Ctrl-C is one line at any
+moment; whoever is told to end, by SIGINT or by SIGTERM, leaves nothing half-done behind.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+__all__ = ["main"]
+
+_MODULES = {"serve": "service.__main__", "streams": "service.backup", "keys": "service.keys"}
+_INTERRUPTED = 128 + signal.SIGINT
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program that the first argument names with the others; its exit status."""
+    name, *given = sys.argv[1:] if arguments is None else arguments
+    try:
+        if name != "serve":  # which has an orderly end of its own; others take back what they have begun, as at Ctrl-C
+            signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+        status: int = import_module(_MODULES[name]).main(given)
+    except KeyboardInterrupt:
+        sys.stderr.write("forecaster: interrupted\n")
+        return _INTERRUPTED
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
