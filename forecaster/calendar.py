@@ -222,6 +222,22 @@ class Calendar:
             return ds.to_numpy(dtype=np.int64)
         return self._to_steps(self._instants(ds))
 
+    def fits(self, ds: pd.Series[Any]) -> npt.NDArray[np.bool_]:
+        """Which timestamps of a column `to_steps` would take by themselves; none if it is of another time zone.
+
+        Examples
+        --------
+        >>> Calendar("h").fits(pd.Series(pd.to_datetime(["2024-01-01T01:00", None, "2024-01-01T01:30"]))).tolist()
+        [True, False, False]
+        """
+        fits: npt.NDArray[np.bool_] = ds.notna().to_numpy(bool) & ~_beyond(ds)
+        try:
+            instants = self._instants(ds[fits])
+        except InputError:
+            return np.zeros(len(ds), bool)
+        fits[fits] = ~self._off_grid(instants, self._grid.steps(instants))
+        return fits
+
     def _instants(self, ds: pd.Series[Any]) -> Instants:
         """Of a column: naive local time, or that of the zone's standard time for sub-daily steps."""
         if not pd.api.types.is_datetime64_any_dtype(ds.dtype):
@@ -232,10 +248,10 @@ class Calendar:
         if zone != self.time_zone:
             raise InputError(f"ds is in time zone {zone}, expected {self.time_zone}")
         # Columns of coarser units hold years that nanoseconds cannot, and would come out as others.
-        years = ds.dt.year.to_numpy()
-        beyond = (years < _FIRST_YEAR) | (years > _LAST_YEAR)
+        beyond = _beyond(ds)
         if beyond.any():
-            raise InputError(f"ds {ds.iloc[int(beyond.argmax())]} lies outside the years {_FIRST_YEAR} to {_LAST_YEAR}")
+            found = str(_naive(ds).to_numpy()[beyond.argmax()].astype("datetime64[s]")).replace("T", " ")
+            raise InputError(f"ds {found} lies outside the years {_FIRST_YEAR} to {_LAST_YEAR}")
         absolute = zone is not None and self._grid.absolute
         if zone is not None:
             ds = (ds.dt.tz_convert("UTC") if absolute else ds).dt.tz_localize(None)
@@ -323,6 +339,19 @@ class Calendar:
             begins = self.to_index(steps).tz_localize(None).to_numpy(dtype="datetime64[ns]")  # type: ignore[attr-defined]
             off_grid &= begins != instants
         return off_grid
+
+
+def _naive(ds: pd.Series[Any]) -> pd.Series[Any]:
+    """As they are, or in UTC."""
+    return ds if ds.dt.tz is None else ds.dt.tz_convert("UTC").dt.tz_localize(None)
+
+
+def _beyond(ds: pd.Series[Any]) -> npt.NDArray[np.bool_]:
+    """Which timestamps lie outside the years; not by their years, which need not fit an integer."""
+    stamps = _naive(ds).to_numpy()
+    first, end = np.array([f"{_FIRST_YEAR}-01-01", f"{_LAST_YEAR + 1}-01-01"], stamps.dtype)
+    beyond: npt.NDArray[np.bool_] = (stamps < first) | (stamps >= end)
+    return beyond
 
 
 class _Grid:

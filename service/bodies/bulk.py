@@ -6,8 +6,9 @@ each row is judged by itself, so that one bad row costs only itself. Invariant: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -165,11 +166,7 @@ def read_arrow(body: bytes, model: ServedModel) -> Rows:
     bad = {name for name in names if not _is_name(name)}
     y, sound = _value_column(table["y"])
     rows = Rows([names[k] for k in numbers], [None] * table.num_rows, list(y))
-    ds = table["ds"]
-    try:
-        steps = _steps(ds, dates)
-    except InputError:
-        steps = [_one_step(ds, i, dates, rows) for i in range(table.num_rows)]
+    steps = _steps(table["ds"], dates, rows)
     if sound and not bad and not further:
         rows.steps = steps
         return rows
@@ -243,22 +240,46 @@ def _value_column(column: Any) -> tuple[list[float | None], bool]:
     return values, good + column.null_count == len(array)
 
 
-def _steps(ds: Any, dates: Dates) -> list[int | None]:
+def _steps(ds: Any, dates: Dates, rows: Rows) -> list[int | None]:
+    """Step numbers of a column; None, with a reason, where there is none."""
     kind = ds.type.value_type if pa.types.is_dictionary(ds.type) else ds.type
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return _steps_of_times(ds, kind, dates, rows)
+    values = ds.to_pylist()
     try:
-        if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
-            return list(dates.steps(ds.to_pylist()))
-        series = ds.cast(pa.timestamp("ns", getattr(kind, "tz", None))).to_pandas()
-    except (pa.ArrowInvalid, OverflowError) as error:
-        raise InputError("ds lies outside the years 1678 to 2261") from error
-    return list(dates.calendar.to_steps(series).tolist())
+        return list(dates.steps(values))
+    except InputError:
+        return [_one_step(partial(dates.steps, [value]), i, rows) for i, value in enumerate(values)]
 
 
-def _one_step(ds: Any, i: int, dates: Dates, rows: Rows) -> int | None:
+def _steps_of_times(ds: Any, kind: Any, dates: Dates, rows: Rows) -> list[int | None]:
+    zone = dates.calendar.time_zone
+    if pa.types.is_date(kind):
+        kind = pa.timestamp("s")
+    elif kind.tz is not None and zone is not None:
+        kind = pa.timestamp(kind.unit, zone)  # an instant is the same in any zone, and some name none
+    elif kind.tz is not None:
+        reason = f"ds is in time zone {kind.tz[:40]}, expected none"
+        rows.reasons.update(dict.fromkeys(range(min(len(ds), _SHOWN)), reason))
+        return [None] * len(ds)
+    series = ds.cast(kind).to_pandas()
     try:
-        return _steps(ds.slice(i, 1), dates)[0]
+        return list(dates.calendar.to_steps(series).tolist())
+    except InputError:
+        fits = dates.calendar.fits(series)
+    steps = np.full(len(fits), None)
+    steps[fits] = dates.calendar.to_steps(series[fits]).tolist()
+    for i in np.flatnonzero(~fits)[:_SHOWN].tolist():
+        _one_step(partial(dates.calendar.to_steps, series[i : i + 1]), i, rows)
+    return list(steps.tolist())
+
+
+def _one_step(read: Callable[[], Any], i: int, rows: Rows) -> int | None:
+    try:
+        return int(read()[0])
     except InputError as error:
-        rows.reasons[i] = str(error)
+        if len(rows.reasons) < _SHOWN:
+            rows.reasons[i] = str(error)
         return None
 
 
@@ -315,7 +336,7 @@ def verdicts_reply(
 
 
 _REASONS: Mapping[Verdict, str] = {
-    Verdict.CONFLICT: "another value is known for this ds; send it with on_conflict=revise to replace it",
+    Verdict.CONFLICT: "another value is known for this ds, or stands above in this body; on_conflict=revise takes it",
     Verdict.TOO_OLD: "before the first step of the stream's log",
     Verdict.GAP_TOO_LONG: "further after the stream's last step than gaps are filled",
 }

@@ -191,6 +191,11 @@ class Planner:
         last, name = dates.text(record.last_step), f"stream {item.unique_id!r}"
         rows = [{"ds": dates.text(item.steps[i]), "verdict": judgement.verdicts[i]} for i in refused[:20]]
         if verdict is Verdict.CONFLICT:
+            if item.steps[refused[0]] in judgement.inserted:
+                detail = (
+                    f'the request has two values for ds {ds} of {name}; with "on_conflict": "revise" the last counts'
+                )
+                return conflict(detail, observations=rows)
             detail = f'{name} already has another value at ds {ds}; send "on_conflict": "revise" to replace it'
             return conflict(detail, observations=rows)
         if verdict is Verdict.TOO_OLD:

@@ -14,11 +14,13 @@ import pytest
 
 from service.app import create_app
 from service.bodies import bulk
+from service.bodies.bulk import read_arrow
 from service.bodies.replies import observed
 from service.engine import items
 from service.engine.items import Create, Delete, Observe, Precondition, Single
 from service.models.served import ServedModel
 from service.routes import streams
+from tests.forecaster.kit import TINY, forecaster_of
 from tests.service.kit import LocalClient, assert_same_state, ds, history, observations, recompute, until
 
 VALUES = [float(10 + i % 4) for i in range(40)]
@@ -179,6 +181,50 @@ def test_bad_rows_of_an_arrow_stream_cost_only_themselves(client, stream):
     reply = client.post("/v1/observations", content=body, headers={"content-type": ARROW}).json()
 
     assert reply["verdicts"] == ["accepted", "invalid", "invalid", "invalid", "invalid"]
+
+
+@pytest.mark.parametrize(
+    ("column", "reasons"),
+    [
+        (pa.array(np.array([ds(40), ds(41), "2024-01-02T17:30"], "datetime64[s]")), [None, None, "not on the grid"]),
+        (pa.array([0, 2**62, -(2**62)], pa.timestamp("s")), ["", "outside the years", "outside the years"]),
+        (pa.array([None, 2**31 - 1, 0], pa.date32()), ["missing", "outside the years", ""]),
+        (pa.array([0, 1, 2], pa.timestamp("s", "UTC")), ["time zone UTC, expected none"] * 3),
+        (pa.array([0, 1, 2], pa.timestamp("ns", "No/Where")), ["time zone No/Where, expected none"] * 3),
+        (pa.array([0, 1, 2], pa.time32("s")), ["not an ISO 8601 timestamp"] * 3),
+    ],
+    ids=["off the grid", "beyond", "dates", "zone", "no zone", "times of day"],
+)
+def test_times_of_an_arrow_stream_that_do_not_fit_cost_only_themselves(client, stream, column, reasons):
+    """Whatever the column's type can hold."""
+    body = arrow(unique_id=pa.array(["a"] * 3), ds=column, y=pa.array([1.0] * 3))
+    reply = client.post("/v1/observations", content=body, headers={"content-type": ARROW}).json()
+
+    said = {row["row"]: row["detail"] for row in reply["refused"] if row["verdict"] == "invalid"}
+    for row, reason in enumerate(reasons):
+        assert (reply["verdicts"][row] == "invalid") == (row in said) == bool(reason), reply
+        assert not reason or reason in said[row], reply
+
+
+def test_an_instant_of_an_arrow_stream_is_the_same_in_any_zone():
+    """As with the offsets of JSON."""
+    forecaster = forecaster_of(TINY.with_overrides({"time_zone": "Europe/Berlin"}))
+    model = ServedModel("tiny", "1", forecaster)
+    expected = forecaster.calendar.parse(["2024-01-01T00:00+01:00", "2024-07-01T00:00+02:00"]).tolist()
+    instants = np.array(["2023-12-31T23:00", "2024-06-30T22:00"], "datetime64[s]")
+    for zone in ("UTC", "Europe/Berlin", "America/New_York", "+05:30", "No/Where"):
+        column = pa.array(instants, pa.timestamp("s", zone))
+        rows = read_arrow(arrow(unique_id=pa.array(["a"] * 2), ds=column, y=pa.array([1.0] * 2)), model)
+        assert (rows.steps, rows.reasons) == (expected, {}), zone
+
+
+def test_of_two_values_in_one_request_the_refusal_says_so(client, stream):
+    """It is not the stream that has another value."""
+    refused = client.post(f"{stream}/observations", json=observations((40, 1.0), (40, 2.0)))
+    assert_problem(refused, 409, f"the request has two values for ds {ds(40)}")
+    revised = client.post(f"{stream}/observations", json=observations((40, 1.0), (40, 2.0), on_conflict="revise"))
+    assert revised.json()["revised"] == 1
+    assert client.post(f"{stream}/observations", json=observations((40, 2.0))).json()["duplicate"] == 1
 
 
 def test_operations_tell_the_truth(client, stream):
