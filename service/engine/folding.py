@@ -265,12 +265,13 @@ def _fold_log(
 
 
 def _nearest(
-    model: ServedModel, store: Store, record: StreamRecord, step: int, skip: int = 0
+    model: ServedModel, store: Store, record: StreamRecord, step: int, skip: int = 0, most: int | None = None
 ) -> tuple[Recovery, StreamState | None, int]:
     """The newest readable state from before a step, with the log after it, and how many could not be read."""
+    most = MOST_STEPS if most is None else most
     damaged = 0
     while True:
-        recovery = store.recover_before(record, model.key, step, skip + damaged, MOST_STEPS)
+        recovery = store.recover_before(record, model.key, step, skip + damaged, most)
         (base,), unreadable = _read_snapshots(model.forecaster, [recovery.snapshot])
         if not unreadable:
             return recovery, base, damaged
@@ -319,8 +320,13 @@ class Rewound(NamedTuple):
 
 
 def rewind(
-    model: ServedModel, store: Store, record: StreamRecord, changed: dict[int, Value], last_step: int
-) -> Rewound:
+    model: ServedModel,
+    store: Store,
+    record: StreamRecord,
+    changed: dict[int, Value],
+    last_step: int,
+    longest: int | None = None,
+) -> Rewound | None:
     """Fold a stream anew from before a change of its log.
 
     Parameters
@@ -335,6 +341,12 @@ def rewind(
         step → value of new and revised rows.
     last_step
         The stream's last step after the change.
+    longest
+        Most steps to fold.
+
+    Returns
+    -------
+    None if there are more.
 
     Raises
     ------
@@ -342,7 +354,7 @@ def rewind(
         The log has been trimmed meanwhile beyond the change.
     """
     forecaster = model.forecaster
-    recovery, base, _ = _nearest(model, store, record, min(changed))
+    recovery, base, _ = _nearest(model, store, record, min(changed), most=LONGEST)
     if min(changed) < recovery.record.log_step:
         raise StaleStreams([record.unique_id])
     anew = base is None and recovery.record.retained_step is not None
@@ -352,6 +364,8 @@ def rewind(
     if recovery.record.version != record.version:
         # Another process went on; the commit would fail.
         raise StaleStreams([record.unique_id])
+    if longest is not None and last_step - after > longest:
+        return None
     if recovery.too_long:
         parts: list[Float] = []
         state = _fold_log(forecaster, store, recovery.record, base, changed, last_step, parts)

@@ -20,7 +20,7 @@ import torch
 
 from forecaster import StreamState
 from forecaster.marginals import Decoded, surprise
-from service.engine.folding import begin, dense, fold_ragged, numbers, rewind, stacked
+from service.engine.folding import LONGEST, begin, dense, fold_ragged, numbers, stacked
 from service.engine.items import Create, Item, Look, Observe, Outcome, Result, wanted
 from service.engine.planning import Plan, Planner, Step
 from service.engine.residents import Resident, Residents
@@ -132,7 +132,7 @@ class MicroBatch:
             self._replay(keyed)
         planner = Planner(self._residents, self._store, self._max_gap, self._results)
         plan = self._plan = planner.plan([item for item in items if item not in self._results])
-        rewound = self._rewind(plan.rewinds)
+        rewound = self._rewind(plan)
         created = self._warm_up(plan.creates)
         changes = self._changes(plan)
         # The statements run beside the fold and wait for it; the disk works beside the decoding from the same copies.
@@ -281,18 +281,22 @@ class MicroBatch:
                 step.places = _placed(step, step.resident.record.last_step, places[row])
         return appended
 
-    def _rewind(self, steps: list[Step]) -> StreamState | None:
-        if not steps:
-            return None
-        parts = []
+    def _rewind(self, plan: Plan) -> StreamState | None:
+        """States of streams whose logs change before their end; of those alone that others need not wait for."""
+        steps, plan.rewinds, parts = plan.rewinds, [], []
         for step in steps:
             assert step.judgement is not None
             changed = step.judgement.inserted | step.judgement.updated
-            rewound = rewind(self._model, self._store, step.resident.record, changed, step.judgement.last_step)
+            rewound = self._residents.rewound(step.resident.record, changed, step.judgement.last_step)
+            if rewound is None:
+                self._results[step.item] = still_folded(step.item.unique_id)
+                continue
+            plan.rewinds.append(step)
+            step.folded = step.judgement.last_step - rewound.after
             step.places = _placed(step, rewound.after, rewound.places)
             self._begun += rewound.begun
             parts.append(rewound.state)
-        return StreamState.concat(parts)
+        return StreamState.concat(parts) if parts else None
 
     def _warm_up(self, creates: list[tuple[Create, Resident | None]]) -> StreamState | None:
         if not creates:
@@ -421,6 +425,8 @@ class MicroBatch:
                 resident, record = step.resident, step.record
                 # A rewound stream has lost later snapshots, so the revised stretch counts again.
                 resident.unsaved += max(record.last_step - resident.record.last_step, 1)
+                if step.folded > LONGEST:
+                    resident.unsaved += step.folded  # none is left that others need not wait for
                 resident.record = record
                 self.due.append(resident)
 

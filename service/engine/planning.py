@@ -35,6 +35,7 @@ class Step:
     judgement: Judgement | None = None
     places: Float | None = None
     surprises: Float | None = None
+    folded: int = 0  # steps, anew
 
 
 @dataclass(slots=True)

@@ -2,31 +2,28 @@
 
 It knows slab and store, not requests. Invariants: a resident's state is the fold of its record's log under the model
 given; dropping a resident loses nothing, since it is restored from the store on the next touch; there are never more
-than the capacity, so who comes in makes room first, and one touch may name no more streams than that; a log that takes
-long to fold is folded by a thread beside, into a snapshot, and its stream comes in by a later touch.
+than the capacity, so who comes in makes room first, and one touch may name no more streams than that; a stream whose
+log takes long to fold comes in by a later touch.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-import torch
-
 from forecaster import StreamState
-from service.engine.folding import LONGEST, MOST_STEPS, restore
-from service.engine.rederive import derive
+from service.engine.beside import Beside
+from service.engine.folding import LONGEST, MOST_STEPS, Rewound, restore
 from service.engine.slab import Slab
 from service.engine.survey import Survey
 from service.errors import first_line
 from service.metrics import Metrics
 from service.models.served import ServedModel
-from service.store import Recovery, Store, StreamRecord
+from service.store import Recovery, Store, StreamRecord, Value
 
 __all__ = ["Resident", "Residents"]
 
@@ -67,7 +64,7 @@ class Residents:
         self._capacity = capacity
         self._bases = bases
         self._by_name: dict[str, Resident] = {}  # the longest idle first
-        self._beside: threading.Thread | None = None  # folds a long log
+        self._beside = Beside(model, store)
         self._touched: Sequence[str] = ()  # these stay until the next touch
         self.staying: Collection[str] = ()  # and these, whose micro-batch has begun and not ended
         self.moment = 0  # of the store, when it was last asked
@@ -108,27 +105,17 @@ class Residents:
                 found, left = self._store.recover_some(left, self.model.key, MOST_STEPS, LONGEST)
                 if short := [recovery for recovery in found.values() if not recovery.too_long]:
                     self._restore(short)
-                long |= found.keys() - {recovery.record.unique_id for recovery in short}
-        for name in long:
-            self._fold_beside(name)
+                for name in found.keys() - {recovery.record.unique_id for recovery in short}:
+                    if (recovery := self._beside.restored(found[name])) is None:
+                        long.add(name)
+                    else:
+                        self._restore([recovery])
+                        self._by_name[name].unsaved += LONGEST  # the log before is in no snapshot
         return long
 
-    def _fold_beside(self, unique_id: str) -> None:
-        """Begin to fold a long log into a snapshot, unless another one is at it: then the next touch asks again."""
-        if self._beside is not None and self._beside.is_alive():
-            return
-
-        def fold() -> None:
-            try:
-                # Asked again, because one that was at it may have ended since.
-                found, _ = self._store.recover_some([unique_id], self.model.key, MOST_STEPS, LONGEST)
-                with torch.inference_mode():
-                    derive(self.model, self._store, [recovery for recovery in found.values() if recovery.too_long])
-            except Exception:
-                logging.getLogger("service").exception("a long log has no state: %r", unique_id)
-
-        self._beside = threading.Thread(target=fold, name="long-log", daemon=True)
-        self._beside.start()
+    def rewound(self, record: StreamRecord, changed: dict[int, Value], last_step: int) -> Rewound | None:
+        """A stream folded anew from before a change of its log, as by `rewind`; None while that is done beside."""
+        return self._beside.rewound(record, changed, last_step)
 
     def _restore(self, found: Sequence[Recovery]) -> None:
         restored = restore(self.model, self._store, found)

@@ -16,11 +16,9 @@ from hypothesis import strategies as st
 
 from service.app import create_app
 from service.engine import residents
-from service.engine.folding import LONGEST
 from service.engine.residents import Residents
 from service.settings import Settings
-from service.store.copying import LogRow, StreamRow
-from tests.service.kit import LocalClient, assert_same_state, ds, history, observations, recompute, until
+from tests.service.kit import LocalClient, assert_same_state, ds, history, observations, recompute
 
 BASE = 473352
 CAP = 6
@@ -173,40 +171,6 @@ def test_no_request_brings_more_streams_into_memory_than_the_cap_and_none_can_te
             assert reply.status_code == expected.status_code < 500, (cap, request, reply.text)
             assert reply.headers.get("etag") == expected.headers.get("etag")
             assert reply.content == expected.content or alike(reply.json(), expected.json()), (cap, request)
-
-
-def line(name: str, hour: int) -> str:
-    """A row of a bulk body."""
-    return json.dumps({"unique_id": name, "ds": ds(hour), "y": 4.0}) + "\n"
-
-
-def test_others_are_served_while_a_log_that_takes_long_is_folded(settings, any_store_url, tiny_forecaster):
-    """As after an import without snapshots: its own stream is to be asked again, and nothing of it is lost."""
-    log = {BASE + hour: float(3 + hour % 5) for hour in range(LONGEST + 1)}
-    settings = settings.model_copy(update={"store": any_store_url})
-    with LocalClient(create_app(settings)) as client:
-        client.put("/v1/streams/short", json=history([5.0, 6.0]))
-        row = StreamRow("long", BASE, max(log), 1, len(log), 0, None, None)
-        client.service.store.load([row], [[LogRow("long", *y, None) for y in log.items()]], [], replace=False)
-
-        observed = {"json": observations((LONGEST + 1, 4.0)), "headers": {"idempotency-key": "once"}}
-        refused = client.post("/v1/streams/long/observations", **observed)
-        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-        assert client.post("/v1/streams/short/observations", json=observations((2, 7.0))).is_success
-        assert client.post("/v1/observations", content=line("long", 9), headers=LINES).status_code == 503
-        both = client.post("/v1/observations", content=line("long", 9) + line("short", 3), headers=LINES).json()
-        assert both["verdicts"] == ["busy", "accepted"]
-        assert (both["refused"][0]["row"], "is being folded" in both["refused"][0]["detail"]) == (0, True)
-        assert client.post("/v1/forecasts", json={"streams": ["long"]}).status_code == 503
-        forecasts = client.post("/v1/forecasts", json={"streams": ["short", "long"]}).json()
-        assert [found["unique_id"] for found in forecasts["forecasts"]] == ["short"]
-        assert [(found["unique_id"], found["status"]) for found in forecasts["refused"]] == [("long", 503)]
-        assert client.service.engine._residents.get("long") is None, "the other one waited for it"
-        until(lambda: client.post("/v1/streams/long/observations", **observed).is_success)
-        residents = client.service.engine._residents
-        found = residents.slab.gather([residents.get("long").row])
-        until(lambda: not residents._beside.is_alive())
-    assert_same_state(found, recompute(tiny_forecaster, [log | {max(log) + 1: 4.0}]))
 
 
 def test_whole_logs_are_read_a_few_at_a_time(settings, any_store_url, challenger_artifact, challenger, monkeypatch):

@@ -439,6 +439,8 @@ def test_a_log_too_long_to_be_held_is_folded_a_stretch_at_a_time(client, challen
         (state,) = [restore(coming, store, [found]).states]
         first = found.record.first_step
         assert_same_state(state, coming.forecaster.warm_up([values], first_steps=[first]))
+        monkeypatch.setattr(folding, "LONGEST", 25)
+        assert rewind(coming, store, found.record, {first + 3: 8.5}, found.record.last_step, longest=25) is None
         rewound = rewind(coming, store, found.record, {first + 3: 8.5}, found.record.last_step)
         changed = [*values[:3], 8.5, *values[4:]]
         assert [len(rows) for rows in read[3:]] == [25, 25, 10]

@@ -1,0 +1,159 @@
+"""Logs that take long to fold keep nobody waiting: they are folded beside the engine, and asked for again."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from service.app import create_app
+from service.engine import beside, folding, microbatch, residents
+from service.engine.folding import LONGEST
+from service.store.copying import LogRow, StreamRow
+from tests.service.kit import LocalClient, assert_same_state, ds, history, observations, recompute, until
+
+BASE = 473352
+LINES = {"content-type": "application/x-ndjson"}
+
+
+@pytest.fixture
+def settings(settings, any_store_url):
+    """On either kind of store."""
+    return settings.model_copy(update={"store": any_store_url, "snapshot_every": 40})
+
+
+def idle(client: LocalClient) -> None:
+    """Wait until nothing is folded beside the engine."""
+    until(lambda: not client.service.engine._residents._beside.at_work)
+
+
+def line(name: str, hour: int) -> str:
+    """A row of a bulk body."""
+    return json.dumps({"unique_id": name, "ds": ds(hour), "y": 4.0}) + "\n"
+
+
+def test_others_are_served_while_a_log_that_takes_long_is_folded(settings, tiny_forecaster):
+    """As after an import without snapshots: its own stream is to be asked again, and nothing of it is lost."""
+    log = {BASE + hour: float(3 + hour % 5) for hour in range(LONGEST + 1)}
+    with LocalClient(create_app(settings)) as client:
+        client.put("/v1/streams/short", json=history([5.0, 6.0]))
+        row = StreamRow("long", BASE, max(log), 1, len(log), 0, None, None)
+        client.service.store.load([row], [[LogRow("long", *y, None) for y in log.items()]], [], replace=False)
+
+        observed = {"json": observations((LONGEST + 1, 4.0)), "headers": {"idempotency-key": "once"}}
+        refused = client.post("/v1/streams/long/observations", **observed)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert client.post("/v1/streams/short/observations", json=observations((2, 7.0))).is_success
+        assert client.post("/v1/observations", content=line("long", 9), headers=LINES).status_code == 503
+        both = client.post("/v1/observations", content=line("long", 9) + line("short", 3), headers=LINES).json()
+        assert both["verdicts"] == ["busy", "accepted"]
+        assert (both["refused"][0]["row"], "is being folded" in both["refused"][0]["detail"]) == (0, True)
+        assert client.post("/v1/forecasts", json={"streams": ["long"]}).status_code == 503
+        forecasts = client.post("/v1/forecasts", json={"streams": ["short", "long"]}).json()
+        assert [found["unique_id"] for found in forecasts["forecasts"]] == ["short"]
+        assert [(found["unique_id"], found["status"]) for found in forecasts["refused"]] == [("long", 503)]
+        assert client.service.engine._residents.get("long") is None, "the other one waited for it"
+        until(lambda: client.post("/v1/streams/long/observations", **observed).is_success)
+        held = client.service.engine._residents
+        found = held.slab.gather([held.get("long").row])
+        idle(client)
+    assert_same_state(found, recompute(tiny_forecaster, [log | {max(log) + 1: 4.0}]))
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Fifty steps are a long log; folding them beside the engine waits for the event."""
+    go_on = threading.Event()
+    for module in (beside, folding, residents, microbatch):
+        monkeypatch.setattr(module, "LONGEST", 50)
+    for name in ("_restore", "_rewind"):
+        fold = getattr(beside.Beside, name)
+        monkeypatch.setattr(beside.Beside, name, lambda *args, fold=fold: go_on.wait(60) and fold(*args))
+    return go_on
+
+
+def test_others_and_the_stream_itself_are_served_while_a_change_far_back_in_a_long_log_is_folded(
+    few, settings, tiny_forecaster
+):
+    """The change is refused until that is done, and then taken at once, though the log has grown."""
+    log = {BASE + hour: float(3 + hour % 5) for hour in range(60)}
+    with LocalClient(create_app(settings)) as client:
+        client.put("/v1/streams/short", json=history([5.0, 6.0]))
+        client.put("/v1/streams/long", json=history(list(log.values())))
+        path, change = "/v1/streams/long/observations", observations((2, 9.0), (61, 4.0), on_conflict="revise")
+        refused = client.post(path, json=change)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert client.get("/v1/streams/long").json()["version"] == 1
+        assert client.post(path, json=observations((60, 8.0))).json()["version"] == 2
+        both = line("long", 2) + line("short", 2)
+        reply = client.post("/v1/observations?on_conflict=revise", content=both, headers=LINES).json()
+        assert reply["verdicts"] == ["busy", "accepted"]
+        few.set()
+        idle(client)
+        taken = client.post(path, json=change)
+
+        assert (taken.status_code, taken.json()["version"], taken.json()["revised"]) == (200, 3, 1)
+        assert None not in taken.json()["places"]
+        assert client.post(path, json=change).json()["duplicate"] == 2
+        few.clear()
+        other = observations((2, 7.0), on_conflict="revise")
+        assert client.post(path, json=other).status_code == 503, "folded with another value"
+        log |= {BASE + 2: 9.0, BASE + 60: 8.0, BASE + 61: 4.0}
+        held = client.service.engine._residents
+        found = held.slab.gather([held.get("long").row])
+        assert_same_state(found, recompute(tiny_forecaster, [log]))
+        snapshots = client.service.store.recover(["long"], client.service.engine.model.key)["long"].snapshot_step
+        assert snapshots == BASE + 61, "the next start would fold all of it"
+        few.set()
+        idle(client)
+    with LocalClient(create_app(settings)) as client:
+        until(lambda: client.post(path, json=other).is_success)
+        held = client.service.engine._residents
+        found = held.slab.gather([held.get("long").row])
+        assert_same_state(found, recompute(tiny_forecaster, [log | {BASE + 2: 7.0}]))
+        idle(client)
+
+
+def test_what_has_been_folded_of_a_log_that_did_more_than_grow_meanwhile_is_not_used(few, settings, tiny_forecaster):
+    """By another process, as this one refuses what would do that."""
+    log = {BASE + hour: float(3 + hour % 5) for hour in range(60)}
+    path, change = "/v1/streams/long/observations", observations((2, 9.0), on_conflict="revise")
+    with LocalClient(create_app(settings)) as client, LocalClient(create_app(settings)) as other:
+        client.put("/v1/streams/long", json=history(list(log.values())))
+        assert client.post(path, json=change).status_code == 503
+        few.set()
+        idle(client)
+        assert other.post(path, json=observations((58, 1.0), on_conflict="revise")).status_code == 503
+        until(lambda: other.post(path, json=observations((58, 1.0), on_conflict="revise")).is_success)
+        assert client.post(path, json=change).status_code == 503
+        until(lambda: client.post(path, json=change).is_success)
+        held = client.service.engine._residents
+        found = held.slab.gather([held.get("long").row])
+        assert_same_state(found, recompute(tiny_forecaster, [log | {BASE + 2: 9.0, BASE + 58: 1.0}]))
+        idle(client)
+        idle(other)
+
+
+def test_a_long_log_is_served_while_the_store_takes_no_snapshots(few, settings, monkeypatch, tiny_forecaster):
+    """A full disk can be read; its snapshot is stored when there is room again."""
+    few.set()
+    log = {BASE + hour: float(3 + hour % 5) for hour in range(60)}
+    with LocalClient(create_app(settings)) as client:
+        store, key = client.service.store, client.service.engine.model.key
+        row = StreamRow("long", BASE, max(log), 1, len(log), 0, None, None)
+        store.load([row], [[LogRow("long", *y, None) for y in log.items()]], [], replace=False)
+        with monkeypatch.context() as full:
+
+            def refuse(*_args, **_options):
+                raise OperationalError("", {}, Exception("full"))
+
+            full.setattr(store, "save_snapshots", refuse)
+            assert client.get("/v1/streams/long/forecast").status_code == 503
+            until(lambda: client.get("/v1/streams/long/forecast").is_success)
+            held = client.service.engine._residents
+            assert_same_state(held.slab.gather([held.get("long").row]), recompute(tiny_forecaster, [log]))
+        assert client.post("/v1/streams/long/observations", json=observations((60, 4.0))).is_success
+        until(lambda: store.recover(["long"], key)["long"].snapshot_step == BASE + 60)
+        idle(client)
