@@ -229,6 +229,8 @@ def _read_file(path: Path, columns: Sequence[str], texts: Sequence[str]) -> pd.D
         raise
     except (ValueError, OSError, EOFError, zlib.error) as error:  # what pandas, Arrow and gzip raise for bad content
         raise InputError(f"{path} cannot be read: {_first_line(error)}") from error
+    except KeyError as error:  # of pytz, which pandas asks last
+        raise InputError(f"{path} cannot be read: there is no time zone {error}") from error
     if _has_suffix(path, CSV_SUFFIXES) and not isinstance(frame.index, pd.RangeIndex):
         # pandas takes the first fields for row names then, and every value for that of another column.
         raise InputError(f"{path}: the rows have more fields than the header, which has {len(frame.columns)}")
@@ -239,6 +241,11 @@ def _read_file(path: Path, columns: Sequence[str], texts: Sequence[str]) -> pd.D
     nameless = frame["unique_id"].isna() | (frame["unique_id"].astype(str) == "")
     if nameless.any():
         raise InputError(f"{path}: unique_id is missing in row {int(nameless.to_numpy().argmax()) + 1}")
+    if frame["unique_id"].dtype == object:
+        raw = [isinstance(name, bytes) for name in frame["unique_id"]]
+        if any(raw):  # as text they would be other names
+            row = raw.index(True)
+            raise InputError(f"{path}: unique_id is {frame['unique_id'].iloc[row]!r} in row {row + 1}, expected text")
     frame["unique_id"] = frame["unique_id"].astype(str)
     return frame
 

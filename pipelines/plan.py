@@ -108,6 +108,11 @@ def prepare(request: TrainRequest, reporter: Reporter | None = None) -> Plan:
     say_split(windows, reporter, asked=request.n_windows is not None)
     chosen = "as asked" if request.seasonality else f"from the configuration, or usual for freq {config.freq}"
     reporter.notice(f"seasonality {', '.join(map(str, config.seasonality))}: {chosen}")
+    longest = max(map(len, windows.training.values))
+    if request.seasonality and (unseen := [season for season in config.seasonality if season >= longest]):
+        reporter.notice(
+            f"no series shows a season of {unseen[0]} steps: {longest:,} are the most there are to learn from"
+        )
     return Plan(config, panel, windows)
 
 

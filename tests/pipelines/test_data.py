@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from forecaster import CovariatesConfig, ForecasterError, InputError, Panel
@@ -250,6 +252,24 @@ def test_a_packed_file_that_was_cut_off_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         read_panel(write(tmp_path, "PAR1 but not really", "data.parquet"), "1")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("ds", pa.array([0, 3600], pa.timestamp("s", "No/Where")), "there is no time zone 'No/Where'"),
+        ("unique_id", pa.array([b"a", b"a"]), "unique_id is b'a' in row 1, expected text"),
+        ("ds", pa.array([0, 2**62], pa.timestamp("ms")), "outside the years 1678 to 2261"),
+    ],
+)
+def test_columns_of_a_parquet_file_that_cannot_be_what_they_are_to_be_are_refused(
+    tmp_path: Path, column: str, values: pa.Array, said: str
+) -> None:
+    columns = {"unique_id": ["a", "a"], "ds": pa.array([0, 3600], pa.timestamp("s")), "y": [1.0, 2.0]}
+    pq.write_table(pa.table(columns | {column: values}), tmp_path / "data.parquet")
+
+    with pytest.raises(InputError, match=said):
+        read_panel(tmp_path / "data.parquet", "h")
 
 
 @pytest.mark.parametrize("name", ["out.json", "nowhere/out.csv"])

@@ -293,6 +293,17 @@ def test_a_training_without_windows_says_whose_choice_that_was(request_: TrainRe
     assert "too short" in about[1]
 
 
+def test_a_season_that_no_series_is_as_long_as_is_remarked_on(request_: TrainRequest) -> None:
+    said: list[str] = []
+    reporter = Reporter(quiet=True)
+    reporter.notice = said.append  # type: ignore[method-assign]
+
+    prepare(request_, reporter)
+    assert not any("no series shows" in text for text in said)
+    prepare(changed(request_, seasonality=(SEASON, 2000)), reporter)
+    assert any("no series shows a season of 2000 steps" in text for text in said)
+
+
 def test_a_champion_that_cannot_forecast_so_far_stays_and_the_reason_says_so(
     request_: TrainRequest, tracking_uri: str
 ) -> None:
