@@ -223,18 +223,19 @@ class Calendar:
         return self._to_steps(self._instants(ds))
 
     def fits(self, ds: pd.Series[Any]) -> npt.NDArray[np.bool_]:
-        """Which timestamps of a column `to_steps` would take by themselves; none if it is of another time zone.
+        """Which timestamps of a column `to_steps` would take by themselves; none if it wants others.
 
         Examples
         --------
         >>> Calendar("h").fits(pd.Series(pd.to_datetime(["2024-01-01T01:00", None, "2024-01-01T01:30"]))).tolist()
         [True, False, False]
         """
-        fits: npt.NDArray[np.bool_] = ds.notna().to_numpy(bool) & ~_beyond(ds)
         try:
-            instants = self._instants(ds[fits])
+            self.to_steps(ds[:0])
         except InputError:
             return np.zeros(len(ds), bool)
+        fits: npt.NDArray[np.bool_] = ds.notna().to_numpy(bool) & ~_beyond(ds)
+        instants = self._instants(ds[fits])
         fits[fits] = ~self._off_grid(instants, self._grid.steps(instants))
         return fits
 

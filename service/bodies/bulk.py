@@ -268,7 +268,8 @@ def _steps_of_times(ds: Any, kind: Any, dates: Dates, rows: Rows) -> list[int | 
     except InputError:
         fits = dates.calendar.fits(series)
     steps = np.full(len(fits), None)
-    steps[fits] = dates.calendar.to_steps(series[fits]).tolist()
+    if fits.any():
+        steps[fits] = dates.calendar.to_steps(series[fits]).tolist()
     for i in np.flatnonzero(~fits)[:_SHOWN].tolist():
         _one_step(partial(dates.calendar.to_steps, series[i : i + 1]), i, rows)
     return list(steps.tolist())

@@ -218,6 +218,14 @@ def test_an_instant_of_an_arrow_stream_is_the_same_in_any_zone():
         assert (rows.steps, rows.reasons) == (expected, {}), zone
 
 
+@pytest.mark.parametrize("overrides", [{"time_zone": "Europe/Berlin"}, {"freq": "1"}], ids=["without a zone", "steps"])
+def test_times_of_another_kind_than_the_models_are_refused_row_by_row(overrides):
+    model = ServedModel("tiny", "1", forecaster_of(TINY.with_overrides(overrides)))
+    for column in (pa.array([0, 3600], pa.timestamp("s")), pa.array([0, 1], pa.date32())):
+        rows = read_arrow(arrow(unique_id=pa.array(["a"] * 2), ds=column, y=pa.array([1.0] * 2)), model)
+        assert (rows.steps, len(rows.reasons)) == ([None, None], 2)
+
+
 def test_of_two_values_in_one_request_the_refusal_says_so(client, stream):
     """It is not the stream that has another value."""
     refused = client.post(f"{stream}/observations", json=observations((40, 1.0), (40, 2.0)))
