@@ -47,7 +47,8 @@ _SNAPSHOTS = pa.schema(
     [("unique_id", pa.string()), ("model_key", pa.string()), ("step", pa.int64()), ("state", pa.binary())]
 )
 _LOG = [("step", pa.int64()), ("y", pa.float64()), ("covariates", pa.string())]
-_FILES = ("streams.parquet", "observations.parquet", "snapshots.parquet")
+_COUNTED = ("streams", "observations", "snapshots")
+_FILES = tuple(f"{name}.parquet" for name in _COUNTED)
 _T = TypeVar("_T", StreamRow, LogRow, SnapshotRow)
 
 
@@ -180,16 +181,23 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _checked_manifest(folder: Path) -> dict[str, Any]:
+def _manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        number, files = int(manifest["format"]), {name: manifest["files"][name] for name in _FILES}
+        number = int(manifest["format"])
+        _ = [manifest["files"][name] for name in _FILES], [manifest[name] for name in ("until", *_COUNTED)]
         Calendar(manifest["freq"], manifest["time_zone"])
     except (OSError, ValueError, KeyError, TypeError, ForecasterError) as error:
         raise StoreError(f"{folder} is no export of streams: manifest.json is missing or damaged") from error
     if number > FORMAT:
         raise StoreError(f"{folder} has format {number}, newer than {FORMAT}, the newest this code knows")
-    for name, digest in files.items():
+    return manifest
+
+
+def _checked_manifest(folder: Path) -> dict[str, Any]:
+    manifest = _manifest(folder)
+    for name in _FILES:
+        digest = manifest["files"][name]
         if not (folder / name).is_file() or _digest(folder / name) != digest:
             raise StoreError(f"{folder} is damaged: {name} is not what the manifest says")
     return manifest
@@ -215,6 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         file = file_of(url)
         if given.command == "export" and file is not None and not file.exists():
             raise StoreError(f"there is no store {file}")  # opening it would make one
+        if given.command == "import":
+            _manifest(given.folder)  # likewise
         with closing(Store.open(url)) as store:
             if given.command == "export":
                 manifest = export_streams(store, given.folder, given.until)
@@ -226,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (SQLAlchemyError, OSError, pa.ArrowException) as error:
         sys.stderr.write(f"error: {error}".splitlines()[0] + "\n")
         return 1
-    counts = {name: manifest[name] for name in ("streams", "observations", "snapshots")}
+    counts = {name: manifest[name] for name in _COUNTED}
     said = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     sys.stderr.write(f"{said} {'to' if given.command == 'export' else 'from'} {given.folder}\n")
     if given.json:

@@ -45,6 +45,16 @@ def observe(server, book: Book) -> int:
     return reply.status_code
 
 
+def revise(server, book: Book) -> int:
+    """Another value far back in the long log, booked; the status."""
+    book.sends("long", 3, 9.5)
+    body = observations((3, 9.5), on_conflict="revise", horizon=1)
+    reply = HTTP.post(f"{server.url}/v1/streams/long/observations", json=body)
+    if reply.status_code == 200:
+        book.hears("long", 3, 9.5)
+    return reply.status_code
+
+
 @pytest.mark.parametrize("kills", [2, pytest.param(40, marks=pytest.mark.soak)])
 def test_kills_while_a_long_log_is_folded_lose_and_double_nothing(server, long_log, tiny_forecaster, seed, kills):
     """R1, beside other streams under load."""
@@ -77,14 +87,21 @@ def test_kills_while_a_long_log_is_folded_lose_and_double_nothing(server, long_l
 
 
 def test_a_server_that_is_told_to_stop_while_a_long_log_is_folded_ends_in_order(server, long_log, tiny_forecaster):
-    """R25."""
+    """R25, for want of a state and after a change far back; a kill right after that was taken."""
     server.start()
     assert observe(server, long_log) == 503
     assert server.stop() == 0
     assert "Traceback" not in server.log_text()
     server.start()
     until(lambda: observe(server, long_log) == 200)
+    assert revise(server, long_log) == 503
     assert server.stop() == 0
+    assert "Traceback" not in server.log_text()
+    audit([long_log], server.store)
+    server.start()
+    until(lambda: revise(server, long_log) == 200)
+    server.kill()
     logs = audit([long_log], server.store)
     server.start()
+    until(lambda: HTTP.get(f"{server.url}/v1/streams/long").status_code == 200)  # killed before there was a snapshot
     audit_states(server, logs, tiny_forecaster)

@@ -181,6 +181,9 @@ def test_what_is_damaged_or_does_not_fit_is_refused_and_changes_nothing(machine,
     manifest.write_text(text.replace('"format": 1', '"format": 2'))
     with pytest.raises(StoreError, match="has format 2, newer than 1"):
         import_streams(store, tmp_path / "out")
+    manifest.write_text(text.replace('"until"', '"unto"'))
+    with pytest.raises(StoreError, match="is no export of streams"):
+        import_streams(store, tmp_path / "out")
     manifest.write_text(text[:50])
     with pytest.raises(StoreError, match="is no export of streams"):
         import_streams(store, tmp_path / "out")
@@ -213,5 +216,6 @@ def test_the_commands_export_what_training_can_read_and_import_it(machine, tmp_p
     assert main(["import", str(Path("no such folder")), "--store", url]) == 2
     assert main(["export", str(tmp_path / "o"), "--store", url, "--until", "yesterday"]) == 2
     assert main(["export", str(tmp_path / "o"), "--store", f"sqlite:///{tmp_path / 'none.db'}"]) == 2
+    assert main(["import", str(tmp_path), "--store", f"sqlite:///{tmp_path / 'none.db'}"]) == 2
     assert not (tmp_path / "none.db").exists()
     assert "Traceback" not in capsys.readouterr().err
