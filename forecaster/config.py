@@ -140,6 +140,12 @@ class TrainingConfig:
     imagined
         Whether series drawn from a broad prior are learnt from beside the panel's own: ``on``, ``off``, or ``auto``:
         where the panel is too small to tell what series are like. See `forecaster.training.imagining`.
+    start
+        What is known before the first update: the ``regression`` of what comes on cycles and anchors, or the ``mean``
+        of the anchors. See `forecaster.training.starting`.
+    pull
+        Whether some of what is learnt after that is given up again where windows that were not learnt from call for it
+        (``auto``), or nothing (``off``). See `forecaster.training.pulling`.
     precision
         Of the recurrent layers in training: ``32``, ``bf16`` (mixed), or ``auto``: bf16 where the processor is faster
         with it, at a small cost in accuracy per update. Validation, backtest and service always compute in float32.
@@ -165,6 +171,8 @@ class TrainingConfig:
     patience: int = 16
     finish: float = 0.25
     imagined: Literal["auto", "on", "off"] = "auto"
+    start: Literal["regression", "mean"] = "regression"
+    pull: Literal["auto", "off"] = "auto"
     precision: Literal["auto", "32", "bf16"] = "32"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     seed: int = 0

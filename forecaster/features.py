@@ -18,7 +18,7 @@ from forecaster import kernels
 from forecaster.kernels import FINE, SCALARS
 from forecaster.scaling import History, num_blocks
 
-__all__ = ["anchors", "feature_size", "features", "naive", "num_anchors", "pooled_size"]
+__all__ = ["anchors", "feature_size", "features", "naive", "num_anchors", "num_cycles", "pooled_size"]
 
 
 def pooled_size(ring_length: int) -> int:
@@ -44,7 +44,14 @@ def features(history: History) -> Tensor:
 def num_anchors(seasonality: tuple[int, ...], ring_length: int) -> int:
     """Number of anchors A."""
     means = _mean_season(seasonality, ring_length)
-    return len(_last_season(seasonality)) + len(means) + (1 if means and means[-1] > 1 else 0)
+    level = 1 if means and means[-1] > 1 else 0
+    return len(_last_season(seasonality)) + len(means) + level + (1 if num_cycles(seasonality, ring_length) else 0)
+
+
+def num_cycles(seasonality: tuple[int, ...], ring_length: int) -> int:
+    """Cycles K of the shortest season that are blended: as many as fit into the ring, 0 if only one does."""
+    count = ring_length // seasonality[0]
+    return count if count >= 2 else 0
 
 
 def naive(scaled: Tensor, seasonality: tuple[int, ...], horizon: int) -> Tensor:
@@ -52,8 +59,11 @@ def naive(scaled: Tensor, seasonality: tuple[int, ...], horizon: int) -> Tensor:
     return scaled[..., scaled.shape[-1] - seasonality[0] + torch.arange(horizon) % seasonality[0]]
 
 
-def anchors(scaled: Tensor, seasonality: tuple[int, ...], horizon: int) -> Tensor:
-    """Candidate forecasts in scaled coordinates, shape [..., A, H], from the scaled ring [..., W]."""
+def anchors(scaled: Tensor, seasonality: tuple[int, ...], horizon: int, blend: Tensor) -> Tensor:
+    """Candidate forecasts in scaled coordinates, shape [..., A, H], from the scaled ring [..., W].
+
+    The last one is a blend of the cycles in the ring, with the weights [J, K] of every coming cycle, oldest first.
+    """
     width = scaled.shape[-1]
     periods, mean_periods = _last_season(seasonality), _mean_season(seasonality, width)
     found = scaled.new_empty(*scaled.shape[:-1], num_anchors(seasonality, width), horizon)
@@ -62,6 +72,8 @@ def anchors(scaled: Tensor, seasonality: tuple[int, ...], horizon: int) -> Tenso
         np.array(periods, dtype=np.int64),
         np.array(mean_periods, dtype=np.int64),
         _trend_lag(seasonality, width),
+        seasonality[0],
+        blend.numpy(),
         found.view(-1, *found.shape[-2:]).numpy(),
     )
     return found

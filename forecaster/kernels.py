@@ -538,7 +538,9 @@ def _seasonal(numbers: Float32, period: int, rest: Float32, pattern: Float32) ->
 
 
 @_loop
-def cycles(scaled: Float32, periods: Int64, mean_periods: Int64, lag: int, found: Float32) -> None:
+def cycles(
+    scaled: Float32, periods: Int64, mean_periods: Int64, lag: int, period_of_blend: int, blend: Float32, found: Float32
+) -> None:
     """Repeat recent cycles, mean cycles, and the last value with its season taken off, all moved along the trend.
 
     Parameters
@@ -551,13 +553,16 @@ def cycles(scaled: Float32, periods: Int64, mean_periods: Int64, lag: int, found
         Of the cycles that are means over as many as fit into the ring.
     lag
         Of the changes that tell the trend; 0 for none.
+    period_of_blend, blend
+        The last anchor is a blend of the latest K cycles of that period, oldest first, with weights of its own for
+        every coming cycle, shape [J, K]; without, where K is 0.
     found
         Written, shape [N, A, S]: one anchor per period, from the middle of what is repeated to the step; then, where
         there is one more, the last value, moved to each step's place in the pattern of the longest mean period.
     """
     width, steps = scaled.shape[1], found.shape[2]
-    repeated = periods.shape[0] + mean_periods.shape[0]
-    longest = mean_periods[-1] if repeated < found.shape[1] else 0
+    repeated, blended = periods.shape[0] + mean_periods.shape[0], blend.shape[1]
+    longest = mean_periods[-1] if repeated + (blended > 0) < found.shape[1] else 0
     rest, pattern = np.empty(width, np.float32), np.empty(longest, np.float32)
     for n in range(scaled.shape[0]):
         slope = _slope(scaled[n], lag) if lag else np.float32(0)
@@ -578,6 +583,17 @@ def cycles(scaled: Float32, periods: Int64, mean_periods: Int64, lag: int, found
             level = scaled[n, width - 1] - pattern[longest - 1]
             for s in range(steps):
                 found[n, repeated, s] = level + pattern[s % longest] + slope * np.float32(s + 1)
+        if blended:
+            anchor = found[n, found.shape[1] - 1]
+            for s in range(steps):
+                anchor[s] = 0
+            for first in range(0, steps, period_of_blend):
+                until = min(first + period_of_blend, steps)
+                for k in range(blended):
+                    weight = blend[first // period_of_blend, k]
+                    start = width - (blended - k) * period_of_blend
+                    for s in range(first, until):
+                        anchor[s] += weight * scaled[n, start + s - first]
 
 
 @_loop

@@ -9,8 +9,9 @@ Axes: B row, T step, K parameter, H horizon step, P hidden size of all members, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from forecaster.calibration import Calibration, Issue
 from forecaster.config import Config
 from forecaster.covariates import CovariateInputs, static_size
 from forecaster.deferred import Aboard, DeferredCalibration
-from forecaster.features import anchors, feature_size, features, naive, num_anchors
+from forecaster.features import anchors, feature_size, features, naive, num_anchors, num_cycles
 from forecaster.heads import HEADS, Head, HeadSizes
 from forecaster.kernels import NUM_STATISTICS
 from forecaster.recurrent import RecurrentEnsemble, RecurrentState
@@ -62,6 +63,17 @@ class Encoded(NamedTuple):
         part = Encoded(hidden[index], features[index], scaled[index], frame.at(index), difference[index])  # type: ignore[index]
         return part if step is None or static is None else part._replace(step=step[index], static=static[index])  # type: ignore[index]
 
+    @staticmethod
+    def concat(parts: Sequence[Encoded]) -> Encoded:
+        """Of several, one after the other along the first axis."""
+
+        def join(fields: Sequence[Tensor | Frame | None]) -> Tensor | Frame | None:
+            if isinstance(fields[0], Frame):
+                return Frame(*(torch.cat(column) for column in zip(*cast(Sequence[Frame], fields), strict=True)))
+            return None if fields[0] is None else torch.cat(cast(list[Tensor], list(fields)))
+
+        return Encoded(*(join(fields) for fields in zip(*parts, strict=True)))  # type: ignore[arg-type]
+
 
 class ForecastNetwork(nn.Module):
     """Encoder, state and head of one configuration.
@@ -93,6 +105,10 @@ class ForecastNetwork(nn.Module):
             num_known=covariates.decoder_size,
             members=config.network.num_members,
         )
+        cycles = num_cycles(config.seasonality, config.ring_length)
+        coming = -(-config.horizon // config.seasonality[0])
+        self.blend: Tensor
+        self.register_buffer("blend", torch.full((coming, cycles), 1 / max(cycles, 1)))
         self.head: Head = HEADS[config.head](
             sizes,
             transform=self.transform,
@@ -259,9 +275,12 @@ class ForecastNetwork(nn.Module):
         parameters: Tensor = self.head(encoded.hidden, encoded.features, choices, known)
         return parameters
 
-    def choices(self, scaled: Tensor, steps: int) -> Tensor:
-        """Anchors that the head chooses among, shape [..., A, H], of scaled rings [..., W]; zeros if it has none."""
-        found = anchors(scaled, self.config.seasonality, steps)
+    def choices(self, scaled: Tensor, steps: int, blend: Tensor | None = None) -> Tensor:
+        """Anchors that the head chooses among, shape [..., A, H], of scaled rings [..., W]; zeros if it has none.
+
+        `blend` stands for that of the network where this one lies on another device.
+        """
+        found = anchors(scaled, self.config.seasonality, steps, self.blend if blend is None else blend)
         return found if self.config.network.anchored else torch.zeros_like(found)
 
     def calibrated(

@@ -81,6 +81,8 @@ class Decoder(nn.Module):
             else None
         )
         self.reset_parameters()
+        self.begun: Tensor
+        self.register_buffer("begun", self.bias.detach().clone(), persistent=False)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -95,6 +97,28 @@ class Decoder(nn.Module):
             place = (torch.arange(self.sizes.horizon) + 0.5) * math.pi / self.sizes.horizon
             self.curves.copy_(torch.cos(torch.arange(self.rank).unsqueeze(-1) * place) * math.sqrt(2))
             self.curves[0] = 1.0
+
+    @torch.no_grad()
+    def prefer(self, shares: Tensor) -> None:
+        """Start from a mean of the anchors with these shares [A, H], each more than 0."""
+        self.bias[: self.rows[0]] = shares.log()
+        self.begun.copy_(self.bias)
+
+    @torch.no_grad()
+    def begin(self, correction: Tensor, shape: Tensor) -> None:
+        """Start from a correction [H] of that mean, and from a raw shape [R, H]."""
+        self.bias[self.rows[0]], self.bias[-self.rows[2] :] = correction, shape
+        self.begun.copy_(self.bias)
+
+    @torch.no_grad()
+    def pull(self, share: float) -> None:
+        """Keep a share of what was learnt since the start: 1 changes nothing, 0 leaves what the data fixed before."""
+        learnt = [self.mixture.weight, self.autoregression.weight]
+        if self.local is not None:
+            learnt += [self.local.output.weight, self.local.output.bias]
+        for weights in learnt:
+            weights *= share
+        self.bias.copy_(torch.lerp(self.begun, self.bias, share))
 
     def forward(
         self, hidden: Tensor, features: Tensor, anchors: Tensor, known: Tensor | None = None

@@ -156,6 +156,22 @@ class Head(nn.Module, ABC):
         """Whether no recent value was below 0 but slightly: mean and mean magnitude differ by negative values alone."""
         return frame.location >= frame.scale * (1 - SLIGHT)
 
+    def begin(self, errors: Tensor, weights: Tensor) -> None:
+        """Start from how the truth lay around the first mean of the anchors, and not from the first shape.
+
+        Parameters
+        ----------
+        errors
+            In scaled coordinates, shape [N, H]; NaN is unknown.
+        weights
+            Of each row in the loss, shape [N].
+        """
+
+    def pull(self, share: float) -> None:
+        """Keep a share of what the decoders have learnt since they started."""
+        for decoder in self.decoders:
+            cast(Decoder, decoder).pull(share)
+
     def stretch(self, parameters: Tensor, factors: Tensor) -> Tensor:
         """Parameters [B, K, H] with distances to the median multiplied by `factors` [B, 2, H], below and above it."""
         del factors

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from forecaster import kernels
-from forecaster.heads.decoder import HeadSizes
+from forecaster.heads.decoder import Decoder, HeadSizes
 from forecaster.heads.head import Head, Levels
 from forecaster.heads.widening import UNSEEN, widening
 from forecaster.losses import pinball_loss
@@ -31,6 +32,10 @@ interval twice as wide is a power as high."""
 
 FIRST_SPREAD = 0.05
 """Distance between neighbouring quantiles before training, in units."""
+
+
+SMALLEST_SPREAD = 0.005
+"""... and at least, where it begins from the data."""
 
 
 class QuantileHead(Head):
@@ -93,6 +98,16 @@ class QuantileHead(Head):
         """Weighted pinball loss in scaled coordinates."""
         scaled = transform(target, frame, self.transform)
         return pinball_loss(parameters, scaled, self.trained, weight.unsqueeze(-1))
+
+    def begin(self, errors: Tensor, weights: Tensor) -> None:
+        """From the quantiles of the errors at every step."""
+        found = _quantiles(errors, weights, self.trained)
+        middle = len(self.levels) // 2
+        gaps = found.diff(dim=0).clamp(min=SMALLEST_SPREAD)
+        steps = torch.cat([gaps[:middle].flip(0), gaps[middle:]])
+        shape = steps + torch.log(-torch.expm1(-steps))  # the inverse of softplus
+        for decoder in self.decoders:
+            cast(Decoder, decoder).begin(found[middle], shape)
 
     def reset_calibration(self) -> None:
         """Steps as decoded."""
@@ -199,3 +214,13 @@ class QuantileHead(Head):
             trained[1] / trained[0]
         )
         return between + tail * (high - low)
+
+
+def _quantiles(errors: Tensor, weights: Tensor, levels: Tensor) -> Tensor:
+    """Weighted quantiles [Q, H] of errors [N, H], at every step."""
+    known = ~torch.isnan(errors)
+    ordered, order = errors.nan_to_num(0.0).sort(0)
+    shares = (weights.unsqueeze(1) * known).gather(0, order).cumsum(0)
+    total = shares[-1:].clone()
+    places = torch.searchsorted(shares.t().contiguous(), (total * levels.unsqueeze(1)).t().contiguous())
+    return ordered.gather(0, places.t().clamp(max=len(errors) - 1))

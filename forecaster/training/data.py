@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -24,6 +25,8 @@ from forecaster.panel import Panel
 from forecaster.training.apart import MadeApart, may_fork
 from forecaster.training.imagining import imagine
 from forecaster.training.preparing import Preparation, Prepared, ahead
+
+Float = npt.NDArray[np.float64]
 
 __all__ = ["ChunkDataModule", "held_out_steps", "sample"]
 
@@ -108,6 +111,8 @@ class ChunkDataModule(LightningDataModule):
     ----------
     blocks
         The parts of the panel that are not learnt from, beside the validation part.
+    sources
+        What is learnt from, apart: the panel's own series, and those imagined beside them, if any are.
     """
 
     def __init__(
@@ -121,17 +126,27 @@ class ChunkDataModule(LightningDataModule):
         generator = np.random.default_rng(settings.seed)
         self.blocks = _blocks(learnt, config, generator) if blocks is None else list(blocks)
         beside = imagine(learnt, config, IMAGINED if settings.imagined == "on" else 0, generator)
-        self.lanes = Lanes(
-            learnt.beside(beside),
-            lanes=settings.lanes,
-            chunk_length=min(settings.chunk_length, int(learnt.lengths.max())),  # no longer than what fills it
-            horizon=config.horizon,
-            prefix_length=2 * config.ring_length,
-            generator=generator,
-            carry=settings.carry,
-            targets=without_blocks(learnt, self.blocks) + beside.values,
-            beside=len(beside),
-        )
+
+        def lanes(panel: Panel, targets: Sequence[Float], generator: np.random.Generator, beside: int = 0) -> Lanes:
+            return Lanes(
+                panel,
+                lanes=settings.lanes,
+                chunk_length=min(settings.chunk_length, int(learnt.lengths.max())),  # no longer than what fills it
+                horizon=config.horizon,
+                prefix_length=2 * config.ring_length,
+                generator=generator,
+                carry=settings.carry,
+                targets=targets,
+                beside=beside,
+            )
+
+        own = without_blocks(learnt, self.blocks)
+        self.lanes = lanes(learnt.beside(beside), own + beside.values, generator, len(beside))
+        self.sources = [
+            lanes(panel, targets, np.random.default_rng(settings.seed))
+            for panel, targets in ((learnt, own), (beside, beside.values))
+            if len(panel)
+        ]
         a_pass = self.lanes.chunks_per_pass
         usual = UPDATES if panel.observed <= SMALL_PANEL else 2 * UPDATES
         updates = settings.updates or max(min(usual, MOST_PASSES * a_pass), min(a_pass, LARGEST_RUN * UPDATES))

@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -32,6 +33,9 @@ from forecaster.training.calibrating import calibrate, drift_of
 from forecaster.training.choosing import choose, choose_covariates, race_length
 from forecaster.training.data import ChunkDataModule, held_out_steps
 from forecaster.training.module import TrainingModule
+from forecaster.training.pulling import kept_share
+from forecaster.training.starting import start
+from forecaster.training.windows import latest_blocks, windows_of
 
 __all__ = ["Fitted", "fit"]
 
@@ -149,10 +153,19 @@ def fit(
         network = trials.trained.get(config) or _fresh(config, data)  # who has won a race goes on
         done = _train(network, data, data.updates, clock.until(1 - share), progress=progress)
         trained = clock.elapsed
-        calibrate(network, learnt, data.blocks, settings.seed)
-        drift = drift_of(network, learnt, data.held_out, settings.seed)
-        network.head.widen(drift)
-        judged = Forecaster(network)
+        inside = windows_of(network, learnt, data.blocks, settings.seed)
+        cutoffs, moments = latest_blocks(learnt, data.held_out, config.horizon)
+        latest = windows_of(network, learnt, cutoffs, settings.seed)
+        kept = 1.0
+        if settings.pull == "auto":
+            kept = kept_share(network, [found for found in (inside, latest) if found is not None])
+            reasons += (f"kept {kept:.0%} of what the decoder learnt: the least loss on windows not learnt from",)
+        pulled = deepcopy(network)
+        pulled.head.pull(kept)
+        calibrate(pulled, learnt, data.blocks, inside, settings.seed)
+        drift = drift_of(pulled, latest, len(moments))
+        pulled.head.widen(drift)
+        judged = Forecaster(pulled)
         if not share:
             return Fitted(judged, judged, clock.history, reasons)
         clock.keep_free(clock.elapsed - trained)  # the finished weights are calibrated, too
@@ -165,7 +178,8 @@ def fit(
             peak=FINISHING_RATE,
             progress=progress,
         )
-        calibrate(network, panel, data.blocks, settings.seed)
+        network.head.pull(kept)
+        calibrate(network, panel, data.blocks, windows_of(network, panel, data.blocks, settings.seed), settings.seed)
         network.head.widen(drift)
         return Fitted(Forecaster(network), judged, clock.history, reasons)
 
@@ -227,6 +241,8 @@ def _fresh(config: Config, data: ChunkDataModule) -> ForecastNetwork:
     network = ForecastNetwork(config)
     if network.covariates is not None:
         network.covariates.standardise(data.lanes.panel)
+    if config.training.start == "regression":
+        start(network, data.sources)
     return network
 
 

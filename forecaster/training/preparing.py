@@ -24,10 +24,10 @@ from forecaster.chunks import Chunk
 from forecaster.features import features
 from forecaster.kernels import SMALLEST_SIZE
 from forecaster.network import ForecastNetwork
-from forecaster.scaling import Frame, advance, settle
+from forecaster.scaling import Frame, History, advance, settle
 from forecaster.state import StreamState
 
-__all__ = ["Preparation", "Prepared", "ahead"]
+__all__ = ["Preparation", "Prepared", "ahead", "weight_of"]
 
 LARGEST_DECODE = 2**19
 """Upper bound on origins x horizon x levels decoded in one update; beyond it, origins are thinned evenly."""
@@ -141,13 +141,34 @@ class Draft(NamedTuple):
     origins: range
 
 
+class Origins(NamedTuple):
+    """The origins of a chunk that count.
+
+    Attributes
+    ----------
+    history
+        Of all steps of all lanes.
+    row, step
+        Where they are, int64, shape [N].
+    frame, target, weight
+        As in `Prepared`.
+    """
+
+    history: History
+    row: Tensor
+    step: Tensor
+    frame: Frame
+    target: Tensor
+    weight: Tensor
+
+
 class Preparation:
     """Makes chunks ready.
 
     Parameters
     ----------
     network
-        Whose configuration decides; none of its weights is read.
+        Whose configuration decides; of its weights, only the blend is read, once.
     generator
         Of the places of thinned origins, in training; None: the last ones, all origins count.
     fixed
@@ -159,6 +180,7 @@ class Preparation:
         self, network: ForecastNetwork, generator: np.random.Generator | None = None, *, fixed: bool = False
     ) -> None:
         self.network, self.generator, self.fixed = network, generator, fixed
+        self.blend = network.blend.detach().cpu().clone()  # the network may move to a GPU, and chunks are made here
         # Neither recurrent state nor calibration: nothing here reads them.
         self.layout = replace(network.layout, layers=0, groups=0, scored=0, aboard=0, arrived=0)
 
@@ -171,11 +193,10 @@ class Preparation:
             yield Draft(chunk, begun, self._origins(chunk))
 
     @torch.no_grad()
-    def finish(self, draft: Draft) -> Prepared:
-        """Whatever takes time; drafts may be finished side by side."""
+    def origins(self, draft: Draft) -> Origins:
+        """What is known at the origins of a chunk, and what came after."""
         network, config = self.network, self.network.config
         chunk, begun, origins = draft
-        rows, length = chunk.y.shape
         history, _ = advance(begun, chunk.y, chunk.lengths, lag=config.seasonality[0], kind=network.transform)
         counts = (chunk.scored & _known_ahead(chunk.future, config.horizon))[
             :, origins.start : origins.stop : origins.step
@@ -186,6 +207,15 @@ class Preparation:
         target = chunk.future.unfold(1, config.horizon, 1)[row, step]
         if self.fixed:
             target[~counts.flatten()] = torch.nan
+        return Origins(history, row, step, frame, target, weight_of(frame, history.difference[row, step]))
+
+    @torch.no_grad()
+    def finish(self, draft: Draft) -> Prepared:
+        """Whatever takes time; drafts may be finished side by side."""
+        network, config = self.network, self.network.config
+        chunk, begun, _ = draft
+        rows, length = chunk.y.shape
+        history, row, step, frame, target, weight = self.origins(draft)
         last, static = begun.last_step, begun.static
         moments = coming = None
         if network.covariates is not None:
@@ -200,10 +230,10 @@ class Preparation:
             table=chunk.covariates[:, :length],
             static=static,
             kept=step * rows + row,
-            anchors=network.choices(history.scaled[row, step], config.horizon),
+            anchors=network.choices(history.scaled[row, step], config.horizon, self.blend),
             target=target,
             frame=frame,
-            weight=_weight(frame, history.difference[row, step]),
+            weight=weight,
             coming=coming,
             future=known[row, step].transpose(-1, -2),
         )
@@ -272,7 +302,7 @@ def _known_ahead(future: Tensor, horizon: int) -> Tensor:
     return missing[:, horizon:] - missing[:, :-horizon] < horizon
 
 
-def _weight(frame: Frame, difference: Tensor) -> Tensor:
+def weight_of(frame: Frame, difference: Tensor) -> Tensor:
     """Weight of each origin in the loss, float32, shape [N].
 
     Errors in scaled coordinates are weighted by unit / sqrt(mean absolute seasonal difference relative to scale): half

@@ -45,7 +45,9 @@ VARIANTS: dict[str, Variant] = {
         variant("chunk-112", training__chunk_length=112),
         variant("no-averaging", training__averaging=0.0),
         variant("no-finish", training__finish=0.0),
+        variant("all-kept", training__pull="off"),
         # What it starts from and sees.
+        variant("mean-start", training__start="mean"),
         variant("raw", network__anchored=False),
         variant("linear", transform="linear"),
         variant("log", transform="log"),

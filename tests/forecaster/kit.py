@@ -191,6 +191,7 @@ def network_of(config: Config, seed: int = 0) -> ForecastNetwork:
         network = (SuppliedNetwork if config in COVERED else ForecastNetwork)(config)
         for parameter in network.parameters():
             parameter.add_(NOISE * torch.randn(parameter.shape))
+        network.blend.add_(NOISE * torch.randn(network.blend.shape))
     return network.eval().requires_grad_(False)
 
 

@@ -11,9 +11,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecaster.features import anchors, feature_size, features, naive, num_anchors, pooled_size
+from forecaster.features import anchors, feature_size, features, naive, num_anchors, num_cycles, pooled_size
 from forecaster.scaling import advance
 from forecaster.state import StateLayout
+
+
+def mean_blend(seasonality: tuple[int, ...], width: int, horizon: int) -> torch.Tensor:
+    """The weights before training: the mean of the cycles, for every coming one."""
+    cycles = num_cycles(seasonality, width)
+    return torch.full((math.ceil(horizon / seasonality[0]), cycles), 1 / max(cycles, 1))
 
 
 @given(
@@ -21,13 +27,14 @@ from forecaster.state import StateLayout
     cycles=st.integers(1, 4),
     horizon=st.integers(1, 30),
 )
-def test_anchors_are_the_last_cycle_the_mean_cycle_and_the_last_value_in_season_moved_along_the_trend(
+def test_anchors_are_the_last_cycle_the_mean_one_and_the_last_value_in_season_along_the_trend_and_a_blend(
     seasonality: tuple[int, ...], cycles: int, horizon: int
 ) -> None:
     width = seasonality[-1] * cycles
     ring = np.random.default_rng(width).normal(size=width)
 
-    found = anchors(torch.from_numpy(ring).unsqueeze(0), seasonality, horizon)[0].numpy()
+    blend = torch.from_numpy(np.random.default_rng(horizon).normal(size=mean_blend(seasonality, width, horizon).shape))
+    found = anchors(torch.from_numpy(ring).float().unsqueeze(0), seasonality, horizon, blend.float())[0].numpy()
 
     periods = sorted({1, *seasonality})
     repeated = [[[width - p + h % p] for h in range(horizon)] for p in periods]
@@ -46,6 +53,10 @@ def test_anchors_are_the_last_cycle_the_mean_cycle_and_the_last_value_in_season_
     if decomposed > 1:
         season = moved_along_the_season(ring, decomposed, horizon)
         expected = np.vstack([expected, season + slope * np.arange(1, horizon + 1)])
+    if blend.shape[1]:
+        period = seasonality[0]
+        table = ring[-blend.shape[1] * period :].reshape(-1, period)
+        expected = np.vstack([expected, (blend.numpy() @ table).ravel()[:horizon]])
     assert found.shape == (num_anchors(seasonality, width), horizon)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -63,29 +74,33 @@ def test_a_steady_trend_is_followed_and_what_stays_the_same_is_repeated() -> Non
     steps = torch.arange(32.0)
     season = torch.tensor([3.0, 0.0, -1.0, -2.0]).repeat(10)
 
-    rising, staying, flat = anchors(torch.stack([0.5 * steps + season[:32], season[:32], 0 * steps]), (4,), 8)
+    rising, staying, flat = anchors(
+        torch.stack([0.5 * steps + season[:32], season[:32], 0 * steps]), (4,), 8, mean_blend((4,), 32, 8)
+    )
 
     truth = 0.5 * torch.arange(32.0, 40.0) + season[:8]
     for seasonal in (1, 3, 4):  # the latest cycle, the mean one, and the last value moved along it
         torch.testing.assert_close(rising[seasonal], truth)
         torch.testing.assert_close(staying[seasonal], season[:8])
-    torch.testing.assert_close(flat, torch.zeros(5, 8))
+    torch.testing.assert_close(flat, torch.zeros(6, 8))
 
 
 @given(seed=st.integers(0, 99), factor=st.floats(0.01, 100), seasonality=st.sampled_from([(1,), (4,), (3, 6)]))
 def test_anchors_of_a_multiple_are_that_multiple(seed: int, factor: float, seasonality: tuple[int, ...]) -> None:
     ring = torch.from_numpy(np.random.default_rng(seed).normal(size=(1, 24))).float()
 
-    torch.testing.assert_close(
-        anchors(factor * ring, seasonality, 9), factor * anchors(ring, seasonality, 9), rtol=1e-4, atol=1e-5 * factor
-    )
+    blend = mean_blend(seasonality, 24, 9)
+    several, single = (anchors(scaled, seasonality, 9, blend) for scaled in (factor * ring, ring))
+
+    torch.testing.assert_close(several, factor * single, rtol=1e-4, atol=1e-5 * factor)
 
 
 def test_a_level_that_fell_lately_is_kept_where_cycles_repeat_the_one_before() -> None:
     season = torch.tensor([3.0, 0.0, -1.0, -2.0]).repeat(8)
     fallen, truth = season - 5 * (torch.arange(32) >= 29), season[:8] - 5
 
-    *_, mean_cycle, level = (anchors(fallen.unsqueeze(0), (4,), 8)[0] - truth).abs().mean(-1).tolist()
+    found = anchors(fallen.unsqueeze(0), (4,), 8, mean_blend((4,), 32, 8))[0]
+    *_, mean_cycle, level, _ = (found - truth).abs().mean(-1).tolist()
 
     assert level < 2 < 3 < mean_cycle
 
@@ -93,7 +108,7 @@ def test_a_level_that_fell_lately_is_kept_where_cycles_repeat_the_one_before() -
 def test_a_ring_of_one_season_tells_no_trend() -> None:
     ring = torch.arange(6.0).unsqueeze(0)
 
-    assert anchors(ring, (6,), 3)[0, 1].tolist() == [0, 1, 2]
+    assert anchors(ring, (6,), 3, mean_blend((6,), 6, 3))[0, 1].tolist() == [0, 1, 2]
 
 
 def test_the_seasonal_naive_forecast_repeats_the_first_season() -> None:

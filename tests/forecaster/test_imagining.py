@@ -149,7 +149,7 @@ def test_company_that_the_data_chose_stays_to_the_end() -> None:
 def test_of_a_few_values_more_is_learnt_in_company() -> None:
     """Noise around a level: what is learnt by heart does not come again."""
     errors = {"on": 0.0, "off": 0.0}
-    for seed in range(2):
+    for seed in range(4):
         y = 100 + 5 * np.random.default_rng(seed).normal(size=72)
         for imagined in errors:
             errors[imagined] += error_after(y, 60, imagined)

@@ -1,0 +1,211 @@
+"""Where training starts, and how much of what is learnt beyond that is kept."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from forecaster import Config, Panel
+from forecaster.holdout import Block
+from forecaster.losses import pinball_loss
+from forecaster.network import ForecastNetwork
+from forecaster.scaling import transform
+from forecaster.training.data import ChunkDataModule
+from forecaster.training.preparing import Preparation
+from forecaster.training.pulling import kept_share
+from forecaster.training.starting import start
+from forecaster.training.windows import Windows, latest_blocks, windows_of
+from tests.forecaster.kit import Float, config_of, network_of
+
+CONFIG = replace(
+    config_of("linear", (4,)),
+    training=replace(config_of().training, imagined="off", lanes=8, chunk_length=16, validation_horizons=0),
+    calibration="off",
+    context_length=12,
+)
+"""A ring of three cycles of four steps, and forecasts of one and a half."""
+
+
+def panel_of(series: list[Float], config: Config = CONFIG) -> Panel:
+    """Hourly series."""
+    frame = pd.concat(
+        pd.DataFrame({"unique_id": f"s{i:02}", "ds": pd.date_range("2024-01-01", periods=len(y), freq="h"), "y": y})
+        for i, y in enumerate(series)
+    )
+    return Panel.from_frame(frame, config.freq)
+
+
+def seasonal_walks(weights: list[float], noise: float, steps: int = 400, count: int = 12) -> list[Float]:
+    """Series whose next cycle is a weighted sum of the last three, oldest first, and noise."""
+    generator = np.random.default_rng(0)
+    found = []
+    for _ in range(count):
+        cycles = list(generator.normal(0, 1, (3, 4)))
+        while len(cycles) < steps // 4:
+            cycles.append(np.tensordot(weights, cycles[-3:], 1) + noise * generator.normal(0, 1, 4))
+        found.append(np.concatenate(cycles))
+    return found
+
+
+def started(series: list[Float], config: Config = CONFIG) -> ForecastNetwork:
+    """A network before its first update."""
+    torch.manual_seed(0)
+    network = ForecastNetwork(config)
+    start(network, ChunkDataModule(panel_of(series, config), config).sources)
+    return network.eval()
+
+
+def unseen(network: ForecastNetwork, series: list[Float], steps: int = 60) -> Windows:
+    """Windows at the end of series."""
+    panel = panel_of(series, network.config)
+    found = windows_of(network, panel, latest_blocks(panel, steps, network.config.horizon)[0], seed=0)
+    assert found is not None
+    return found
+
+
+def error(network: ForecastNetwork, windows: Windows) -> float:
+    """Mean pinball loss in scaled coordinates."""
+    truth = transform(windows.target, windows.frame, network.transform)
+    levels = torch.tensor(network.head.levels)
+    with torch.no_grad():
+        return float(pinball_loss(windows.parameters(network), truth, levels, torch.ones(len(truth), 1)))
+
+
+def test_the_blend_finds_what_each_cycle_tells_of_the_next() -> None:
+    weights = [-0.3, 0.2, 0.6]
+
+    network = started(seasonal_walks(weights, 1.0, steps=2000))
+
+    assert network.blend.shape == (2, 3)
+    np.testing.assert_allclose(network.blend[0], weights, atol=0.06)
+    # One cycle further: the same law twice.
+    twice = weights[2] * np.array(weights) + np.array([0.0, *weights[:2]])
+    np.testing.assert_allclose(network.blend[1], twice, atol=0.09)
+
+
+def test_where_there_is_nothing_to_learn_from_the_blend_is_the_mean_cycle() -> None:
+    network = started([np.zeros(40)])
+
+    np.testing.assert_allclose(network.blend, 1 / 3, atol=1e-5)
+    assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
+
+
+def test_anchors_have_shares_that_add_up_to_one_and_the_best_the_largest() -> None:
+    walks = [np.random.default_rng(i).normal(size=400).cumsum() for i in range(8)]
+
+    network = started(walks)
+
+    shares = network.head.decoders[0].bias[: network.head.sizes.num_anchors].softmax(0)
+    torch.testing.assert_close(shares.sum(0), torch.ones(CONFIG.horizon))
+    assert (shares >= 0.02 - 1e-6).all()
+    assert shares[0, 0] > 0.5  # the last value, one step ahead
+    assert shares[0].argmax() == 0
+
+
+@pytest.mark.parametrize("kind", ["linear", "log"])
+def test_training_starts_from_a_better_forecast_than_the_mean_of_the_anchors(kind: str) -> None:
+    config = replace(CONFIG, transform=kind)
+    series = [np.exp(0.3 * y) for y in seasonal_walks([0.0, 0.3, 0.7], 0.3)]
+    learnt = [y[:-60] for y in series]
+
+    network = started(learnt, config)
+
+    torch.manual_seed(0)
+    blank = ForecastNetwork(config).eval()
+    windows = unseen(network, series)
+    assert error(network, windows) < 0.9 * error(blank, windows)
+
+
+def test_first_quantiles_cover_what_they_say() -> None:
+    series = seasonal_walks([0.1, 0.2, 0.5], 0.5, count=40)
+
+    network = started([y[:-60] for y in series])
+
+    windows = unseen(network, series)
+    quantiles = network.head.quantiles(windows.parameters(network), windows.frame, (0.1, 0.5, 0.9))
+    below = (windows.target.unsqueeze(1) < quantiles).double().mean((0, 2))
+    np.testing.assert_allclose(below, [0.1, 0.5, 0.9], atol=0.03)
+
+
+def test_the_same_data_start_from_the_same_weights_and_chunks_stay_as_they_were() -> None:
+    series = seasonal_walks([0.2, 0.3, 0.5], 0.5)
+    data = ChunkDataModule(panel_of(series), CONFIG)
+    untouched = ChunkDataModule(panel_of(series), CONFIG)
+
+    start(ForecastNetwork(CONFIG), data.sources)
+
+    torch.testing.assert_close(next(iter(data.lanes)).y, next(iter(untouched.lanes)).y, equal_nan=True)
+    torch.testing.assert_close(started(series).state_dict(), started(series).state_dict())
+
+
+def test_blocks_that_may_not_be_learnt_from_do_not_move_the_start() -> None:
+    series = seasonal_walks([0.2, 0.3, 0.5], 0.5)
+    config = replace(CONFIG, calibration="static")
+    blocks = ChunkDataModule(panel_of(series), config).blocks
+    assert blocks
+
+    def of(series: list[Float]) -> torch.Tensor:
+        network = ForecastNetwork(config)
+        start(network, ChunkDataModule(panel_of(series), config, blocks=[Block("s00", 380, 400)]).sources)
+        return network.blend
+
+    changed = [y.copy() for y in series]
+    changed[0][380:] += 100 * np.arange(1, 21)  # targets of origins before it, inputs of none
+
+    torch.testing.assert_close(of(changed), of(series))
+
+
+def test_pulling_keeps_a_share_of_what_was_learnt() -> None:
+    network = started(seasonal_walks([0.2, 0.3, 0.5], 0.5))
+    first, learnt = deepcopy(network), deepcopy(network)
+    with torch.no_grad():
+        for own, other in zip(learnt.head.parameters(), network_of(CONFIG).head.parameters(), strict=True):
+            own.add_(other)
+    windows = unseen(network, seasonal_walks([0.2, 0.3, 0.5], 0.5))
+
+    whole, half, none = (deepcopy(learnt) for _ in range(3))
+    for pulled, share in ((whole, 1.0), (half, 0.5), (none, 0.0)):
+        pulled.head.pull(share)
+
+    torch.testing.assert_close(windows.parameters(whole), windows.parameters(learnt))
+    spread_free = deepcopy(first)
+    for decoder in spread_free.head.decoders:
+        decoder.mixture.weight.data.zero_()  # the only weights that are not 0 before training
+    torch.testing.assert_close(windows.parameters(none), windows.parameters(spread_free))
+    middle = CONFIG.quantile_levels.index(0.5)
+    between = [windows.parameters(one)[:, middle] for one in (none, half, whole)]
+    assert (between[1] - (between[0] + between[2]) / 2).abs().mean() < 0.2 * (between[2] - between[0]).abs().mean()
+
+
+def test_noise_is_not_kept_and_what_holds_outside_is() -> None:
+    series = seasonal_walks([0.2, 0.3, 0.5], 0.5)
+    right = started([y[:-60] for y in series])
+    noisy, late = deepcopy(right), deepcopy(right)
+    with torch.no_grad():
+        for decoder in noisy.head.decoders:
+            decoder.mixture.weight.normal_(std=0.5)
+            decoder.bias.add_(torch.randn_like(decoder.bias))
+        for decoder in late.head.decoders:  # as if what start found had been learnt since
+            decoder.begun[: decoder.rows[0]] = 0.0
+
+    found = unseen(right, series)
+    assert kept_share(noisy, [found]) < 0.3
+    assert kept_share(late, [found]) > 0.7
+    assert 0 < kept_share(right, []) < 1  # nothing to be judged by
+
+
+def test_chunks_are_made_beside_a_network_on_another_device() -> None:
+    data = ChunkDataModule(panel_of(seasonal_walks([0.2, 0.3, 0.5], 0.5)), CONFIG)
+    network = started(seasonal_walks([0.2, 0.3, 0.5], 0.5))
+    draft = next(iter(Preparation(network).drafts(data.lanes)))
+    expected = Preparation(network).finish(draft).anchors
+
+    preparation = Preparation(network)
+    network.to("meta")
+
+    assert torch.equal(preparation.finish(draft).anchors, expected)
