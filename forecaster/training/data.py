@@ -49,8 +49,9 @@ SMALL_PANEL = 2**19
 """Observed values up to which chance rules what a training finds: longer runs learn them by heart, and several networks
 average out what one cannot know."""
 
-MOST_PASSES = 100
-"""Passes over a panel at most: what a small one can teach, it has taught by then."""
+MOST_PASSES, IN_COMPANY = 40, 100
+"""Passes over a panel at most: what a small one can teach, it has taught by then, and annealed weights are better than
+those of a longer run before it turns. In company, whose series are others in every pass: more."""
 
 EPOCH_PASSES = 5
 SHORTEST_EPOCH = 10
@@ -149,7 +150,8 @@ class ChunkDataModule(LightningDataModule):
         ]
         a_pass = self.lanes.chunks_per_pass
         usual = UPDATES if panel.observed <= SMALL_PANEL else 2 * UPDATES
-        updates = settings.updates or max(min(usual, MOST_PASSES * a_pass), min(a_pass, LARGEST_RUN * UPDATES))
+        passes = IN_COMPANY if len(beside) else MOST_PASSES
+        updates = settings.updates or max(min(usual, passes * a_pass), min(a_pass, LARGEST_RUN * UPDATES))
         epoch = min(settings.epoch_updates, max(SHORTEST_EPOCH, EPOCH_PASSES * a_pass))
         self.epochs = -(-updates // epoch)
         self.epoch_updates = -(-updates // self.epochs)

@@ -158,8 +158,10 @@ def fit(
         latest = windows_of(network, learnt, cutoffs, settings.seed)
         kept = 1.0
         if settings.pull == "auto":
-            kept = kept_share(network, [found for found in (inside, latest) if found is not None])
-            reasons += (f"kept {kept:.0%} of what the decoder learnt: the least loss on windows not learnt from",)
+            tried = [found for found in (inside, latest) if found is not None]
+            kept = kept_share(network, tried)
+            because = "the least loss on windows not learnt from" if tried else "there is no window to judge it by"
+            reasons += (f"kept {kept:.0%} of what the decoder learnt: {because}",)
         pulled = deepcopy(network)
         pulled.head.pull(kept)
         calibrate(pulled, learnt, data.blocks, inside, settings.seed)

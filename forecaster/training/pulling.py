@@ -21,13 +21,13 @@ __all__ = ["kept_share"]
 
 SHARES = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0)
 
-UNTRIED, FEW = 0.75, 4
-"""What is kept where no window tells, and how many windows it counts as where some do."""
+USUAL, FEW = 0.75, 4
+"""What is kept before any window tells, and how many windows that counts as."""
 
 
 @torch.no_grad()
 def kept_share(network: ForecastNetwork, tried: Sequence[Windows]) -> float:
-    """The share with the least loss, nearer to `UNTRIED` where few windows tell.
+    """The share with the least loss, nearer to `USUAL` where few windows tell, and all where none does.
 
     Parameters
     ----------
@@ -46,4 +46,4 @@ def kept_share(network: ForecastNetwork, tried: Sequence[Windows]) -> float:
             own.append(pulled.head.loss(found.parameters(pulled), found.target, found.frame, weight))
         losses += (torch.stack(own) - own[0]) / own[0].abs().clamp(min=1e-12)
     count = sum(len(found.target) for found in tried)
-    return (count * SHARES[int(losses.argmin())] + FEW * UNTRIED) / (count + FEW)
+    return (count * SHARES[int(losses.argmin())] + FEW * USUAL) / (count + FEW) if count else 1.0

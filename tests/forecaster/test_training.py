@@ -625,7 +625,7 @@ def test_a_small_panel_is_passed_so_often_and_validated_the_more_often_with_the_
 
 
 def test_a_panel_that_is_not_small_is_learnt_from_for_twice_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    panel, config = panel_of(histories(2, 1200)), with_training(updates=0)
+    panel, config = panel_of(histories(2, 3200)), with_training(updates=0)
 
     monkeypatch.setattr("forecaster.training.data.SMALL_PANEL", panel.observed)
     small = ChunkDataModule(panel, config, held_out=0)
