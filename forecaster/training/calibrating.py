@@ -28,7 +28,12 @@ OVERLAP = 8
 
 @torch.no_grad()
 def calibrate(
-    network: ForecastNetwork, panel: Panel, blocks: Sequence[Block], found: Windows | None, seed: int
+    network: ForecastNetwork,
+    panel: Panel,
+    blocks: Sequence[Block],
+    found: Windows | None,
+    seed: int,
+    kept: float = 1.0,
 ) -> None:
     """Let a network's head calibrate itself, in evaluation mode.
 
@@ -44,26 +49,28 @@ def calibrate(
         Windows of the blocks under this network.
     seed
         Of the sample that a large panel is reduced to.
+    kept
+        Share that is left of what the decoders have learnt: only that can be known by heart.
     """
     network.eval()
     network.head.reset_calibration()
     if network.config.calibration == "off":
         return
-    expected = _expected(network, panel, blocks, seed)
+    expected = _expected(network, panel, blocks, seed, UNSEEN**kept)
     if found is None:
         network.head.widen(expected)
     else:
         network.head.calibrate(found.parameters(network), found.target, found.frame, expected)
 
 
-def _expected(network: ForecastNetwork, panel: Panel, blocks: Sequence[Block], seed: int) -> Tensor:
+def _expected(network: ForecastNetwork, panel: Panel, blocks: Sequence[Block], seed: int, unseen: float) -> Tensor:
     """How many times as wide intervals should be, as far as blocks do not tell, shape [H].
 
     Weights that have little to learn from may know it by heart, and nobody knows how well they do beside the best of
     their anchors. So: the geometric mean of what is usual and of what the errors of that anchor call for.
     """
     horizon, season = network.config.horizon, network.config.seasonality[0]
-    usual = torch.full((horizon,), UNSEEN)
+    usual = torch.full((horizon,), unseen)
     if observed(len(blocks), horizon) >= FEW:
         return usual
     everywhere = [

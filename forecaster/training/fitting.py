@@ -164,7 +164,7 @@ def fit(
             reasons += (f"kept {kept:.0%} of what the decoder learnt: {because}",)
         pulled = deepcopy(network)
         pulled.head.pull(kept)
-        calibrate(pulled, learnt, data.blocks, inside, settings.seed)
+        calibrate(pulled, learnt, data.blocks, inside, settings.seed, kept)
         drift = drift_of(pulled, latest, len(moments))
         pulled.head.widen(drift)
         judged = Forecaster(pulled)
@@ -181,7 +181,8 @@ def fit(
             progress=progress,
         )
         network.head.pull(kept)
-        calibrate(network, panel, data.blocks, windows_of(network, panel, data.blocks, settings.seed), settings.seed)
+        inside = windows_of(network, panel, data.blocks, settings.seed)
+        calibrate(network, panel, data.blocks, inside, settings.seed, kept)
         network.head.widen(drift)
         return Fitted(Forecaster(network), judged, clock.history, reasons)
 

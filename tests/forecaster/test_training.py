@@ -1031,6 +1031,17 @@ def test_where_blocks_tell_little_the_best_anchor_is_asked_too(shape: float, ask
     assert (network.head.state_dict()["widening"] == UNSEEN).all()
 
 
+@pytest.mark.parametrize("kept", [0.0, 0.5, 1.0])
+def test_only_what_is_kept_of_what_was_learnt_can_be_known_by_heart(kept: float) -> None:
+    panel = panel_of(histories()).tail(CONFIG.horizon)  # too short to ask an anchor
+    network = Forecaster.create(dataclasses.replace(CONFIG, calibration="static"))._network
+
+    calibrate(network, panel, [], None, seed=0, kept=kept)
+
+    widening = network.head.state_dict()["widening"]
+    torch.testing.assert_close(widening, torch.full_like(widening, UNSEEN**kept))
+
+
 def test_origins_before_any_value_was_seen_teach_nothing() -> None:
     """Of a scale of nothing, every forecast is the same; errors there are in units of y, not of the series."""
     silent = [
