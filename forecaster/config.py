@@ -141,8 +141,9 @@ class TrainingConfig:
         Whether series drawn from a broad prior are learnt from beside the panel's own: ``on``, ``off``, or ``auto``:
         where the panel is too small to tell what series are like. See `forecaster.training.imagining`.
     start
-        What is known before the first update: the ``regression`` of what comes on cycles and anchors, or the ``mean``
-        of the anchors. See `forecaster.training.starting`.
+        What is known before the first update: the ``regression`` of what comes on cycles and anchors, the ``mean`` of
+        the anchors, or ``auto``: the regression, unless there are known columns, since it would lay to the cycles what
+        those explain. See `forecaster.training.starting`.
     pull
         Whether some of what is learnt after that is given up again where windows that were not learnt from call for it
         (``auto``), or nothing (``off``). See `forecaster.training.pulling`.
@@ -171,7 +172,7 @@ class TrainingConfig:
     patience: int = 16
     finish: float = 0.25
     imagined: Literal["auto", "on", "off"] = "auto"
-    start: Literal["regression", "mean"] = "regression"
+    start: Literal["auto", "regression", "mean"] = "auto"
     pull: Literal["auto", "off"] = "auto"
     precision: Literal["auto", "32", "bf16"] = "32"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"

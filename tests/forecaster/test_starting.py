@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 import torch
 
-from forecaster import Config, Panel
+from forecaster import Config, CovariatesConfig, Panel
 from forecaster.holdout import Block
 from forecaster.losses import pinball_loss
 from forecaster.network import ForecastNetwork
 from forecaster.scaling import transform
+from forecaster.training import fit
 from forecaster.training.data import ChunkDataModule
 from forecaster.training.preparing import Preparation
 from forecaster.training.pulling import kept_share
@@ -209,3 +210,20 @@ def test_chunks_are_made_beside_a_network_on_another_device() -> None:
     network.to("meta")
 
     assert torch.equal(preparation.finish(draft).anchors, expected)
+
+
+@pytest.mark.parametrize(("known", "regressed"), [((), True), (("price",), False)])
+def test_the_regression_leaves_to_known_columns_what_they_explain(known: tuple[str, ...], regressed: bool) -> None:
+    frame = pd.concat(
+        pd.DataFrame(
+            {"unique_id": f"s{i}", "ds": pd.date_range("2024-01-01", periods=len(y), freq="h"), "y": y, "price": y % 3}
+        )
+        for i, y in enumerate(seasonal_walks([0.0, 0.3, 0.7], 0.3, steps=80))
+    )
+    covariates = CovariatesConfig(known=known)
+    config = replace(CONFIG, covariates=covariates, training=replace(CONFIG.training, updates=1))
+
+    columns = ["unique_id", "ds", "y", *known]
+    network = fit(Panel.from_frame(frame[columns], "h", covariates), config).judged._network
+
+    assert bool((network.blend - 1 / 3).abs().max() > 0.05) == regressed
