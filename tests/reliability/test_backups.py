@@ -49,6 +49,8 @@ def held(at: str, *arguments: object):
     process = subprocess.Popen(
         [sys.executable, "-c", HELD, at, *map(str, arguments)],
         env=environment({}), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell that runs the tests in the background lets its children ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     try:
         assert process.stdout is not None
