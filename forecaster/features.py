@@ -3,7 +3,7 @@
 Pure functions of a `History`; sizes follow from the configuration alone. Anchors are values of the recent past that
 could simply be repeated: the last value, the value one season before the target, the mean over the seasons in the ring,
 and the last value with its season taken off and that of the target put on. They are moved along the ring's trend, as
-far as that is steady.
+far as that is steady. One more is a linear forecast: cycles of the shortest season, in fitted weights.
 
 Axes: B row, T step, W ring value (oldest first), F feature, A anchor, H horizon step.
 """

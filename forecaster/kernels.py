@@ -541,7 +541,7 @@ def _seasonal(numbers: Float32, period: int, rest: Float32, pattern: Float32) ->
 def cycles(
     scaled: Float32, periods: Int64, mean_periods: Int64, lag: int, period_of_blend: int, blend: Float32, found: Float32
 ) -> None:
-    """Repeat recent cycles, mean cycles, and the last value with its season taken off, all moved along the trend.
+    """Repeat recent cycles, mean ones, and the last value in season, all moved along the trend; then a blend of cycles.
 
     Parameters
     ----------
