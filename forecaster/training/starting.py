@@ -42,8 +42,8 @@ number of values."""
 ALIKE = 0.5
 """Weight of the errors of all horizon steps together in the shares of each."""
 
-OWN_SHARE = 2 / 3
-"""Of the weight, for the panel's own origins where series are imagined beside them."""
+OWN_SHARE, HALF_OF_IT = 2 / 3, 50
+"""Of the weight, for the panel's own origins where series are imagined beside them; half of that for so many values."""
 
 LEAST_SHARE = 0.02
 """Of every anchor: what has none could not learn to have some."""
@@ -75,10 +75,12 @@ def start(network: ForecastNetwork, sources: Sequence[Lanes]) -> None:
     sources
         What it will learn from: the panel's own series, then imagined ones, if any are.
     """
-    sample = _joined([found for lanes in sources if len((found := _sample(network, lanes)).weights)])
+    observed = sources[0].panel.observed
+    share = OWN_SHARE * observed / (observed + HALF_OF_IT)
+    sample = _joined([found for lanes in sources if len((found := _sample(network, lanes)).weights)], share)
     if sample is None:
         return
-    network.blend.copy_(_blend(network, sample, sources[0].panel.observed))
+    network.blend.copy_(_blend(network, sample, observed))
     shares = _shares(network, sample)
     for decoder in network.head.decoders:
         cast(Decoder, decoder).prefer(shares)
@@ -105,12 +107,12 @@ def _sample(network: ForecastNetwork, lanes: Lanes) -> _Sample:
     return _Sample(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _joined(samples: Sequence[_Sample]) -> _Sample | None:
-    """Of several sources, the first of which has `OWN_SHARE` of all weight; None of none."""
+def _joined(samples: Sequence[_Sample], share: float) -> _Sample | None:
+    """Of several sources, the first of which has that share of all weight; None of none."""
     if len(samples) < 2:
         return samples[0] if samples else None
     own, beside = samples
-    factor = (1 - OWN_SHARE) / OWN_SHARE * own.weights.sum() / beside.weights.sum().clamp(min=1e-12)
+    factor = (1 - share) / share * own.weights.sum() / beside.weights.sum().clamp(min=1e-12)
     beside = beside._replace(weights=beside.weights * factor)
     return _Sample(*map(torch.cat, zip(own, beside, strict=True)))
 

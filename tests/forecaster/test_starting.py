@@ -19,7 +19,7 @@ from forecaster.training import fit
 from forecaster.training.data import ChunkDataModule
 from forecaster.training.preparing import Preparation
 from forecaster.training.pulling import kept_share
-from forecaster.training.starting import start
+from forecaster.training.starting import _joined, _Sample, start
 from forecaster.training.windows import Windows, latest_blocks, windows_of
 from tests.forecaster.kit import Float, config_of, network_of
 
@@ -227,3 +227,14 @@ def test_the_regression_leaves_to_known_columns_what_they_explain(known: tuple[s
     network = fit(Panel.from_frame(frame[columns], "h", covariates), config).judged._network
 
     assert bool((network.blend - 1 / 3).abs().max() > 0.05) == regressed
+
+
+def test_a_source_has_the_share_of_the_weight_that_it_is_given() -> None:
+    own, beside = (_Sample(torch.zeros(n, 3), torch.zeros(n, 2), torch.full((n,), w)) for n, w in ((4, 0.5), (60, 2.0)))
+
+    joined = _joined([own, beside], 0.25)
+
+    assert joined is not None
+    assert float(joined.weights[:4].sum() / joined.weights.sum()) == pytest.approx(0.25)
+    assert _joined([own], 0.25) is own
+    assert _joined([], 0.25) is None
