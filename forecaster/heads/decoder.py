@@ -81,8 +81,8 @@ class Decoder(nn.Module):
             else None
         )
         self.reset_parameters()
-        self.begun: Tensor
-        self.register_buffer("begun", self.bias.detach().clone(), persistent=False)
+        self.started: Tensor
+        self.register_buffer("started", self.bias.detach().clone(), persistent=False)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -102,13 +102,14 @@ class Decoder(nn.Module):
     def prefer(self, shares: Tensor) -> None:
         """Start from a mean of the anchors with these shares [A, H], each more than 0."""
         self.bias[: self.rows[0]] = shares.log()
-        self.begun.copy_(self.bias)
+        self.started.copy_(self.bias)
 
     @torch.no_grad()
-    def begin(self, correction: Tensor, shape: Tensor) -> None:
-        """Start from a correction [H] of that mean, and from a raw shape [R, H]."""
-        self.bias[self.rows[0]], self.bias[-self.rows[2] :] = correction, shape
-        self.begun.copy_(self.bias)
+    def start_from(self, correction: Tensor, shape: Tensor) -> None:
+        """Start from a correction [H] of that mean, and from a raw shape [R, H]; from the first ones where NaN."""
+        for rows, told in ((slice(self.rows[0], self.rows[0] + 1), correction), (slice(-self.rows[2], None), shape)):
+            self.bias[rows] = torch.where(torch.isnan(told), self.bias[rows], told)
+        self.started.copy_(self.bias)
 
     @torch.no_grad()
     def pull(self, share: float) -> None:
@@ -118,7 +119,7 @@ class Decoder(nn.Module):
             learnt += [self.local.output.weight, self.local.output.bias]
         for weights in learnt:
             weights *= share
-        self.bias.copy_(torch.lerp(self.begun, self.bias, share))
+        self.bias.copy_(torch.lerp(self.started, self.bias, share))
 
     def forward(
         self, hidden: Tensor, features: Tensor, anchors: Tensor, known: Tensor | None = None

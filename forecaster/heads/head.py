@@ -156,7 +156,7 @@ class Head(nn.Module, ABC):
         """Whether no recent value was below 0 but slightly: mean and mean magnitude differ by negative values alone."""
         return frame.location >= frame.scale * (1 - SLIGHT)
 
-    def begin(self, errors: Tensor, weights: Tensor) -> None:
+    def start_from(self, errors: Tensor, weights: Tensor) -> None:
         """Start from how the truth lay around the first mean of the anchors, and not from the first shape.
 
         Parameters

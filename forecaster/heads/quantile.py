@@ -35,7 +35,7 @@ FIRST_SPREAD = 0.05
 
 
 SMALLEST_SPREAD = 0.005
-"""... and at least, where it begins from the data."""
+"""... and at least, where it starts from the data."""
 
 
 class QuantileHead(Head):
@@ -99,15 +99,15 @@ class QuantileHead(Head):
         scaled = transform(target, frame, self.transform)
         return pinball_loss(parameters, scaled, self.trained, weight.unsqueeze(-1))
 
-    def begin(self, errors: Tensor, weights: Tensor) -> None:
-        """From the quantiles of the errors at every step."""
+    def start_from(self, errors: Tensor, weights: Tensor) -> None:
+        """From the quantiles of the errors at every step where any is known."""
         found = _quantiles(errors, weights, self.trained)
         middle = len(self.levels) // 2
         gaps = found.diff(dim=0).clamp(min=SMALLEST_SPREAD)
         steps = torch.cat([gaps[:middle].flip(0), gaps[middle:]])
         shape = steps + torch.log(-torch.expm1(-steps))  # the inverse of softplus
         for decoder in self.decoders:
-            cast(Decoder, decoder).begin(found[middle], shape)
+            cast(Decoder, decoder).start_from(found[middle], shape)
 
     def reset_calibration(self) -> None:
         """Steps as decoded."""
@@ -217,10 +217,10 @@ class QuantileHead(Head):
 
 
 def _quantiles(errors: Tensor, weights: Tensor, levels: Tensor) -> Tensor:
-    """Weighted quantiles [Q, H] of errors [N, H], at every step."""
+    """Weighted quantiles [Q, H] of errors [N, H]; NaN at steps without any weight."""
     known = ~torch.isnan(errors)
     ordered, order = errors.nan_to_num(0.0).sort(0)
     shares = (weights.unsqueeze(1) * known).gather(0, order).cumsum(0)
     total = shares[-1:].clone()
     places = torch.searchsorted(shares.t().contiguous(), (total * levels.unsqueeze(1)).t().contiguous())
-    return ordered.gather(0, places.t().clamp(max=len(errors) - 1))
+    return torch.where(total > 0, ordered.gather(0, places.t().clamp(max=len(errors) - 1)), torch.nan)

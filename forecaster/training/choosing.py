@@ -82,7 +82,7 @@ def race_length(config: Config) -> int:
 
 
 def choose(config: Config, panel: Panel, held_out: int, trials: Trials) -> Choice:
-    """Choose support, company for a tiny panel, transform and the size of the ensemble.
+    """Choose support, company for a tiny panel, where training starts, transform and the size of the ensemble.
 
     Parameters
     ----------
@@ -105,6 +105,9 @@ def choose(config: Config, panel: Panel, held_out: int, trials: Trials) -> Choic
     if config.training.imagined == "auto":
         config, because = _choose_imagined(config, panel)
         said = (*said, f"imagined series {config.training.imagined}: {because}")
+    if config.training.start == "auto":
+        config, because = _choose_start(config)
+        said = (*said, f"start {config.training.start}: {because}")
     if config.transform == "auto":
         config, because = _choose_transform(config, panel, held_out, trials, below, _none_below(lowest))
         said = (*said, f"transform {config.transform}: {because}")
@@ -126,6 +129,17 @@ def _choose_imagined(config: Config, panel: Panel) -> tuple[Config, str]:
         else f"{count:,} values tell what series are like"
     )
     return replace(config, training=replace(config.training, imagined="on" if tiny else "off")), because
+
+
+def _choose_start(config: Config) -> tuple[Config, str]:
+    """Whether a regression comes before training."""
+    known = config.covariates.known
+    because = (
+        f"a regression would lay to the cycles what {', '.join(known)} may explain"
+        if known
+        else "cycles of the recent past tell of those to come"
+    )
+    return replace(config, training=replace(config.training, start="mean" if known else "regression")), because
 
 
 def _choose_members(config: Config, panel: Panel, trials: Trials) -> tuple[Config, str]:

@@ -26,9 +26,9 @@ from forecaster.training.apart import MadeApart, may_fork
 from forecaster.training.imagining import imagine
 from forecaster.training.preparing import Preparation, Prepared, ahead
 
-Float = npt.NDArray[np.float64]
-
 __all__ = ["ChunkDataModule", "held_out_steps", "sample"]
+
+Float = npt.NDArray[np.float64]
 
 WARM_UP_CHUNKS = 4
 """Chunks folded before a series' first validation origin."""

@@ -244,7 +244,7 @@ def _fresh(config: Config, data: ChunkDataModule) -> ForecastNetwork:
     network = ForecastNetwork(config)
     if network.covariates is not None:
         network.covariates.standardise(data.lanes.panel)
-    if config.training.start == "regression" or (config.training.start == "auto" and not config.covariates.known):
+    if config.training.start == "regression":
         start(network, data.sources)
     return network
 

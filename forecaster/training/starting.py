@@ -87,7 +87,7 @@ def start(network: ForecastNetwork, sources: Sequence[Lanes]) -> None:
     errors = [
         part.targets - (network.choices(part.rings, network.config.horizon) * shares).sum(1) for part in sample.parts()
     ]
-    network.head.begin(torch.cat(errors), sample.weights)
+    network.head.start_from(torch.cat(errors), sample.weights)
 
 
 def _sample(network: ForecastNetwork, lanes: Lanes) -> _Sample:

@@ -192,7 +192,7 @@ def test_noise_is_not_kept_and_what_holds_outside_is() -> None:
             decoder.mixture.weight.normal_(std=0.5)
             decoder.bias.add_(torch.randn_like(decoder.bias))
         for decoder in late.head.decoders:  # as if what start found had been learnt since
-            decoder.begun[: decoder.rows[0]] = 0.0
+            decoder.started[: decoder.rows[0]] = 0.0
 
     found = unseen(right, series)
     assert kept_share(noisy, [found]) < 0.3
@@ -212,8 +212,14 @@ def test_chunks_are_made_beside_a_network_on_another_device() -> None:
     assert torch.equal(preparation.finish(draft).anchors, expected)
 
 
-@pytest.mark.parametrize(("known", "regressed"), [((), True), (("price",), False)])
-def test_the_regression_leaves_to_known_columns_what_they_explain(known: tuple[str, ...], regressed: bool) -> None:
+@pytest.mark.parametrize(
+    ("known", "chosen"),
+    [
+        ((), "start regression: cycles of the recent past tell of those to come"),
+        (("price",), "start mean: a regression would lay to the cycles what price may explain"),
+    ],
+)
+def test_the_regression_leaves_to_known_columns_what_they_may_explain(known: tuple[str, ...], chosen: str) -> None:
     frame = pd.concat(
         pd.DataFrame(
             {"unique_id": f"s{i}", "ds": pd.date_range("2024-01-01", periods=len(y), freq="h"), "y": y, "price": y % 3}
@@ -224,9 +230,10 @@ def test_the_regression_leaves_to_known_columns_what_they_explain(known: tuple[s
     config = replace(CONFIG, covariates=covariates, training=replace(CONFIG.training, updates=1))
 
     columns = ["unique_id", "ds", "y", *known]
-    network = fit(Panel.from_frame(frame[columns], "h", covariates), config).judged._network
+    found = fit(Panel.from_frame(frame[columns], "h", covariates), config)
 
-    assert bool((network.blend - 1 / 3).abs().max() > 0.05) == regressed
+    assert chosen in found.reasons
+    assert bool((found.judged._network.blend - 1 / 3).abs().max() > 0.05) == (not known)
 
 
 def test_a_source_has_the_share_of_the_weight_that_it_is_given() -> None:
@@ -238,3 +245,16 @@ def test_a_source_has_the_share_of_the_weight_that_it_is_given() -> None:
     assert float(joined.weights[:4].sum() / joined.weights.sum()) == pytest.approx(0.25)
     assert _joined([own], 0.25) is own
     assert _joined([], 0.25) is None
+
+
+def test_steps_that_no_target_tells_of_keep_their_first_spread() -> None:
+    """Series shorter than the horizon."""
+    series = [np.random.default_rng(i).normal(size=5) for i in range(30)]
+    config = replace(CONFIG, horizon=12, context_length=0)
+
+    network = started(series, config)
+
+    widths = network.head.decoders[0].bias[-len(network.head.first_shape) :].detach()
+    first = torch.tensor(network.head.first_shape).unsqueeze(-1)
+    assert (widths[:, 0:1] != first).all()
+    torch.testing.assert_close(widths[:, 6:], first.expand(-1, 6))

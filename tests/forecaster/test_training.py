@@ -64,6 +64,7 @@ CONFIG = Config(
         learning_rate=5e-3,
         finish=0.0,
         imagined="off",
+        start="regression",
     ),
     covariates=CovariatesConfig(calendar=()),
 )
