@@ -80,7 +80,8 @@ def connect(uri: str | None = None, *, create: bool = False) -> MlflowClient:
     Raises
     ------
     InputError
-        The URI names a SQLite file (or, with `create`, a folder) that does not exist, or no file at all.
+        The URI names a SQLite file (or, with `create`, a folder) that does not exist, no file at all, or a kind of
+        store that MLflow does not open.
     RegistryError
         MLflow cannot open it.
     """
@@ -101,7 +102,8 @@ def connect(uri: str | None = None, *, create: bool = False) -> MlflowClient:
         # Downloads of models:/ references look at MLflow's process-wide settings, not at the client's.
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)
-        with mlflow_errors(f"MLflow at {uri} cannot be opened"), _alone(uri):
+        unknown = f"MLflow opens no store like {_public(uri)}, expected sqlite:///FILE, postgresql:// or http(s)://"
+        with mlflow_errors(f"MLflow at {uri} cannot be opened", unknown), _alone(uri):
             if uri.startswith(POSTGRESQL):
                 _reach(uri)
             return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -204,8 +206,12 @@ def mlflow_errors(doing: str, missing: str | None = None) -> Iterator[None]:
         if missing is not None and getattr(error, "error_code", None) in MISSING_CODES:
             raise InputError(missing) from error
         text = " ".join(str(getattr(error, "orig", error)).split()) or type(error).__name__
-        said = re.sub(r"//[^/@\s]+@", "//", f"{doing}: {text}")  # without users and passwords of URIs
-        raise RegistryError(shorten(said)) from error
+        raise RegistryError(shorten(_public(f"{doing}: {text}"))) from error
+
+
+def _public(text: str) -> str:
+    """A text without the users and passwords of the URIs in it."""
+    return re.sub(r"//[^/@\s]+@", "//", text)
 
 
 @contextmanager

@@ -198,6 +198,14 @@ def test_a_file_that_is_no_database_is_one_clear_sentence(tmp_path: Path) -> Non
         connect(f"sqlite:///{tmp_path}/mlflow.db")
 
 
+@pytest.mark.parametrize("uri", ["nowhere://someone:secret@host/place", "./mlruns", "file:///mlruns"])
+def test_a_store_that_mlflow_does_not_open_is_bad_input(uri: str) -> None:
+    with pytest.raises(InputError, match=r"opens no store like [^@]+, expected sqlite:///FILE") as refused:
+        connect(uri, create=True)
+
+    assert "secret" not in str(refused.value)
+
+
 def test_asking_a_store_that_is_not_there_does_not_create_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no MLflow store"):
         load_model("models:/demand@champion", f"sqlite:///{tmp_path}/nowhere.db")
