@@ -6,23 +6,23 @@ lives below it.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import math
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
+from torch import Tensor
 
 from forecaster.config import Config, TrainingConfig
 from forecaster.errors import ForecasterError, InputError, PanelError
@@ -32,6 +32,7 @@ from forecaster.panel import Panel
 from forecaster.training.calibrating import calibrate, drift_of
 from forecaster.training.choosing import choose, choose_covariates, race_length
 from forecaster.training.data import ChunkDataModule, held_out_steps
+from forecaster.training.memory import give_back, keep_freed
 from forecaster.training.module import TrainingModule
 from forecaster.training.pulling import kept_share
 from forecaster.training.starting import start
@@ -41,7 +42,6 @@ __all__ = ["Fitted", "fit"]
 
 FINISHING_RATE = 0.5
 """Peak of the learning rate while finishing, as a share of the run's."""
-
 
 RACE_BOX = 0.1
 """Share of the time box that each candidate of a race may take at most."""
@@ -122,20 +122,9 @@ def fit(
         The panel's calendar or covariates are not the configuration's, no series is long enough to learn from, the head
         is for counts and a value is none, or nothing remains beside `held_out` and `validation`.
     """
-    if panel.calendar != config.calendar:
-        raise PanelError(f"the panel is on {panel.calendar}, but the configuration is for {config.calendar}")
-    if panel.lengths.max(initial=0) < 3 or not any(np.isfinite(y).any() for y in panel.values):
-        raise PanelError("no series has 3 steps or more with an observed value; there is nothing to learn from")
-    if config.counts:
-        panel.require_counts(f"head {config.head!r}")
-    learnt = panel.drop_last(held_out) if held_out else panel
-    if not learnt.lengths.max(initial=0) or not any(np.isfinite(y).any() for y in learnt.values):
-        raise PanelError(f"no series has an observed value before the {held_out} steps held out; nothing to learn from")
-    if validation is not None and not 0 <= validation <= learnt.lengths.max() - 3:
-        raise PanelError(
-            f"validation is {validation}, expected 0 to {learnt.lengths.max() - 3}: 3 steps have to remain"
-        )
+    learnt = _learnable(panel, config, held_out, validation)
     on_gpu = uses_gpu(config.training)
+    keep_freed()
     clock = _Clock(None if max_minutes is None else max_minutes * 60, on_epoch, on_weights)
     with _quiet(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         unseen = held_out_steps(learnt, config) if validation is None else validation
@@ -185,6 +174,24 @@ def fit(
         calibrate(network, panel, data.blocks, inside, settings.seed, kept)
         network.head.widen(drift)
         return Fitted(Forecaster(network), judged, clock.history, reasons)
+
+
+def _learnable(panel: Panel, config: Config, held_out: int, validation: int | None) -> Panel:
+    """All but the held-out steps, if there is anything to learn from in them; otherwise the errors of `fit`."""
+    if panel.calendar != config.calendar:
+        raise PanelError(f"the panel is on {panel.calendar}, but the configuration is for {config.calendar}")
+    if panel.lengths.max(initial=0) < 3 or not any(np.isfinite(y).any() for y in panel.values):
+        raise PanelError("no series has 3 steps or more with an observed value; there is nothing to learn from")
+    if config.counts:
+        panel.require_counts(f"head {config.head!r}")
+    learnt = panel.drop_last(held_out) if held_out else panel
+    if not learnt.lengths.max(initial=0) or not any(np.isfinite(y).any() for y in learnt.values):
+        raise PanelError(f"no series has an observed value before the {held_out} steps held out; nothing to learn from")
+    if validation is not None and not 0 <= validation <= learnt.lengths.max() - 3:
+        raise PanelError(
+            f"validation is {validation}, expected 0 to {learnt.lengths.max() - 3}: 3 steps have to remain"
+        )
+    return learnt
 
 
 class _Trials:
@@ -295,6 +302,7 @@ def _train(
         finally:
             module.close()
             data.close()
+            give_back()
         _check_finite(network, trainer)
         if best is None or not best.best_model_path or _last_is_best(trainer, module, data, best):
             return int(trainer.global_step)
@@ -328,19 +336,30 @@ def _last_is_best(trainer: pl.Trainer, module: TrainingModule, data: ChunkDataMo
 
 
 class _Averaging(WeightAveraging):
-    """Exponential moving average of the weights after every update; short at first, so that it forgets the start."""
+    """Exponential moving average of the weights after every update; short at first, so that it forgets the start.
+
+    Lightning keeps, swaps and stores it. It is updated here, because PyTorch's averaged model looks all weights up and
+    copies all buffers at every update, and none of these change.
+    """
 
     def __init__(self, decay: float, device: str) -> None:
-        def average(averaged: Any, current: Any, _: Any) -> None:
-            count = int(cast(Any, self._average_model).n_averaged)
-            torch._foreach_lerp_(averaged, current, 1 - min(decay, (count + 1) / (count + 10)))
+        super().__init__(device, use_buffers=False)
+        self.decay = decay
+        self.weights: tuple[list[Tensor], list[Tensor]] = [], []
 
-        super().__init__(device, use_buffers=False, multi_avg_fn=average)  # buffers are no weights
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        model: Any = self._average_model
+        model.n_averaged = model.n_averaged.cpu()  # read at every update, which must not wait for a GPU
+        averaged, current = ([own.detach() for own in each.parameters()] for each in (model.module, pl_module))
+        self.weights = averaged, current
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if self._average_model is not None:  # read at every update, which must not wait for a GPU: so not from there
-            self._average_model.n_averaged = self._average_model.n_averaged.cpu()
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
+        model: Any = self._average_model
+        count = int(model.n_averaged)
+        torch._foreach_lerp_(*self.weights, 1 - min(self.decay, (count + 1) / (count + 10)) if count else 1.0)
+        model.n_averaged += 1
+        self._latest_update_step = trainer.global_step
 
     @property
     def network(self) -> ForecastNetwork:
@@ -417,16 +436,6 @@ class _Rows(Callback):
         row["updates_per_second"] = (trainer.global_step - self.updates) / seconds
         row["progress"] = self.module.progress(trainer.global_step)
         self.clock.add(row, self.module.network if self.averaging is None else self.averaging.network)
-        _give_back()
-
-
-def _give_back() -> None:
-    """Hand free memory back to the system, where the C library can.
-
-    Chunks of ever new sizes, made by one thread and freed by another, leave it in pieces, 2 MB at every update.
-    """
-    with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _checkpoint(path: Path) -> tuple[dict[str, Any], int]:

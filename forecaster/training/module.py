@@ -192,8 +192,7 @@ class TrainingModule(LightningModule):
             self.network.parameters(),
             lr=self.settings.learning_rate * self.peak,
             weight_decay=self.settings.weight_decay,
-            foreach=not self.on_gpu,
-            fused=self.on_gpu,
+            fused=True,
         )
         return {
             "optimizer": optimizer,

@@ -29,7 +29,7 @@ from forecaster.state import StreamState
 
 __all__ = ["Preparation", "Prepared", "ahead", "weight_of"]
 
-LARGEST_DECODE = 2**19
+LARGEST_DECODE = 2**18
 """Upper bound on origins x horizon x levels decoded in one update; beyond it, origins are thinned evenly."""
 
 SMALLEST_DIFFERENCE = 1e-3

@@ -59,26 +59,24 @@ class ChunkThreads:
         lanes = len(batch.features)
         count = max(1, min(self.threads, lanes // FEWEST_LANES))
         bounds = [lanes * k // count for k in range(count + 1)]
-        targets = max(_known(batch), 1)
 
-        def follow(k: int) -> tuple[Tensor, RecurrentState, Sequence[Tensor | None]]:
+        def follow(k: int) -> tuple[Tensor, int, RecurrentState, Sequence[Tensor | None]]:
             torch.set_num_threads(max(1, self.threads // count))  # of this thread, and of those to come
             lanes = slice(bounds[k], bounds[k + 1])
             mine = batch.of_lanes(lanes)
             before = None if carry is None else RecurrentState(*(part[:, lanes] for part in carry))
+            known = int((~torch.isnan(mine.target)).sum())
             with drawing(self.generators[k]), torch.set_grad_enabled(learn):
                 mean, after = self.score(before, mine)
-                loss = mean * (_known(mine) / targets)
-            return loss.detach(), after, torch.autograd.grad(loss, self.parameters, allow_unused=True) if learn else ()
+                loss = mean * known
+            gradient = torch.autograd.grad(loss, self.parameters, allow_unused=True) if learn else ()
+            return loss.detach(), known, after, gradient
 
-        losses, states, gradients = zip(*self.pool.map(follow, range(count)), strict=True)
+        losses, known, states, gradients = zip(*self.pool.map(follow, range(count)), strict=True)
+        targets = max(sum(known), 1)
         if learn:
-            for parameter, *found in zip(self.parameters, *gradients, strict=True):
-                known = [gradient for gradient in found if gradient is not None]
-                parameter.grad = sum(known[1:], known[0]) if known else None
+            for parameter, *parts in zip(self.parameters, *gradients, strict=True):
+                found = [part for part in parts if part is not None]
+                parameter.grad = sum(found[1:], found[0]) / targets if found else None
         after = RecurrentState(*(torch.cat(part, 1) for part in zip(*states, strict=True)))
-        return torch.stack(losses).sum(), after
-
-
-def _known(batch: Prepared) -> int:
-    return int((~torch.isnan(batch.target)).sum())
+        return torch.stack(losses).sum() / targets, after

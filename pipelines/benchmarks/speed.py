@@ -90,7 +90,8 @@ def benchmark_training(shape: Shape, *, rounds: int, seconds: float) -> Iterator
     dict
         Updates per second, ours against a bare `nn.LSTM`, and against one with a linear quantile decoder at every
         step, which is the work that a forking-sequences loss cannot avoid; and an ensemble, as the default is on a
-        panel of this size, against the one bare `nn.LSTM`. A bare loop has one thread or all, as suits it best.
+        panel of this size, against the one bare `nn.LSTM`. A bare loop has one thread or all, as suits it best, and
+        keeps the memory that it frees.
     """
     import torch
 
@@ -185,6 +186,7 @@ def bare(shape: Shape, *, decoder: bool) -> Callable[[float], float]:
 
     from forecaster import Config
     from forecaster.features import feature_size
+    from forecaster.training.memory import keep_freed
 
     config = Config(freq="1", horizon=shape.horizon, seasonality=(shape.season, 7 * shape.season))
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -212,6 +214,7 @@ def bare(shape: Shape, *, decoder: bool) -> Callable[[float], float]:
         return hidden.detach(), cell.detach()
 
     def turn(seconds: float) -> float:
+        keep_freed(of_any_size=True)  # as in our training; its blocks are of the whole batch, and larger
         carry = update(None)
         done, started = 0, time.perf_counter()
         while time.perf_counter() - started < seconds:
