@@ -40,8 +40,9 @@ from forecaster.training.windows import latest_blocks, windows_of
 
 __all__ = ["Fitted", "fit"]
 
-FINISHING_RATE = 0.5
-"""Peak of the learning rate while finishing, as a share of the run's."""
+FINISHING_RATE, LEAST_RATE, LARGEST_RATE = 3.0, 0.05, 0.5
+"""Peak of the learning rate while finishing, as a share of the run's, by the share of the values that are new; within
+these bounds. What little is new must not unsettle weights that validation has chosen, without any now."""
 
 RACE_BOX = 0.1
 """Share of the time box that each candidate of a race may take at most."""
@@ -161,12 +162,13 @@ def fit(
             return Fitted(judged, judged, clock.history, reasons)
         clock.keep_free(clock.elapsed - trained)  # the finished weights are calibrated, too
         whole = replace(config, training=replace(settings, validation_horizons=0, seed=(settings.seed + 1) % 2**32))
+        new = 1 - learnt.drop_last(data.held_out).observed / panel.observed
         _train(
             network,
             ChunkDataModule(panel, whole, blocks=data.blocks),
             math.ceil(done * share / (1 - share)),
             clock.until(1),
-            peak=FINISHING_RATE,
+            peak=min(max(FINISHING_RATE * new, LEAST_RATE), LARGEST_RATE),
             progress=progress,
         )
         network.head.pull(kept)

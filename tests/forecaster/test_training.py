@@ -692,6 +692,20 @@ def test_finishing_goes_on_for_its_share_of_the_run_without_validation() -> None
     assert max(row["learning_rate"] for row in history[len(judging) :]) <= 0.5 * CONFIG.training.learning_rate
 
 
+@pytest.mark.parametrize("length", [90, 360])
+def test_the_less_is_new_the_more_carefully_weights_are_finished(length: int) -> None:
+    """What validation has chosen is unsettled by no more than what it has not seen."""
+    values, config = histories(length=length), with_training(**FINISHING, updates=60)
+    panel = panel_of(values)
+    known = panel.drop_last(6 + ChunkDataModule(panel.drop_last(6), config).held_out)
+    new = 1 - known.observed / panel.observed
+
+    history = fitted(config, values, held_out=6).history
+
+    finishing = max(row["learning_rate"] for row in history if "val_loss" not in row)
+    assert 0.1 < finishing / (3 * new * CONFIG.training.learning_rate) <= 1
+
+
 def test_without_held_out_steps_there_is_nothing_to_finish_with() -> None:
     forecaster, judged, *_ = fitted(with_training(**(FINISHING | {"validation_horizons": 0})))
 
