@@ -2,10 +2,10 @@
 
 It knows the event loop and the engine's queue, not what items are for. Loop and engine share one interpreter lock and a
 micro-batch of thirty costs hardly more than one of three, so the loop hands over once it has read what is there to
-read. Under load, when some already wait, it lets those that were just answered come back before it does.
+read, and lets those that were just answered come back before it does.
 If the engine is stuck, because a database hangs, say, nobody is left waiting: those at work are told that their outcome
-is not known, the rest and whoever comes later that it may try again. Invariants: while the engine is idle nothing waits
-but for the loop's own turns; else the wait is shorter than the micro-batch before it took; order is kept. Everything
+is not known, the rest and whoever comes later that it may try again. Invariants: a client alone waits for nothing but
+the loop's own turns; nobody waits for longer than the micro-batch before took, from its end; order is kept. Everything
 here runs on the event loop.
 """
 
@@ -109,9 +109,10 @@ class Intake:
         self._stalled = False
         now = perf_counter()
         took, self._working_since = now - self._working_since, now
+        # Also if nobody waits yet: the first to come back would be at work alone while all others gather behind it.
+        self._expected = len(self._gathered) + items
+        self._grace_ends = now + min(_GRACE_SHARE * took, _LONGEST_GRACE)
         if self._gathered:
-            self._expected = len(self._gathered) + items
-            self._grace_ends = now + min(_GRACE_SHARE * took, _LONGEST_GRACE)
             self._gather()
 
     def busy_seconds(self) -> float:

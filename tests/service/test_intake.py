@@ -88,6 +88,45 @@ def test_while_the_engine_works_the_rest_gathers_and_goes_when_it_is_done():
     run(story())
 
 
+def test_the_first_to_come_back_waits_for_the_others_that_were_answered_with_it():
+    """Alone at work, it would keep all others waiting for as long as they took together."""
+
+    async def story() -> None:
+        queue: Queue = SimpleQueue()
+        intake = _intake(queue)
+        for item in [_item(n) for n in range(3)]:
+            intake.submit([item])
+        await _until(lambda: not queue.empty())
+        assert len(queue.get_nowait()) == 3
+        intake.settled(3, 3, 3)
+        intake._grace_ends = float("inf")
+        back = [_item(n) for n in range(3)]
+        for item in back:
+            assert queue.empty(), "not all are back"
+            intake.submit([item])
+            for _ in range(5):
+                await asyncio.sleep(0)
+        await _until(lambda: not queue.empty())
+        assert queue.get_nowait() == back
+
+    run(story())
+
+
+def test_a_client_alone_waits_for_nobody():
+    async def story() -> None:
+        queue: Queue = SimpleQueue()
+        intake = _intake(queue)
+        for number in range(3):
+            intake.submit([_item(number)])
+            await _until(lambda: not queue.empty())
+            queue.get_nowait()
+            assert intake._grace is None
+            intake.settled(1, 1, 1)
+            intake._grace_ends = float("inf")
+
+    run(story())
+
+
 def test_once_handed_over_nobody_is_waited_for_any_more():
     async def story() -> None:
         queue: Queue = SimpleQueue()
