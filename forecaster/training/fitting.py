@@ -92,6 +92,8 @@ def fit(
     training goes on for a while on the whole panel (`TrainingConfig.finish`), because the latest steps, which judge a
     model best, also teach it most. Both are calibrated on blocks that neither has learnt from.
 
+    From then on the process keeps more of the memory that it frees (`forecaster.training.memory`).
+
     Parameters
     ----------
     panel

@@ -18,10 +18,11 @@ LARGEST_BLOCK = 2**25
 of the heap, when such blocks are freed; whether that happens in a training is chance."""
 
 USUAL_MAPPINGS = 2**16
+"""Blocks beyond that size which may lie outside of the heap at a time: glibc's own number."""
 
 
 def keep_freed(*, of_any_size: bool = False) -> None:
-    """Keep freed blocks for the rest of the process, those beyond `LARGEST_BLOCK` only if asked."""
+    """Keep freed blocks, those beyond `LARGEST_BLOCK` only if asked; the bounds are those of the whole process."""
     with suppress(OSError, AttributeError, TypeError):
         library = ctypes.CDLL(None)
         library.mallopt(_MMAP_THRESHOLD, LARGEST_BLOCK)
