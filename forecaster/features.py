@@ -10,6 +10,8 @@ Axes: B row, T step, W ring value (oldest first), F feature, A anchor, H horizon
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -65,18 +67,21 @@ def anchors(scaled: Tensor, seasonality: tuple[int, ...], horizon: int, blend: T
     The last one is a blend of the cycles in the ring, with the weights [J, K] of every coming cycle, oldest first.
     """
     width = scaled.shape[-1]
-    periods, mean_periods = _last_season(seasonality), _mean_season(seasonality, width)
-    found = scaled.new_empty(*scaled.shape[:-1], num_anchors(seasonality, width), horizon)
+    count, periods, mean_periods, lag = _plan(seasonality, width)
+    found = scaled.new_empty(*scaled.shape[:-1], count, horizon)
     kernels.cycles(
-        scaled.reshape(-1, width).numpy(),
-        np.array(periods, dtype=np.int64),
-        np.array(mean_periods, dtype=np.int64),
-        _trend_lag(seasonality, width),
-        seasonality[0],
-        blend.numpy(),
-        found.view(-1, *found.shape[-2:]).numpy(),
-    )
+        scaled.reshape(-1, width).numpy(), periods, mean_periods, lag, seasonality[0], blend.numpy(),
+        found.view(-1, count, horizon).numpy(),
+    )  # fmt: skip
     return found
+
+
+@cache
+def _plan(seasonality: tuple[int, ...], width: int) -> tuple[int, kernels.Int64, kernels.Int64, int]:
+    """Number of anchors, periods of the latest cycles and of the mean ones, and the lag that tells the trend."""
+    periods, mean_periods = _last_season(seasonality), _mean_season(seasonality, width)
+    numbers = np.array(periods, dtype=np.int64), np.array(mean_periods, dtype=np.int64)
+    return num_anchors(seasonality, width), *numbers, _trend_lag(seasonality, width)
 
 
 def _last_season(seasonality: tuple[int, ...]) -> list[int]:

@@ -332,10 +332,12 @@ class Forecaster:
         future = self._checked_future(future, len(state), horizon)
         marginals = self._marginals(state, horizon, future)
         quantiles = marginals.quantiles(levels)
-        if bool(state.blank.any()):
-            quantiles = torch.where(state.blank.view(-1, 1, 1), torch.nan, quantiles)
+        ahead, blank = marginals.blocks[0].steps(slice(0, 1)), state.blank
+        if bool(blank.any()):
+            quantiles = torch.where(blank.view(-1, 1, 1), torch.nan, quantiles)
+            ahead = _unless_blank(ahead, blank)
         result: Float = quantiles.transpose(1, 2).numpy()
-        return result, _unless_blank(marginals.blocks[0].steps(slice(0, 1)), state.blank)
+        return result, ahead
 
     @torch.inference_mode()
     def simulate(
@@ -657,7 +659,7 @@ class Forecaster:
     def _at_hand(self, state: StreamState) -> Encoded:
         """What the head needs of the latest step: remembered, or derived from the state."""
         if isinstance(state.moment, Encoded):
-            return state.moment.at((slice(None), -1))
+            return state.moment.latest()
         return self._network.encoded(state)
 
     def _decoded(

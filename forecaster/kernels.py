@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 __all__ = [
     "BLUR",
+    "EDGE",
     "FADING",
     "FINE",
     "FLOOR",
@@ -35,12 +36,14 @@ __all__ = [
     "SLIGHT",
     "SMALLEST_SIZE",
     "advance",
+    "bend",
     "cycles",
     "describe",
     "fly",
     "land",
     "lstm_gates",
     "place",
+    "restore",
     "spread",
     "stretch",
     "tally",
@@ -95,6 +98,10 @@ SCALARS = 7
 
 FINE = 96
 """Rings longer than twice this are seen finely for this many recent values, and in block means before that."""
+
+EDGE = 2.0**-40
+"""Least distance of a place, or of a drawn level, from 0 and 1: no observation is impossible, no quantile infinite, and
+surprise ends at 11.7."""
 
 BLUR = 0.2
 """A miss counts from 0 to 1 over this share of the distance to the bound, so that rounding cannot turn a state over."""
@@ -477,6 +484,38 @@ def lstm_gates(
 # -- what is decoded ---------------------------------------------------------------------------------------------------
 
 
+@_part
+def _error_function(x: np.float32) -> np.float32:
+    """erf(x), to 1.5e-7 (Abramowitz and Stegun, 1964, 7.1.26)."""
+    one, size = np.float32(1), abs(x)
+    t = one / (one + np.float32(0.3275911) * size)
+    series = (np.float32(1.061405429) * t - np.float32(1.453152027)) * t + np.float32(1.421413741)
+    series = ((series * t - np.float32(0.284496736)) * t + np.float32(0.254829592)) * t
+    found = one - series * _exponential(-size * size)
+    return found if x >= 0 else -found
+
+
+@_loop
+def bend(sums: Float32, bias: Float32, straight: Float32) -> None:
+    """GELU of sums and a bias, beside what goes straight on.
+
+    Parameters
+    ----------
+    sums
+        Replaced by gelu(sums + bias) + straight, shape [N, P].
+    bias
+        Shape [P].
+    straight
+        Shape [N, P].
+    """
+    half, root = np.float32(0.5), np.float32(math.sqrt(0.5))
+    for n in range(sums.shape[0]):
+        row, beside = sums[n], straight[n]
+        for i in range(row.shape[0]):
+            x = row[i] + bias[i]
+            row[i] = x * (half + half * _error_function(x * root)) + beside[i]
+
+
 @_sum
 def _sum_of_every(numbers: Float32, period: int, count: int) -> np.float32:
     """The first number and those whole periods after it, so many in all."""
@@ -688,6 +727,69 @@ def stretch(quantiles: Float32, factors: Float32, stretched: Float32) -> None:
             row, factor, line = quantiles[n, q], factors[n, 0 if q < middle else 1], stretched[n, q]
             for s in range(row.shape[0]):
                 line[s] = median[s] if q == middle else median[s] + (row[s] - median[s]) * factor[s]
+
+
+@_part
+def _exponential_less_one(x: np.float32) -> np.float32:
+    """exp(x) - 1, within float32's range, to float32 rounding also near 0; as `_exponential`, done in vectors."""
+    bound = np.float32(87)
+    x = min(max(x, -bound), bound)
+    n = np.float32(np.rint(x * np.float32(1 / math.log(2))))
+    r = (x - n * np.float32(0.693359375)) - n * np.float32(math.log(2) - 0.693359375)
+    series = (np.float32(1 / 5040) * r + np.float32(1 / 720)) * r + np.float32(1 / 120)
+    series = ((series * r + np.float32(1 / 24)) * r + np.float32(1 / 6)) * r + np.float32(0.5)
+    power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+    result: np.float32 = power * (series * r * r + r) + (power - np.float32(1))
+    return result
+
+
+@_loop
+def restore(
+    scaled: Float32,
+    frame: tuple[Float64, Float64, Float64],
+    log: bool,
+    nonnegative: bool,
+    reach: float,
+    y: Float64,
+) -> None:
+    """Quantiles in units of y, each the nearest to it that may be forecast.
+
+    Parameters
+    ----------
+    scaled
+        In the coordinates of each row's frame, shape [N, Q, S].
+    frame
+        Location, scale and unit, shape [N] each.
+    log
+        Whether the transform is the logarithm.
+    nonnegative
+        Whether nothing below 0 is forecast, in frames that have seen no negative values but slight ones.
+    reach
+        In multiples of the scale, what nothing is further from 0 than.
+    y
+        Written, shape [N, Q, S].
+    """
+    largest, lowest, floor = np.float32(LARGEST_LOG), np.float32(math.log(FLOOR)), np.float32(FLOOR)
+    one = np.float32(1)
+    for n in range(scaled.shape[0]):
+        location, scale, unit = frame[0][n], frame[1][n], np.float32(frame[2][n])
+        most = reach * scale if reach < math.inf else math.inf
+        least = -most
+        if nonnegative:
+            least = 0.0 if location >= scale * (1 - SLIGHT) else -math.inf
+        least = max(least, -most)
+        breadth = max(location + SHIFT * scale, SHIFT * scale) if log else scale
+        for q in range(scaled.shape[1]):
+            row, line = scaled[n, q], y[n, q]
+            for s in range(row.shape[0]):
+                relative = row[s] * unit
+                if log:
+                    relative = largest if relative > largest else relative  # and NaN stays
+                    tangent = floor * (one + relative - lowest) - one
+                    relative = tangent if relative <= lowest else _exponential_less_one(relative)
+                value = location + np.float64(relative) * breadth
+                value = least if value < least else value
+                line[s] = most if value > most else value
 
 
 # -- scores of intervals -----------------------------------------------------------------------------------------------
@@ -951,7 +1053,8 @@ def place(
     nonnegative
         Whether all that would lie below 0 lies at 0, in frames that have seen no negative values but slight ones.
     places
-        Written, shape [N, H]: between 0 and 1, in the middle of what quantiles that are equal take.
+        Written, shape [N, H]: above 0 and below 1, in the middle of what quantiles that are equal take; NaN where y or
+        the location is.
     """
     row = np.empty(levels.shape[0])
     for n in range(y.shape[0]):
@@ -959,6 +1062,9 @@ def place(
         bounded = nonnegative and location >= scale * (1 - SLIGHT)
         for h in range(y.shape[1]):
             value = y[n, h]
+            if math.isnan(value) or math.isnan(location):
+                places[n, h] = math.nan
+                continue
             less = not_more = 0
             for i in range(levels.shape[0]):
                 row[i] = _restore(scaled[n, i, h], location, scale, unit, log)
@@ -966,4 +1072,4 @@ def place(
                 not_more += row[i] <= value
             below = 0.0 if bounded and value <= 0 else _level(row, levels, less, value)
             at_most = 0.0 if bounded and value < 0 else _level(row, levels, not_more, value)
-            places[n, h] = (below + at_most) / 2
+            places[n, h] = min(max((below + at_most) / 2, EDGE), 1 - EDGE)

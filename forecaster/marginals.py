@@ -19,11 +19,7 @@ from torch import Tensor
 from forecaster.heads import Head, Levels
 from forecaster.scaling import Frame
 
-__all__ = ["EDGE", "Decoded", "Marginals", "locate", "surprise"]
-
-EDGE = 2.0**-40
-"""Least distance of a place, or of a drawn level, from 0 and 1: no observation is impossible, no quantile infinite, and
-surprise ends at 11.7."""
+__all__ = ["Decoded", "Marginals", "locate", "surprise"]
 
 
 class Decoded(NamedTuple):
@@ -42,10 +38,7 @@ def locate(head: Head, block: Decoded, y: Tensor) -> Tensor:
 
     NaN where y is NaN, or the location of the block is: there it says nothing.
     """
-    block = block.steps(slice(0, 1))
-    unknown = torch.isnan(y) | torch.isnan(block.frame.location)
-    found = head.place(block.parameters, y.double().unsqueeze(-1), block.frame).squeeze(-1).clamp(EDGE, 1 - EDGE)
-    return torch.where(unknown, torch.nan, found)
+    return head.place(block.parameters[..., :1], y.double().unsqueeze(-1), block.frame).squeeze(-1)
 
 
 def surprise(places: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -63,6 +63,15 @@ class Encoded(NamedTuple):
         part = Encoded(hidden[index], features[index], scaled[index], frame.at(index), difference[index])  # type: ignore[index]
         return part if step is None or static is None else part._replace(step=step[index], static=static[index])  # type: ignore[index]
 
+    def latest(self) -> Encoded:
+        """The last step of every row."""
+        fields = self.hidden, self.features, self.scaled, self.difference, *self.frame
+        hidden, inputs, scaled, difference, *frame = (field.select(1, -1) for field in fields)
+        part = Encoded(hidden, inputs, scaled, Frame(*frame), difference)
+        if self.step is None or self.static is None:
+            return part
+        return part._replace(step=self.step.select(1, -1), static=self.static.select(1, -1))
+
     @staticmethod
     def concat(parts: Sequence[Encoded]) -> Encoded:
         """Of several, one after the other along the first axis."""
@@ -252,7 +261,7 @@ class ForecastNetwork(nn.Module):
         history = describe(state, kind=self.transform)
         hidden = self._output(state.hidden).unsqueeze(1)
         encoded = Encoded(hidden, features(history), history.scaled, history.frame, history.difference)
-        encoded = encoded.at((slice(None), 0))
+        encoded = encoded.latest()
         return encoded if self.covariates is None else encoded._replace(step=state.last_step, static=state.static)
 
     def _check(self, state: StreamState) -> None:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from forecaster.errors import InputError
-from forecaster.marginals import EDGE, Decoded, Marginals
+from forecaster.kernels import EDGE
+from forecaster.marginals import Decoded, Marginals
 from forecaster.state import StreamState
 
 __all__ = ["FEWEST_PATHS", "LARGEST_SAMPLES", "LARGEST_SEED", "check_samples", "generators", "seed_of", "simulate"]

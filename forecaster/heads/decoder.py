@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from forecaster.dropout import Dropout
-from forecaster.kernels import weigh
+from forecaster.kernels import bend, weigh
 from forecaster.local import LocalNetwork
 
 __all__ = ["Decoder", "HeadSizes"]
@@ -161,7 +161,12 @@ class Decoder(nn.Module):
         )
 
     def _context(self, hidden: Tensor) -> Tensor:
-        return functional.gelu(self.context(self.dropout(hidden))) + hidden
+        if torch.is_grad_enabled() or not hidden.is_cpu:
+            return functional.gelu(self.context(self.dropout(hidden))) + hidden
+        straight = hidden.reshape(-1, hidden.shape[-1])
+        sums = torch.mm(self.dropout(straight), self.context.weight.t())
+        bend(sums.numpy(), self.context.bias.numpy(), straight.contiguous().numpy())
+        return sums.view(hidden.shape)
 
     def _read(self, decoded: Tensor, autoregression: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weights, correction, shape = torch.split(decoded, self.rows, -2)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from forecaster.heads.head import Head
+from forecaster.kernels import EDGE
 from forecaster.scaling import Frame
 
 __all__ = ["DistributionHead"]
@@ -35,7 +36,8 @@ class DistributionHead(Head):
             holds = self._holds(frame).unsqueeze(-1)
             below = torch.where(holds & (y <= 0), 0.0, below)
             at_most = torch.where(holds & (y < 0), 0.0, at_most)
-        return (below + at_most) / 2
+        unknown = torch.isnan(y) | torch.isnan(frame.location).unsqueeze(-1)
+        return torch.where(unknown, torch.nan, ((below + at_most) / 2).clamp(EDGE, 1 - EDGE))
 
 
 def mean_known(values: Tensor, known: Tensor) -> Tensor:

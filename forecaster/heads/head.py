@@ -136,9 +136,10 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def place(self, parameters: Tensor, y: Tensor, frame: Frame) -> Tensor:
-        """Where y [B, H] lies in the distributions, from 0 to 1: the probability integral transform, float64, [B, H].
+        """Where y [B, H] lies in the distributions: the probability integral transform, float64, [B, H].
 
-        On an atom, the middle of what the atom takes; where y is known never to be below 0, all below lies at 0.
+        By `EDGE` above 0 and below 1, at least. On an atom, the middle of what the atom takes; where y is known never
+        to be below 0, all below lies at 0. NaN where y is, or the location of the frame.
         """
 
     def admit(self, y: Tensor, frame: Frame) -> Tensor:

@@ -69,6 +69,7 @@ class QuantileHead(Head):
         # Factor of each step between neighbouring levels: 1 until calibrated, and left out in training.
         self.widening: Tensor
         self.register_buffer("widening", torch.ones(number - 1, sizes.horizon))
+        self._levels = np.array(self.levels)
         self.trained: Tensor
         self.register_buffer("trained", torch.tensor(self.levels), persistent=False)
 
@@ -139,7 +140,7 @@ class QuantileHead(Head):
 
     def _error(self, parameters: Tensor, target: Tensor, frame: Frame) -> float:
         """Sum of the pinball losses of all levels in units of y."""
-        over = target.unsqueeze(1) - self.admit(self._restored(parameters, frame), frame)
+        over = target.unsqueeze(1) - self._admitted(parameters, frame)
         level = self.trained.double().unsqueeze(-1)
         return float(torch.maximum(level * over, (level - 1) * over).nansum())
 
@@ -172,14 +173,14 @@ class QuantileHead(Head):
         """Trained quantiles, or those between and beyond them."""
         if isinstance(levels, Tensor):
             # In tails, what float32 rounds off grows with how far they reach; `place` restores in float64, too.
-            return self.admit(self._invert(self._restored(parameters.double(), frame), levels), frame)
+            restored = restore(parameters.double().flatten(-2), frame, self.transform).reshape(parameters.shape)
+            return self.admit(self._invert(restored, levels), frame)
         trained = self.levels
         if set(levels) <= set(trained):
             places = [trained.index(level) for level in levels]
             rows = slice(places[0], places[-1] + 1)
-            if places == list(range(rows.start, rows.stop)):  # the usual case: a view
-                return self.admit(self._restored(parameters[..., rows, :], frame), frame)
-            return self.admit(self._restored(parameters[..., places, :], frame), frame)
+            usual = places == list(range(rows.start, rows.stop))
+            return self._admitted(parameters[..., rows if usual else places, :], frame)
         mixing = np.array([np.interp(levels, trained, row) for row in np.eye(len(trained))])
         return self.admit(torch.from_numpy(mixing.T) @ self._restored(parameters, frame), frame)
 
@@ -188,7 +189,7 @@ class QuantileHead(Head):
         found = torch.empty(y.shape, dtype=torch.float64)
         location, scale, unit = (field.contiguous().numpy() for field in frame)
         kernels.place(
-            parameters.contiguous().numpy(), (location, scale, unit), np.array(self.levels), y.double().numpy(),
+            parameters.contiguous().numpy(), (location, scale, unit), self._levels, y.numpy(),
             self.transform == "log", self.nonnegative, found.numpy(),
         )  # fmt: skip
         return found
@@ -198,8 +199,19 @@ class QuantileHead(Head):
         """The outermost trained levels."""
         return self.levels[0], self.levels[-1]
 
-    def _restored(self, parameters: Tensor, frame: Frame) -> Tensor:
-        return restore(parameters.flatten(-2), frame, self.transform).reshape(parameters.shape)
+    def _admitted(self, parameters: Tensor, frame: Frame) -> Tensor:
+        """Some of the quantiles [N, L, H] in units of y, as `admit` has them."""
+        return self._restored(parameters, frame, self.nonnegative, float(self.reach))
+
+    def _restored(self, parameters: Tensor, frame: Frame, nonnegative: bool = False, reach: float = math.inf) -> Tensor:
+        """Float32 [N, L, H] in units of y: `restore` and `admit` in one loop, without gradient."""
+        y = torch.empty(parameters.shape, dtype=torch.float64)
+        location, scale, unit = (field.contiguous().numpy() for field in frame)
+        kernels.restore(
+            parameters.detach().contiguous().numpy(), (location, scale, unit), self.transform == "log", nonnegative,
+            reach, y.numpy(),
+        )  # fmt: skip
+        return y
 
     def _invert(self, quantiles: Tensor, levels: Tensor) -> Tensor:
         """The quantile function through `quantiles` [B, Q, H] at any levels [B, L, H]."""

@@ -39,7 +39,7 @@ class Slab:
         self._known = len(forecaster.config.covariates.known)
         template = forecaster.ahead(self._empty(1)).parameters[..., 0]
         self._parameters = template.new_empty(capacity, template.shape[1])
-        self._frames = torch.empty(capacity, len(Frame._fields), dtype=torch.float64)
+        self._frames = torch.empty(len(Frame._fields), capacity, dtype=torch.float64)
         self._told = np.zeros(capacity, dtype=np.bool_)  # whether what is kept of the next step is the state's
         self._free = list(range(capacity - 1, -1, -1))
 
@@ -57,7 +57,7 @@ class Slab:
             capacity = self.capacity
             self._state = StreamState.concat([self._state, self._empty(capacity)])
             self._parameters = torch.cat([self._parameters, torch.empty_like(self._parameters)])
-            self._frames = torch.cat([self._frames, torch.empty_like(self._frames)])
+            self._frames = torch.cat([self._frames, torch.empty_like(self._frames)], 1)
             self._told = np.concatenate([self._told, np.zeros(capacity, dtype=np.bool_)])
             self._free.extend(range(2 * capacity - 1, capacity - 1, -1))
         taken = self._free[len(self._free) - count :]
@@ -98,7 +98,8 @@ class Slab:
         parameters, frame = ahead
         place = index.numpy()  # by way of NumPy, whose row copies take a third of the time
         self._parameters.numpy()[place] = parameters[..., 0].numpy()
-        self._frames.numpy()[place] = torch.stack(frame, 1).numpy()
+        for row, field in zip(self._frames.numpy(), frame, strict=True):
+            row[place] = field.numpy()
         self._told[place] = True
 
     def ahead(self, rows: Sequence[int], covariates: torch.Tensor | None = None) -> Decoded:
@@ -111,7 +112,7 @@ class Slab:
         if not told.all():
             untold = index[torch.from_numpy(~told)]
             self._keep(untold, self._forecaster.ahead(self._state.select(untold)))
-        frame = Frame(*self._frames.index_select(0, index).unbind(1))
+        frame = Frame(*self._frames.index_select(1, index).unbind())
         return Decoded(self._parameters.index_select(0, index).unsqueeze(-1), frame)
 
     def scores(self, rows: Sequence[int]) -> tuple[Float, Float]:

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forecaster import CovariatesConfig, Forecaster
-from forecaster.marginals import EDGE, surprise
+from forecaster.kernels import EDGE
+from forecaster.marginals import surprise
 from tests.forecaster.kit import TINY, config_of, forecaster_of
 
 LEVELS = np.array([0.001, 0.03, 0.1, 0.37, 0.5, 0.8, 0.9, 0.96, 0.9995])

@@ -187,3 +187,40 @@ def test_calibration_stops_where_it_would_cost_more_than_it_may() -> None:
     assert after <= DEAREST * before
     shares = [torch.equal(head.widening, wanted**share) for share in (0.75, 0.5, 0.25, 0.0)]
     assert sum(shares) == 1
+
+
+NUMBERS = (
+    st.floats(-60, 60, width=32)
+    | st.floats(-(2.0**-17), 2.0**-17, width=32)
+    | st.sampled_from([0.0, math.nan, 1e30, -1e30])
+)
+
+
+@pytest.mark.parametrize("transform", ["log", "linear"])
+@given(
+    scaled=st.lists(NUMBERS, min_size=1, max_size=40),
+    location=st.floats(-1e9, 1e9),
+    spread=st.floats(0, 10),
+    unit=st.floats(1e-5, 3),
+    nonnegative=st.booleans(),
+    reach=st.sampled_from([math.inf, 3.0, 100.0]),
+)
+def test_one_loop_restores_and_admits_what_two_functions_do(
+    transform: str, scaled: list[float], location: float, spread: float, unit: float, nonnegative: bool, reach: float
+) -> None:
+    head = QuantileHead(
+        HeadSizes(P, F, A, len(scaled), 0.0), transform=transform, levels=LEVELS, nonnegative=nonnegative
+    )
+    head.reach = reach
+    scale = abs(location) * (1 + spread)
+    frame = Frame(*(torch.tensor([field], dtype=torch.float64) for field in (location, scale, unit)))
+    quantiles = torch.tensor(scaled).expand(1, Q, len(scaled))
+
+    found = head.quantiles(quantiles, frame, LEVELS)
+
+    restored = restore(quantiles.double().flatten(-2), frame, transform).reshape(quantiles.shape)
+    expected = head.admit(restored, frame)
+    # What float32 rounds off, in units of the frame and of what comes out.
+    size = expected.abs() + scale * unit
+    close = (found - expected).abs() <= 2e-6 * torch.where(expected.abs() < math.inf, size, 0)
+    assert bool((close | (found == expected) | (found.isnan() & expected.isnan())).all())
