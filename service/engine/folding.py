@@ -35,6 +35,7 @@ __all__ = [
     "rewind",
     "stacked",
     "static_values",
+    "stretch_of",
 ]
 
 Float = npt.NDArray[np.float64]
@@ -57,7 +58,11 @@ class Stretch(NamedTuple):
 
 def dense(forecaster: Forecaster, rows: Mapping[int, Value], after: int, last_step: int) -> Stretch:
     """The steps after `after` up to `last_step`; missing where there is no row or no value."""
-    values = list(map(rows.get, range(after + 1, last_step + 1)))
+    return stretch_of(forecaster, list(map(rows.get, range(after + 1, last_step + 1))))
+
+
+def stretch_of(forecaster: Forecaster, values: list[Value]) -> Stretch:
+    """Values of the log as the model reads them."""
     table = None
     if forecaster.config.covariates.dynamic:
         table = forecaster.table([_readable(forecaster, covariates_of(value)) for value in values])
@@ -141,8 +146,8 @@ def fold_ragged(
     return folded.select(back)
 
 
-def numbers(values: Sequence[Sequence[float | None]]) -> torch.Tensor:
-    """Rows of equal length as float64, NaN for None."""
+def numbers(values: Sequence[float | None] | Sequence[Sequence[float | None]]) -> torch.Tensor:
+    """Values, or rows of equal length, as float64, NaN for None."""
     return torch.from_numpy(np.array(values, dtype=np.float64))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
+from functools import partial
 from itertools import chain, repeat
 from time import perf_counter
 from typing import NamedTuple
@@ -20,7 +21,7 @@ import torch
 
 from forecaster import StreamState
 from forecaster.marginals import Decoded, surprise
-from service.engine.folding import LONGEST, begin, dense, fold_ragged, numbers, stacked
+from service.engine.folding import LONGEST, begin, dense, fold_ragged, numbers, stretch_of
 from service.engine.items import Create, Item, Look, Observe, Outcome, Result, wanted
 from service.engine.planning import Plan, Planner, Step
 from service.engine.residents import Resident, Residents
@@ -28,7 +29,7 @@ from service.engine.verdicts import Verdict
 from service.models.coming import Coming
 from service.models.served import ServedModel, Want
 from service.problems import Problem, still_folded
-from service.store import Changes, NewStream, Store, StoredReply, StreamRecord
+from service.store import Changes, NewStream, Store, StoredReply, StreamRecord, Transaction
 from service.store.values import count_missing
 
 __all__ = ["MicroBatch", "warm_up"]
@@ -135,18 +136,26 @@ class MicroBatch:
         rewound = self._rewind(plan)
         created = self._warm_up(plan.creates)
         changes = self._changes(plan)
-        # The statements run beside the fold and wait for it; the disk works beside the decoding from the same copies.
-        # Where replies are to be kept, it waits for them too.
+        # The transaction ends after the fold; the disk works beside the decoding from the same copies. Where replies
+        # are to be kept, it waits for them too.
         folded: Future[list[StoredReply]] = Future()
         moment = self._residents.moment if self._check_versions and self._late else None
-        if changes or keyed or moment is not None:
-            self._transaction = self._writer.submit(self._commit, changes, folded, moment)
+        begun = self._write(changes) if changes.is_short and not self._late else None
+        if begun is None and (changes or keyed or moment is not None):
+            commit = partial(self._store.commit, changes, folded, self._replies_since, moment)
+            self._transaction = self._writer.submit(self._timed, commit)
+
+        def finish(replies: list[StoredReply]) -> None:
+            folded.set_result(replies)
+            if begun is not None:
+                self._transaction = self._writer.submit(self._timed, partial(begun.end, replies))
+
         started = perf_counter()
         try:
             appended = self._append(plan)
             self.parts.append(("fold", started, started := perf_counter()))
             if not keyed:
-                folded.set_result([])
+                finish([])
             forecasts, ahead = self._decode(plan, appended, rewound)
             if ahead is None and appended is not None and plan.placed:
                 # Who asks where a value lay will ask again, and what the next one is held against is at hand now.
@@ -154,10 +163,12 @@ class MicroBatch:
             self._conclude(plan, forecasts)
             self.parts.append(("decode", started, perf_counter()))
             if keyed:
-                folded.set_result(self._to_keep(keyed))
+                finish(self._to_keep(keyed))
         except BaseException as error:
             if not folded.done():
                 folded.set_exception(error)
+                if begun is not None:
+                    begun.undo(error)
             raise
         self._folded = _Folded(appended, ahead, rewound, created)
 
@@ -175,12 +186,15 @@ class MicroBatch:
         """
         # Let go of what may hold this micro-batch: waiting for the garbage collector costs every request.
         transaction, self._transaction = self._transaction, None
-        self._records = transaction.result() if transaction else []
+        if transaction is not None:
+            self._records = transaction.result()
+        elif self._failure is None:
+            self._records = []
         if self._failure is not None:
             raise self._failure
         assert self._folded is not None
         self._remember(self._plan, self._folded)
-        self._take_in(self._plan, self._records, self._folded.created)
+        self._take_in(self._plan, self._records or [], self._folded.created)
         return self.results
 
     @property
@@ -217,12 +231,20 @@ class MicroBatch:
         outcomes = {s.item: Outcome(s.record, self._model, s.judgement) for s in observed}
         return self._moved(self._records) | outcomes
 
-    def _commit(self, changes: Changes, folded: Future[list[StoredReply]], moment: int | None) -> list[StreamRecord]:
+    def _timed(self, commit: Callable[[], list[StreamRecord]]) -> list[StreamRecord]:
         started = perf_counter()
         try:
-            return self._store.commit(changes, folded, self._replies_since, moment)
+            return commit()
         finally:
             self.parts.append(("commit", started, perf_counter()))
+
+    def _write(self, changes: Changes) -> Transaction | None:
+        """Run the statements here: of a few rows, that takes less than sharing the interpreter lock with the writer."""
+        started = perf_counter()
+        try:
+            return self._store.begin(changes, self._replies_since)
+        finally:
+            self.parts.append(("statements", started, perf_counter()))
 
     # -- requests that may have come before ------------------------------------------------------------------------
 
@@ -259,26 +281,23 @@ class MicroBatch:
         if not plan.appends:
             return None
         steps, placed = plan.appends, plan.placed
-        forecaster = self._model.forecaster
-        stretches = []
-        for step in steps:
-            assert step.judgement is not None
-            last = step.resident.record.last_step
-            stretches.append(dense(forecaster, step.judgement.inserted, last, step.judgement.last_step))
-        slab, rows = self._residents.slab, [step.resident.row for step in steps]
-        places: dict[int, Float] = {}
-        if all(len(stretch.values) == 1 for stretch in stretches):
-            y = numbers([stretch.values for stretch in stretches]).squeeze(1)
-            table = stacked(stretches)
-            covariates = None if table is None else table.squeeze(1)
+        forecaster, slab = self._model.forecaster, self._residents.slab
+        rows = [step.resident.row for step in steps]
+        if all(step.follows for step in steps):
+            values = [value for step in steps for value in step.inserted.values()]
+            ys, table = stretch_of(forecaster, values)
+            y, covariates = numbers(ys), None if table is None else torch.from_numpy(table)
             if placed:
-                places = dict(enumerate(forecaster.place(slab.ahead(rows, covariates), y)[:, None]))
-            appended = slab.change(rows, y, covariates)
-        else:
-            appended = fold_ragged(forecaster, slab.gather(rows), stretches, places if placed else None)
-        for row, step in enumerate(steps):
-            if placed:
-                step.places = _placed(step, step.resident.record.last_step, places[row])
+                places = forecaster.place(slab.ahead(rows, covariates), y)
+                for row, step in enumerate(steps):
+                    step.places = _placed(step, step.resident.record.last_step, places[row : row + 1])
+            return slab.change(rows, y, covariates)
+        stretches = [dense(forecaster, s.inserted, s.resident.record.last_step, s.record.last_step) for s in steps]
+        found: dict[int, Float] = {}
+        appended = fold_ragged(forecaster, slab.gather(rows), stretches, found if placed else None)
+        if placed:
+            for row, step in enumerate(steps):
+                step.places = _placed(step, step.resident.record.last_step, found[row])
         return appended
 
     def _rewind(self, plan: Plan) -> StreamState | None:
@@ -327,7 +346,7 @@ class MicroBatch:
         read = slab.gather([step.resident.row for step in reads]) if reads else None
         parts = [part for part in (appended, rewound, read) if part is not None]
         states = parts[0] if len(parts) == 1 else StreamState.concat(parts)
-        forecasts = {}
+        forecasts: dict[Item, Float] = {}
         for want, asked in wants.items():
             rows = states if len(asked) == len(states) else states.select([position for _, position in asked])
             future = self._future([(step.item, step.record.last_step) for step, _ in asked], want.horizon)
@@ -335,14 +354,16 @@ class MicroBatch:
             if rows is appended:
                 ahead = said
             by_level = np.ascontiguousarray(quantiles.transpose(0, 2, 1))  # [B, Q, H]
-            finite = np.asarray(np.isfinite(quantiles).all(axis=(1, 2)))
-            for place, ((step, _), row, usable) in enumerate(zip(asked, by_level, finite, strict=True)):
-                forecasts[step.item] = row
-                if isinstance(step.item, Look) and step.item.copy:
-                    self._copies[step.item] = rows.select([place])
-                if not usable and isinstance(step.item, Look):
-                    detail = f"stream {step.item.unique_id!r} has no finite forecast: no value was observed yet"
-                    self._results[step.item] = Problem(409, "no-forecast", detail)
+            forecasts.update((step.item, row) for (step, _), row in zip(asked, by_level, strict=True))
+            for place, (step, _) in enumerate(asked):
+                item = step.item
+                if not isinstance(item, Look):
+                    continue
+                if item.copy:
+                    self._copies[item] = rows.select([place])
+                if not np.isfinite(by_level[place]).all():
+                    detail = f"stream {item.unique_id!r} has no finite forecast: no value was observed yet"
+                    self._results[item] = Problem(409, "no-forecast", detail)
         return forecasts, ahead
 
     def _suffices(self, appended: StreamState, wants: dict[Want, list[tuple[Step, int]]]) -> bool:
@@ -465,7 +486,8 @@ def _placed(step: Step, after: int, places: Float) -> Float:
     item, judgement = step.item, step.judgement
     assert isinstance(item, Observe)
     assert judgement is not None
-    if item.steps == list(range(after + 1, after + 1 + len(places))):  # the usual case, as in `judge`
+    # The usual cases, as in `judge`.
+    if len(item.steps) == len(places) == 1 or item.steps == list(range(after + 1, after + 1 + len(places))):
         return places
     found = np.full(len(item.steps), np.nan)
     for i, verdict in enumerate(judgement.verdicts):

@@ -18,7 +18,7 @@ from service.engine.residents import Resident, Residents
 from service.engine.verdicts import Judgement, Verdict, judge
 from service.problems import Problem, conflict, from_library, unknown_stream
 from service.store import Store, StreamRecord
-from service.store.values import count_missing
+from service.store.values import Value, count_missing
 
 __all__ = ["Plan", "Planner", "Step"]
 
@@ -36,6 +36,16 @@ class Step:
     places: Float | None = None
     surprises: Float | None = None
     folded: int = 0  # steps, anew
+
+    @property
+    def inserted(self) -> dict[int, Value]:
+        """What it adds to the log: step → value."""
+        return {} if self.judgement is None else self.judgement.inserted
+
+    @property
+    def follows(self) -> bool:
+        """Whether it adds the one step after the stream's last."""
+        return self.record.last_step == self.resident.record.last_step + 1 and len(self.inserted) == 1
 
 
 @dataclass(slots=True)
@@ -134,7 +144,7 @@ class Planner:
                 revise=item.revise,
                 max_gap=self._max_gap,
             )
-            if item.whole and (refusal := self._refusal(item, record, judgement)):
+            if item.whole and judgement.refuses and (refusal := self._refusal(item, record, judgement)):
                 self._results[item] = refusal
                 continue
             if refusal := self._refused_want(item, judgement.last_step):
@@ -143,7 +153,7 @@ class Planner:
             after = record
             if judgement.changes:
                 inserted, updated = judgement.inserted, judgement.updated
-                missing = record.missing + count_missing(list(inserted.values()))
+                missing = record.missing + count_missing([*inserted.values()])
                 if updated:
                     before = known[record.id]
                     missing += count_missing(list(updated.values())) - count_missing([before[step] for step in updated])

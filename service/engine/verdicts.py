@@ -66,6 +66,8 @@ class Judgement:
         Steps between the old and the new last step that nobody reported.
     last_step
         The stream's last step afterwards.
+    refuses
+        Whether an observation is not taken.
     """
 
     verdicts: list[Verdict]
@@ -73,6 +75,7 @@ class Judgement:
     filled: int = 0
     inserted: dict[int, Value] = field(default_factory=dict)
     updated: dict[int, Value] = field(default_factory=dict)
+    refuses: bool = False
 
     @property
     def changes(self) -> bool:
@@ -114,7 +117,7 @@ def judge(
     count = len(steps)
     if count and 0 <= (gap := steps[0] - last_step - 1) <= max_gap and steps[-1] == steps[0] + count - 1:
         if count == 1 or steps == list(range(steps[0], steps[0] + count)):  # the usual case: nothing to weigh
-            return Judgement([Verdict.ACCEPTED] * count, steps[-1], gap, dict(zip(steps, values, strict=True)))
+            return Judgement([Verdict.ACCEPTED] * count, steps[-1], gap, dict(zip(steps, values, strict=True)), {})
     verdicts = [Verdict.INVALID] * count
     out = Judgement(verdicts, last_step)
     inserted, updated = out.inserted, out.updated
@@ -146,4 +149,5 @@ def judge(
             verdicts[i] = Verdict.LATE
             inserted[step] = value
     out.last_step = last_step
+    out.refuses = any(verdict.refused for verdict in verdicts)
     return out

@@ -6,6 +6,7 @@ It knows SQL and step numbers; no calendar, no model, no engine, no HTTP.
 from service.store.records import Changes, Filter, NewStream, Recovery, StreamRecord
 from service.store.replies import IdempotencyKey, StoredReply
 from service.store.store import Store
+from service.store.transaction import Transaction
 from service.store.values import Value
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "Store",
     "StoredReply",
     "StreamRecord",
+    "Transaction",
     "Value",
 ]

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from service.errors import StoreError
 
@@ -25,6 +25,8 @@ __all__ = [
     "IDLE_SECONDS",
     "NAMESPACE",
     "chunks",
+    "impatient",
+    "is_busy",
     "lock_for_writing",
     "open_database",
     "quoted",
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 _BUSY_SECONDS = 30
+_PATIENT = f"PRAGMA busy_timeout = {_BUSY_SECONDS * 1000}"
 _CACHE_KIB = 16384  # as many pages as a full micro-batch touches streams; the default of 2,000 reads them anew
 _PREPARED = 256  # statements that a connection keeps; those of the hot path come in some 140 lengths
 _CHUNK = 500  # parameters of one IN list
@@ -108,7 +111,7 @@ def _give_up_ended_sessions(context: ExceptionContext) -> None:
 
 def _configure_sqlite(connection: Any, _record: object) -> None:
     cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {_BUSY_SECONDS * 1000}")
+    cursor.execute(_PATIENT)
     # Switching to WAL does not wait for a lock, whatever the busy timeout says.
     deadline = time.monotonic() + _BUSY_SECONDS
     while True:
@@ -142,6 +145,22 @@ def lock_for_writing(connection: Connection) -> None:
     """Begin a transaction of SQLite as a writer's: one that only becomes it may fail instead of waiting its turn."""
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+@contextmanager
+def impatient(connection: Connection) -> Iterator[None]:
+    """Have statements fail on SQLite, instead of waiting, where another process is writing: see `is_busy`."""
+    driver: Any = connection.connection.driver_connection
+    driver.execute("PRAGMA busy_timeout = 0")
+    try:
+        yield
+    finally:
+        driver.execute(_PATIENT)
+
+
+def is_busy(error: DBAPIError) -> bool:
+    """Whether SQLite failed because another process is writing."""
+    return getattr(error.orig, "sqlite_errorname", "").startswith("SQLITE_BUSY")
 
 
 def chunks(items: Sequence[_T]) -> Iterator[list[_T]]:

@@ -12,6 +12,8 @@ from service.store.values import Value
 
 __all__ = ["Changes", "Filter", "NewStream", "Recovery", "StreamRecord"]
 
+_FEW = 64  # rows whose statements run as fast as another thread begins to work, as do those of single observations
+
 
 class StreamRecord(NamedTuple):
     """One row of the stream table.
@@ -90,6 +92,12 @@ class Changes:
     rewound: list[tuple[int, int]] = field(default_factory=list)
     created: list[NewStream] = field(default_factory=list)
     deleted: list[StreamRecord] = field(default_factory=list)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether a few new rows are all there is."""
+        others = self.updated or self.rewound or self.created or self.deleted
+        return 0 < len(self.inserted) <= _FEW and not others
 
     def __bool__(self) -> bool:
         """Whether there is anything to commit."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import count
 from secrets import token_hex
 from threading import Lock
@@ -22,12 +22,13 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from service.errors import StaleStreams, StoreError, UnknownOutcome
 from service.store.copying import Dump, LogRow, SnapshotRow, StreamRow, dump, load
-from service.store.database import BEFORE_ALL, chunks, open_database, reading
+from service.store.database import BEFORE_ALL, chunks, impatient, is_busy, open_database, reading
 from service.store.records import Changes, Filter, Recovery, StreamRecord
 from service.store.replies import StoredReply, forget_replies, read_replies, write_replies
 from service.store.schema import prepare_schema
 from service.store.snapshots import drop_snapshots, save_snapshots
 from service.store.tables import Tables, build_tables
+from service.store.transaction import Course, Transaction
 from service.store.trimming import raise_floors, sweep
 from service.store.values import Value, value_of
 from service.store.writing import Writer
@@ -149,14 +150,25 @@ class Store:
             return _data_version(self._own)
 
     @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        """A transaction that makes no new moment for this store."""
+    def _writing(self, *, wait: bool = True) -> Iterator[Connection]:
+        """A transaction that makes no new moment for this store.
+
+        Raises
+        ------
+        _Taken
+            Another thread is writing, and this one is not to `wait`.
+        """
         if self._own is None:
             with self._engine.begin() as connection:
                 yield connection
-        else:
-            with self._turn, self._own.begin():
+            return
+        if not self._turn.acquire(blocking=wait):
+            raise _Taken
+        try:
+            with self._own.begin():
                 yield self._own
+        finally:
+            self._turn.release()
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -435,15 +447,11 @@ class Store:
 
         Parameters
         ----------
-        changes
-            What to write.
+        changes, replies_since, moment
+            As in `begin`.
         proceed
             The statements run at once, but the transaction ends only when this has a result, and is undone if it fails;
             its exception is raised then. The result are replies to keep. None: nothing to wait for.
-        replies_since
-            Replies that were kept before are overwritten.
-        moment
-            Of a SQLite file: write only if it is still at this one. None: whatever else has been written.
 
         Returns
         -------
@@ -451,21 +459,60 @@ class Store:
 
         Raises
         ------
+        StaleStreams, UnknownOutcome, SQLAlchemyError
+            As `begin` and `Transaction.end`.
+        """
+        transaction = Transaction(self._course(changes, replies_since, moment, wait=True))
+        try:
+            replies = proceed.result() if proceed is not None else []
+        except BaseException as error:
+            transaction.undo(error)
+        return transaction.end(replies)
+
+    def begin(self, changes: Changes, replies_since: int = 0, moment: int | None = None) -> Transaction | None:
+        """Run the statements of a micro-batch's transaction, unless that means waiting for somebody; to be ended.
+
+        Parameters
+        ----------
+        changes
+            What to write.
+        replies_since
+            Replies that were kept before are overwritten.
+        moment
+            Of a SQLite file: write only if it is still at this one. None: whatever else has been written.
+
+        Returns
+        -------
+        None, and nothing was written, if another thread or process is writing, or the database is a server.
+
+        Raises
+        ------
         StaleStreams
             Another process changed or created one of the streams, or any if there is a `moment`; nothing was written.
-        UnknownOutcome
-            The database failed while the transaction ended, or the connection to it did.
         SQLAlchemyError
-            The database failed before that; nothing was written.
+            The database failed; nothing was written.
         """
+        if not self.is_embedded:
+            return None
+        try:
+            return Transaction(self._course(changes, replies_since, moment, wait=False))
+        except _Taken:
+            return None
+        except DBAPIError as error:
+            if is_busy(error):
+                return None
+            raise
+
+    def _course(self, changes: Changes, replies_since: int, moment: int | None, *, wait: bool) -> Course:
         created: list[StreamRecord] = []
         ending = False
         try:
-            with self._writing() as connection:
+            with self._writing(wait=wait) as connection:
                 if moment is not None and _data_version(connection) != moment:
                     raise StaleStreams(())  # whose they are shows at their next touch
-                created = self._writer.write(connection, changes)
-                if proceed is not None and (replies := proceed.result()):
+                with nullcontext() if wait else impatient(connection):
+                    created = self._writer.write(connection, changes)
+                if replies := (yield):
                     write_replies(connection, replies, replies_since)
                 ending = True
         except IntegrityError as error:
@@ -514,6 +561,10 @@ class Store:
     ) -> None:
         """Write whole streams, all or none; see `service.store.copying`."""
         load(self._engine, self._tables, streams, log, snapshots, replace=replace)
+
+
+class _Taken(Exception):
+    """Another thread is writing."""
 
 
 def _data_version(connection: Connection) -> int:

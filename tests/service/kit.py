@@ -15,8 +15,10 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 
 from forecaster import Forecaster, StreamState
+from service.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 START = datetime(2024, 1, 1)
@@ -146,3 +148,9 @@ def until(holds: Callable[[], bool], seconds: float = 60) -> None:
 def run(coroutine: Any) -> Any:
     """Run to completion on a loop of its own."""
     return asyncio.run(coroutine)
+
+
+def replace_commit(patch: pytest.MonkeyPatch, store: Store, commit: Callable[..., Any]) -> None:
+    """Have every transaction run by `commit`, short ones included."""
+    patch.setattr(store, "commit", commit)
+    patch.setattr(store, "begin", lambda *_asked: None)

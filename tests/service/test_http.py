@@ -18,10 +18,21 @@ from service.bodies.bulk import read_arrow
 from service.bodies.replies import observed
 from service.engine import items
 from service.engine.items import Create, Delete, Observe, Precondition, Single
+from service.errors import UnknownOutcome
 from service.models.served import ServedModel
 from service.routes import streams
+from service.store import Transaction
 from tests.forecaster.kit import TINY, forecaster_of
-from tests.service.kit import LocalClient, assert_same_state, ds, history, observations, recompute, until
+from tests.service.kit import (
+    LocalClient,
+    assert_same_state,
+    ds,
+    history,
+    observations,
+    recompute,
+    replace_commit,
+    until,
+)
 
 VALUES = [float(10 + i % 4) for i in range(40)]
 ARROW = "application/vnd.apache.arrow.stream"
@@ -611,20 +622,43 @@ def test_who_gets_no_forecast_is_told_what_became_of_the_observations(client, st
     assert (again["duplicate"], again["accepted"]) == (kept, not kept)
 
 
-def test_a_store_that_fails_is_a_503_and_nothing_changes(client, stream, monkeypatch):
+@pytest.mark.parametrize("part", ["statements", "all of it, by the writer"])
+def test_a_store_that_fails_is_a_503_and_nothing_changes(client, stream, monkeypatch, part):
     from sqlalchemy.exc import OperationalError
 
     def fail(*_args):
         raise OperationalError("insert", {}, Exception("disk full"))
 
-    before = state_of(client)
+    before, store = state_of(client), client.service.store
     with monkeypatch.context() as patch:
-        patch.setattr(client.service.store, "commit", fail)
+        if part == "statements":
+            patch.setattr(store, "begin", fail)
+        else:
+            replace_commit(patch, store, fail)
         reply = client.post(f"{stream}/observations", json=observations((40, 1.0)))
 
     assert_problem(reply, 503, "nothing was changed")
     assert reply.headers["retry-after"] == "1"
     assert state_of(client) == before
+
+
+def test_a_store_that_fails_at_the_end_of_a_transaction_leaves_the_outcome_open_and_memory_right(
+    client, stream, monkeypatch
+):
+    """Whether it was kept, the next look at the store tells."""
+
+    def fail(transaction, *asked):
+        end(transaction, *asked)
+        raise UnknownOutcome("the disk has gone")
+
+    end, before = Transaction.end, client.get(stream).json()["version"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Transaction, "end", fail)
+        reply = client.post(f"{stream}/observations", json=observations((40, 1.0)))
+
+    assert_problem(reply, 503, "not known")
+    again = client.post(f"{stream}/observations", json=observations((40, 1.0))).json()
+    assert (again["duplicate"], again["version"]) == (1, before + 1)
 
 
 def test_too_much_waiting_is_shed_with_a_time_to_retry(client, stream, monkeypatch):
@@ -680,7 +714,7 @@ def test_the_longest_history_leaves_room_for_others(settings, monkeypatch):
             assert go_on.wait(30)
             return commit(*asked)
 
-        monkeypatch.setattr(client.service.store, "commit", slowly)
+        replace_commit(monkeypatch, client.service.store, slowly)
         with ThreadPoolExecutor(2) as threads:
             long = threads.submit(client.put, "/v1/streams/long", json=history(VALUES))
             assert begun.wait(30)

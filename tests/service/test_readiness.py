@@ -14,7 +14,7 @@ from service.engine.trimmer import Trimmer
 from service.metrics import Metrics
 from service.models.served import ServedModel
 from service.store import Store
-from tests.service.kit import LocalClient, history, observations, until
+from tests.service.kit import LocalClient, history, observations, replace_commit, until
 from tests.service.test_http import assert_problem
 
 
@@ -64,7 +64,7 @@ def test_a_stuck_engine_leaves_nobody_waiting_and_loses_nothing(hasty, monkeypat
         replies[name] = hasty.post(f"/v1/streams/{name}/observations", json=observations((1, 2.0)))
 
     with monkeypatch.context() as patch:
-        patch.setattr(hasty.service.store, "commit", hang)
+        replace_commit(patch, hasty.service.store, hang)
         first = threading.Thread(target=observe, args=("a",))
         first.start()
         until(lambda: hasty.service.engine.busy_seconds() > 0)

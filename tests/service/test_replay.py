@@ -22,7 +22,7 @@ from service.metrics import Metrics
 from service.models.served import ServedModel, Want
 from service.problems import Problem
 from service.store import Store
-from tests.service.kit import assert_same_state, recompute
+from tests.service.kit import assert_same_state, recompute, replace_commit
 
 MAX_GAP = 6
 
@@ -211,7 +211,7 @@ def test_a_failed_commit_changes_nothing_in_memory(tiny_forecaster, tmp_path, mo
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(machine.store, "commit", fail)
+        replace_commit(patch, machine.store, fail)
         try:
             machine.observe({"a": [(3, 4.0)]}, revise=False, whole=True)
         except OSError:

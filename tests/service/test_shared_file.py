@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -133,6 +134,28 @@ def test_a_moment_is_another_one_after_a_transaction_of_ones_own_was_undone(stor
     assert one.moment() != mine
     one.close()
     two.close()
+
+
+def test_while_another_process_writes_a_transaction_is_not_begun_but_waited_for(store_url):
+    store = Store.open(store_url)
+    record = created(store)
+    after = record._replace(version=2, last_step=1, observations=2)
+    changes = Changes(inserted=[(record.id, 1, 1.0)], streams=[(after, 1)])
+    other = sqlite3.connect(store_url.removeprefix("sqlite:///"), check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+
+    assert store.begin(changes) is None
+    assert store.log(record.id) == [(0, 1.0)]
+
+    with ThreadPoolExecutor(1) as writer:
+        committed = writer.submit(store.commit, changes)
+        with pytest.raises(TimeoutError):
+            committed.result(timeout=0.2)
+        other.rollback()
+        committed.result()
+    assert store.log(record.id)[-1] == (1, 1.0)
+    other.close()
+    store.close()
 
 
 def test_moments_may_be_asked_for_from_many_threads(store_url):

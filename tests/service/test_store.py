@@ -153,6 +153,54 @@ def test_the_two_newest_snapshots_are_kept_also_when_an_older_one_comes_later(st
     assert [step for step in found if step is not None] == kept
 
 
+def test_a_transaction_in_two_parts_is_durable_at_its_end_only(store):
+    record = created(store)
+    transaction = store.begin(advanced(record))
+    assert transaction is not None
+    assert store.log(record.id)[-1] == (2, 2.0)
+
+    with ThreadPoolExecutor(1) as another:  # as the engine does, which has it ended by the writer's thread
+        another.submit(transaction.end).result()
+    assert store.log(record.id)[-1] == (3, 9.0)
+    with pytest.raises(StaleStreams):
+        store.begin(advanced(record))
+
+
+def test_an_undone_transaction_writes_nothing_says_why_and_leaves_the_way_free(store):
+    record = created(store)
+    transaction = store.begin(advanced(record))
+    assert transaction is not None
+
+    with pytest.raises(ArithmeticError, match="the fold failed"):
+        transaction.undo(ArithmeticError("the fold failed"))
+    assert store.log(record.id)[-1] == (2, 2.0)
+    store.commit(advanced(record))
+    assert store.log(record.id)[-1] == (3, 9.0)
+
+
+def test_a_transaction_is_not_begun_beside_another(store):
+    first, second = created(store), created(store, "b")
+    transaction = store.begin(advanced(first))
+    assert transaction is not None
+    assert store.begin(advanced(second)) is None
+    transaction.end()
+    beside = store.begin(advanced(second))
+    assert beside is not None
+    beside.end()
+    assert store.log(first.id)[-1] == store.log(second.id)[-1] == (3, 9.0)
+
+
+def test_a_server_has_its_transactions_begun_by_another_thread(any_store_url):
+    """Its statements are trips there and back, which the fold need not wait for."""
+    store = Store.open(any_store_url)
+    record = created(store)
+    transaction = store.begin(advanced(record))
+    assert (transaction is None) == any_store_url.startswith("postgresql")
+    if transaction is not None:
+        transaction.end()
+    store.close()
+
+
 def test_a_transaction_waits_for_its_leave_and_is_undone_without(store):
     record = created(store)
     go, no = Future(), Future()
