@@ -447,11 +447,13 @@ class Store:
 
         Parameters
         ----------
-        changes, replies_since, moment
+        changes, replies_since
             As in `begin`.
         proceed
             The statements run at once, but the transaction ends only when this has a result, and is undone if it fails;
             its exception is raised then. The result are replies to keep. None: nothing to wait for.
+        moment
+            Of a SQLite file: write only if it is still at this one. None: whatever else has been written.
 
         Returns
         -------
@@ -459,7 +461,9 @@ class Store:
 
         Raises
         ------
-        StaleStreams, UnknownOutcome, SQLAlchemyError
+        StaleStreams
+            As `begin`, and if anything was written since `moment`.
+        UnknownOutcome, SQLAlchemyError
             As `begin` and `Transaction.end`.
         """
         transaction = Transaction(self._course(changes, replies_since, moment, wait=True))
@@ -469,7 +473,7 @@ class Store:
             transaction.undo(error)
         return transaction.end(replies)
 
-    def begin(self, changes: Changes, replies_since: int = 0, moment: int | None = None) -> Transaction | None:
+    def begin(self, changes: Changes, replies_since: int = 0) -> Transaction | None:
         """Run the statements of a micro-batch's transaction, unless that means waiting for somebody; to be ended.
 
         Parameters
@@ -478,8 +482,6 @@ class Store:
             What to write.
         replies_since
             Replies that were kept before are overwritten.
-        moment
-            Of a SQLite file: write only if it is still at this one. None: whatever else has been written.
 
         Returns
         -------
@@ -488,14 +490,14 @@ class Store:
         Raises
         ------
         StaleStreams
-            Another process changed or created one of the streams, or any if there is a `moment`; nothing was written.
+            Another process changed or created one of the streams; nothing was written.
         SQLAlchemyError
             The database failed; nothing was written.
         """
         if not self.is_embedded:
             return None
         try:
-            return Transaction(self._course(changes, replies_since, moment, wait=False))
+            return Transaction(self._course(changes, replies_since, None, wait=False))
         except _Taken:
             return None
         except DBAPIError as error:
