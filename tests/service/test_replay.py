@@ -220,6 +220,28 @@ def test_a_failed_commit_changes_nothing_in_memory(tiny_forecaster, tmp_path, mo
     machine.close()
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_fold_that_fails_writes_nothing_and_leaves_the_store_free(tiny_forecaster, tmp_path, monkeypatch, steps):
+    """The statements have run by then, in the engine's thread."""
+    machine = Machine(tiny_forecaster, tmp_path)
+    machine.create("a", [0, 1, 2], [1.0, 2.0, 3.0])
+    new = [(3 + k, float(k)) for k in range(steps)]
+
+    def fail(*_args, **_options):
+        raise ArithmeticError("cannot be folded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny_forecaster, "change", fail)
+        patch.setattr(tiny_forecaster, "fold", fail)
+        patch.setattr(tiny_forecaster, "fold_and_place", fail)
+        with pytest.raises(ArithmeticError, match="cannot be folded"):
+            machine.observe({"a": new}, revise=False, whole=True)
+    machine.check()
+    machine.observe({"a": new}, revise=False, whole=True)
+    machine.check()
+    machine.close()
+
+
 def test_snapshots_that_there_is_no_time_for_are_left_and_counted(tiny_forecaster, tmp_path):
     machine = Machine(tiny_forecaster, tmp_path)
     for name in "abc":
