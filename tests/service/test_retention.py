@@ -233,12 +233,13 @@ def test_a_service_trims_as_it_goes_and_recovers_from_what_is_left(artifact, sto
     settings = Settings(model=str(artifact), store=store_url, **options)
     with LocalClient(create_app(settings)) as client:
         client.put("/v1/streams/a", json=history(Y[:1]))
-        for hour in range(1, 150):
+        end, hour = time.monotonic() + 60, 0
+        # Of a stream that is faster than the trimmer, snapshots to begin after come when it goes on.
+        while hour < 149 or client.get("/v1/streams/a").json()["log_ds"] <= ds(hour - 100):
+            assert time.monotonic() < end
+            time.sleep(0.02 if hour >= 149 else 0)
+            hour += 1
             assert client.post("/v1/streams/a/observations", json=observations((hour, Y[hour]))).status_code == 200
-        end = time.monotonic() + 60
-        while (begins := client.get("/v1/streams/a").json()["log_ds"]) <= ds(50):
-            assert time.monotonic() < end, begins
-            time.sleep(0.02)
         assert "forecaster_retention_steps 30.0" in client.get("/metrics").text
     with LocalClient(create_app(settings)) as client:
         found = client.get("/v1/streams/a/forecast").json()
@@ -250,7 +251,9 @@ def test_a_service_trims_as_it_goes_and_recovers_from_what_is_left(artifact, sto
     store.close()
     assert 30 <= len(rows) <= 100
     assert rows[0][0] == record.log_step
-    expected = tiny_forecaster.forecast(recompute(tiny_forecaster, [{BASE + i: y for i, y in enumerate(Y[:150])}]))[0]
+    expected = tiny_forecaster.forecast(
+        recompute(tiny_forecaster, [{BASE + i: y for i, y in enumerate(Y[: hour + 1])}])
+    )[0]
     np.testing.assert_allclose(np.array(list(found["quantiles"].values())).T, expected, rtol=1e-5)
 
 
