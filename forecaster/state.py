@@ -206,8 +206,6 @@ _NO_WORDS = np.empty((0, 0), np.int32)
 def _words(tensor: Tensor) -> kernels.Words:
     """Rows as 32-bit words: the tensor's own memory where that is in order."""
     memory = tensor.contiguous().numpy()
-    if memory.ndim == 2:
-        return memory.view(np.int32)
     return memory.reshape(len(memory), memory.size // max(len(memory), 1)).view(np.int32)
 
 

@@ -153,7 +153,7 @@ class Planner:
             after = record
             if judgement.changes:
                 inserted, updated = judgement.inserted, judgement.updated
-                missing = record.missing + count_missing([*inserted.values()])
+                missing = record.missing + count_missing(list(inserted.values()))
                 if updated:
                     before = known[record.id]
                     missing += count_missing(list(updated.values())) - count_missing([before[step] for step in updated])

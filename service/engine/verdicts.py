@@ -117,7 +117,7 @@ def judge(
     count = len(steps)
     if count and 0 <= (gap := steps[0] - last_step - 1) <= max_gap and steps[-1] == steps[0] + count - 1:
         if count == 1 or steps == list(range(steps[0], steps[0] + count)):  # the usual case: nothing to weigh
-            return Judgement([Verdict.ACCEPTED] * count, steps[-1], gap, dict(zip(steps, values, strict=True)), {})
+            return Judgement([Verdict.ACCEPTED] * count, steps[-1], gap, dict(zip(steps, values, strict=True)))
     verdicts = [Verdict.INVALID] * count
     out = Judgement(verdicts, last_step)
     inserted, updated = out.inserted, out.updated

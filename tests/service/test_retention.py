@@ -26,7 +26,7 @@ from tests.service.kit import LocalClient, assert_same_state, ds, history, obser
 from tests.service.test_replay import VALUES, Machine
 
 BASE = 473352
-Y = [float(5 + i * 7 % 11) for i in range(400)]
+Y = [float(5 + i * 7 % 11) for i in range(1000)]
 
 
 def streamed(machine: Machine, steps: int, every: int = 10) -> None:
@@ -237,7 +237,7 @@ def test_a_service_trims_as_it_goes_and_recovers_from_what_is_left(artifact, sto
         # Of a stream that is faster than the trimmer, snapshots to begin after come when it goes on.
         while hour < 149 or client.get("/v1/streams/a").json()["log_ds"] <= ds(hour - 100):
             assert time.monotonic() < end
-            time.sleep(0.02 if hour >= 149 else 0)
+            time.sleep(0.1 if hour >= 149 else 0)
             hour += 1
             assert client.post("/v1/streams/a/observations", json=observations((hour, Y[hour]))).status_code == 200
         assert "forecaster_retention_steps 30.0" in client.get("/metrics").text
