@@ -1,6 +1,10 @@
-"""The benchmarks of bulk bodies, very many streams and overload, with few: on real processes, their figures fit."""
+"""The benchmarks of the service, with few streams and for moments: on real processes, their figures fit."""
 
 from __future__ import annotations
+
+import http.server
+import threading
+from itertools import count
 
 import pytest
 
@@ -8,6 +12,7 @@ from service.benchmark.arrivals import FIRST_HOUR, value_of
 from service.benchmark.bulk import measure_bulk
 from service.benchmark.overload import TIMES, audited, measure_overload
 from service.benchmark.streams import measure_streams
+from service.benchmark.web import measure_histories, measure_singles, run_load
 
 STREAMS = 200
 
@@ -50,6 +55,46 @@ def test_many_more_streams_than_the_cap_are_touched_and_no_more_than_the_cap_sta
     memory = found["streams_memory"]
     assert memory["touched"] == 3 * memory["cap"]
     assert 0 < memory["resident"] <= memory["cap"]
+
+
+def test_single_observations_and_carried_states_are_measured_against_their_counterparts(artifact, tmp_path):
+    options = {"seconds": 0.5, "rounds": 1, "clients": 2}
+    (single,) = measure_singles(artifact, tmp_path, 24, **options)
+    (carried,) = measure_histories(artifact, tmp_path, **options, history=48)
+
+    for found, slack in ((single, 0.01), (carried, 0.1)):
+        assert found["failures"] == 0
+        assert found["ratio"] == pytest.approx(found["value"] / found["reference"], abs=slack)
+        assert 0 < found["p50_ms"] <= found["p99_ms"]
+        assert 0 < found["reference_p50_ms"] <= found["reference_p99_ms"]
+
+
+def test_a_refused_request_counts_as_a_failure_and_not_as_one_that_was_answered():
+    numbers = count()
+
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        """Answers every second request."""
+
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            # In one piece, and in small letters: as much HTTP as the clients know.
+            status = b"503 Service Unavailable" if next(numbers) % 2 else b"200 OK"
+            self.wfile.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 2\r\n\r\n{}")
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        found = run_load(server.server_address[1], clients=1, seconds=0.5, first_hour=0)
+        server.shutdown()
+
+    assert found["requests"] == next(numbers)
+    assert found["failures"] == found["requests"] // 2 > 0
+    # Whoever is refused rests for a twentieth of a second before the next one is answered.
+    assert found["per_second"] <= 20 * (found["failures"] + 1) / found["failures"]
 
 
 def test_bulk_bodies_are_measured_against_targets_and_histories_sent_anew(artifact, tmp_path):
