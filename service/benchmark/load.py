@@ -90,11 +90,11 @@ _VERSION = b'"version":"'  # a model's; that of a stream is a number
 
 
 class _Seen(NamedTuple):
-    """What one client met: how long each answer took, and the seconds spent on refusals."""
+    """What one client met: how long each answer took, and all refusals together, rests included."""
 
     times: list[float]
     failures: int
-    lost: float
+    failing: float
     mixed: int
     changes: int
     hours: int
@@ -115,7 +115,7 @@ async def _client(port: int, number: int, seconds: float, first_hour: int, histo
         ]
     times: list[float] = []
     failures = mixed = changes = sent = 0
-    lost = 0.0
+    failing = 0.0
     version = None
     end = time.perf_counter() + seconds
     for request in requests:
@@ -127,7 +127,7 @@ async def _client(port: int, number: int, seconds: float, first_hour: int, histo
         sent += 1
         if status != 200:
             failures += 1
-            lost += took + _REST
+            failing += took + _REST
             await asyncio.sleep(_REST)
             continue
         times.append(took)
@@ -137,7 +137,7 @@ async def _client(port: int, number: int, seconds: float, first_hour: int, histo
         changes += version is not None and found != version
         version = found
     client.close()
-    return _Seen(times, failures, lost, mixed, changes, -(-sent // _STREAMS_PER_CLIENT))
+    return _Seen(times, failures, failing, mixed, changes, -(-sent // _STREAMS_PER_CLIENT))
 
 
 async def _load(port: int, clients: int, seconds: float, first_hour: int, history: int = 0) -> dict[str, float]:
@@ -149,7 +149,7 @@ async def _load(port: int, clients: int, seconds: float, first_hour: int, histor
     return {
         "requests": len(times) + failures,
         # From the clients' own clocks: building the requests took time before the first was sent.
-        "per_second": clients * len(times) / (sum(times) + sum(seen.lost for seen in results)),
+        "per_second": clients * len(times) / (sum(times) + sum(seen.failing for seen in results)),
         "p50_ms": 1e3 * times[len(times) // 2],
         "p99_ms": 1e3 * times[int(len(times) * 0.99)],
         "failures": failures,
