@@ -121,6 +121,10 @@ class Calibration(nn.Module):
             parameters, self._bounded(correction).exp().index_select(-1, self.group[: parameters.shape[-1]])
         )
 
+    def eventful(self, steps: Int64) -> bool:
+        """Whether an observation of one of these steps is scored, or a flight begins after it."""
+        return bool(np.logical_or.reduce(self._eventful[(steps - 1) % self.period]))
+
     def follow(
         self,
         before: StreamState,
@@ -157,9 +161,9 @@ class Calibration(nn.Module):
             Written, if given: the correction of the first horizon step after each step, float32, shape [B, T, 2].
         """
         total = y.shape[1]
-        phase = (after.last_step.numpy() - (total if lengths is None else lengths.numpy())) % self.period
-        if total == 1 and trail is None and not self._eventful[phase].any():
+        if total == 1 and trail is None and not self.eventful(after.last_step.numpy()):
             return after
+        phase = (after.last_step.numpy() - (total if lengths is None else lengths.numpy())) % self.period
         ends = torch.full_like(after.age, total) if lengths is None else lengths
         values, steps, slot = y.contiguous().numpy(), ends.numpy(), self.slot.numpy()
         if rows is not None:
@@ -170,8 +174,10 @@ class Calibration(nn.Module):
         noted = (logs.new_empty(0, 0, 0) if trail is None else trail).numpy()
         gain, wanted = self.gain.numpy(), self.wanted.numpy()
         if self.adaptive:
-            state = after.last_step.numpy(), after.flight.contiguous().numpy(), after.ruler.contiguous().numpy()
-            kernels.land(values, steps, *state, slot, gain, wanted, log, logs.numpy(), noted)
+            latest, held, rulers = (
+                field.contiguous().numpy() for field in (after.last_step, after.flight, after.ruler)
+            )
+            kernels.land(values, steps, latest, held, rulers, slot, gain, wanted, log, logs.numpy(), noted)
             after = after.amended(correction=correction)
         first = self.period - 1 - phase
         if not (first < steps).any():

@@ -70,7 +70,7 @@ class DeferredCalibration(Calibration):
         ends = torch.full_like(after.age, total) if lengths is None else lengths
         start = after.last_step - ends  # step number before the chunk
         phase = start % self.period
-        if total == 1 and trail is None and not self._eventful[phase.numpy()].any():
+        if total == 1 and trail is None and not self.eventful(after.last_step.numpy()):
             return after
         begin = -1 - phase  # place in the chunk of the step after which the flight began
         arrived = before.arrived.clone() if rows is None else before.arrived.index_select(0, rows)

@@ -29,6 +29,7 @@ def pooled_size(ring_length: int) -> int:
     return FINE + blocks if blocks else ring_length
 
 
+@cache
 def feature_size(ring_length: int) -> int:
     """Number of features F."""
     return pooled_size(ring_length) + SCALARS
@@ -40,7 +41,7 @@ def features(history: History) -> Tensor:
     The scalars are logarithms of unit, of mean absolute differences at lag 1 and at the shortest season and of age and
     silence, the location relative to the scale, and the share of the ring that was ever observed.
     """
-    return history.table[..., history.table.shape[-1] - feature_size(history.ring_length) :]
+    return history.table[..., -feature_size(history.ring_length) :]
 
 
 def num_anchors(seasonality: tuple[int, ...], ring_length: int) -> int:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial, wraps
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ from forecaster.panel import Panel
 from forecaster.quality import Quality
 from forecaster.simulation import FEWEST_PATHS, check_samples, generators, seed_of, simulate
 from forecaster.state import StreamState
+from forecaster.stepping import Stepper
 
 __all__ = ["DEFAULT_LEVELS", "Forecaster"]
 
@@ -45,6 +46,21 @@ PATHS_AT_ONCE = 2**13
 """Sample paths drawn side by side, at least those of one row: bounds memory."""
 
 Float = npt.NDArray[np.float64]
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _without_gradient(function: Callable[P, R]) -> Callable[P, R]:
+    """`torch.inference_mode`, where it does not hold already: to enter it takes as long as several operations."""
+    held = torch.inference_mode()(function)
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return (function if torch.is_inference_mode_enabled() else held)(*args, **kwargs)
+
+    return call
 
 
 class _Step(Protocol):
@@ -75,6 +91,7 @@ class Forecaster:
     def __init__(self, network: ForecastNetwork) -> None:
         self._network = copy.deepcopy(network).cpu().eval().requires_grad_(False)
         self._network.recurrent.pack()
+        self._stepper = Stepper(self._network) if network.config.network.cell == "lstm" else None
         self.config: Config = network.config
         self.calendar: Calendar = network.config.calendar
 
@@ -99,7 +116,7 @@ class Forecaster:
         """
         return self._network.layout.initial(torch.as_tensor(first_steps, dtype=torch.int64), static)
 
-    @torch.inference_mode()
+    @_without_gradient
     def fold(
         self, state: StreamState, y: Tensor, lengths: Tensor | None = None, covariates: Tensor | None = None
     ) -> StreamState:
@@ -127,7 +144,7 @@ class Forecaster:
         """Fold one value per row; `y` has shape [B], `covariates` [B, D], NaN is a missing value."""
         return self.fold(state, y.unsqueeze(1), covariates=None if covariates is None else covariates.unsqueeze(1))
 
-    @torch.inference_mode()
+    @_without_gradient
     def change(self, state: StreamState, rows: Tensor, y: Tensor, covariates: Tensor | None = None) -> StreamState:
         """What observing one value each would change in some rows of a large state: `observe` without copying rings.
 
@@ -145,13 +162,13 @@ class Forecaster:
         Returns
         -------
         StreamState
-            B rows whose ring holds only the latest value. It can be forecast from up to the trained horizon.
+            B rows, for `StreamState.assign`. It can be forecast from up to the trained horizon.
         """
-        given = None if covariates is None else covariates.unsqueeze(1)
-        encoded, after = self._network.observe(state, y.to(torch.float64).unsqueeze(1), None, given, rows=rows)
-        return after.remember(encoded)
+        if self._stepper is not None:
+            return self._stepper.step(state, rows, y if y.dtype == torch.float64 else y.double(), covariates)
+        return self.observe(state.select(rows), y, covariates)
 
-    @torch.inference_mode()
+    @_without_gradient
     def ahead(self, state: StreamState, future: Tensor | None = None) -> Decoded:
         """Distribution of the next step after each row, for `place`; changes nothing.
 
@@ -165,7 +182,7 @@ class Forecaster:
         known = None if future is None else future.unsqueeze(1)
         return _unless_blank(self._decoded(self._at_hand(state), state, known, 1), state.blank)
 
-    @torch.inference_mode()
+    @_without_gradient
     def place(self, ahead: Decoded, y: Tensor) -> Float:
         """Where values lie in the distributions forecast for them: their probability integral transform.
 
@@ -185,7 +202,7 @@ class Forecaster:
         found: Float = locate(self._network.head, ahead, y).numpy()
         return found
 
-    @torch.inference_mode()
+    @_without_gradient
     def fold_and_place(
         self, state: StreamState, y: Tensor, lengths: Tensor | None = None, covariates: Tensor | None = None
     ) -> tuple[StreamState, Float]:
@@ -282,7 +299,7 @@ class Forecaster:
         panel = panel.with_covariates(self.config.covariates)
         return self.warm_up(panel.values, panel.first_steps.tolist(), panel.tables, panel.static)
 
-    @torch.inference_mode()
+    @_without_gradient
     def forecast(
         self,
         state: StreamState,
@@ -318,7 +335,7 @@ class Forecaster:
         """
         return self.forecast_and_ahead(state, horizon, quantile_levels, future)[0]
 
-    @torch.inference_mode()
+    @_without_gradient
     def forecast_and_ahead(
         self,
         state: StreamState,
@@ -339,7 +356,7 @@ class Forecaster:
         result: Float = quantiles.transpose(1, 2).numpy()
         return result, ahead
 
-    @torch.inference_mode()
+    @_without_gradient
     def simulate(
         self,
         state: StreamState,
@@ -434,7 +451,7 @@ class Forecaster:
             }
         )
 
-    @torch.inference_mode()
+    @_without_gradient
     def log_prob(self, state: StreamState, y: Tensor, future: Tensor | None = None) -> Tensor:
         """Log density (of counts: log probability) that each coming step had before it came; changes nothing.
 
@@ -602,21 +619,7 @@ class Forecaster:
         """Return the levels to answer, or raise InputError."""
         if quantile_levels is None:
             return tuple(level for level in DEFAULT_LEVELS if self.answers(level))
-        levels = tuple(float(level) for level in quantile_levels)
-        if not levels:
-            raise InputError("quantile_levels is empty, expected at least one level")
-        for level in levels:
-            if not self.answers(level):
-                lowest, highest = self._network.head.answered
-                raise InputError(
-                    f"quantile level {level:g} is outside {lowest:g} to {highest:g}, "
-                    "the levels this model was trained for"
-                )
-        if len({f"{level:g}" for level in levels}) < len(set(levels)):
-            raise InputError(
-                f"quantile levels are {', '.join(map(str, levels))}: six digits name them, and must differ"
-            )
-        return levels
+        return _checked_levels(tuple(map(float, quantile_levels)), *self._network.head.answered)
 
     def check_panel(self, panel: Panel) -> None:
         """Raise InputError unless a panel is on this forecaster's calendar and holds what its head can forecast."""
@@ -642,7 +645,7 @@ class Forecaster:
                 part = None if covariates is None else covariates[:, start:end]
                 encoded, state = step(state, y[:, start:end], None, part)
             if total == 1:  # streaming: the forecast that usually follows needs just this
-                state = state.remember(encoded)
+                state = state.remember(encoded.latest())
             return state
         for start, end in self._spans(rows, total):
             left = (lengths - start).clamp(max=end - start)
@@ -659,7 +662,7 @@ class Forecaster:
     def _at_hand(self, state: StreamState) -> Encoded:
         """What the head needs of the latest step: remembered, or derived from the state."""
         if isinstance(state.moment, Encoded):
-            return state.moment.latest()
+            return state.moment
         return self._network.encoded(state)
 
     def _decoded(
@@ -732,6 +735,21 @@ class Forecaster:
             return None
         past = known.new_full((*known.shape[:2], len(self.config.covariates.past)), torch.nan)
         return torch.cat([known, past], -1)
+
+
+@lru_cache(maxsize=1024)
+def _checked_levels(levels: tuple[float, ...], lowest: float, highest: float) -> tuple[float, ...]:
+    """The same, or InputError: kept, as a service is asked for the same ones by every micro-batch."""
+    if not levels:
+        raise InputError("quantile_levels is empty, expected at least one level")
+    for level in levels:
+        if not (lowest <= level <= highest and 0 < level < 1):
+            raise InputError(
+                f"quantile level {level:g} is outside {lowest:g} to {highest:g}, the levels this model was trained for"
+            )
+    if len({f"{level:g}" for level in levels}) < len(set(levels)):
+        raise InputError(f"quantile levels are {', '.join(map(str, levels))}: six digits name them, and must differ")
+    return levels
 
 
 def _unless_blank(block: Decoded, blank: Tensor) -> Decoded:

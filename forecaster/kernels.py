@@ -23,6 +23,7 @@ import numpy.typing as npt
 __all__ = [
     "BLUR",
     "EDGE",
+    "EVERY_STEP",
     "FADING",
     "FINE",
     "FLOOR",
@@ -55,6 +56,7 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 Words = npt.NDArray[np.int32]
+AnyNumbers = npt.NDArray[Any]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -92,6 +94,9 @@ SMALLEST_UNIT = 1e-5
 
 SMALLEST_SQUARES = np.float32(1e-30)
 """Floor of the squared changes that a trend is held against: of none at all, it explains none."""
+
+EVERY_STEP = np.empty(0, np.int64)
+"""In place of lengths: all rows have all steps."""
 
 SCALARS = 7
 """Features of a step beside its ring."""
@@ -140,7 +145,8 @@ def _loop(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        return cast(R, compiled()(*args, **kwargs))
+        found: R = compiled()(*args, **kwargs)
+        return found
 
     return call
 
@@ -259,7 +265,8 @@ def _describe_step(
 
 
 @_part
-def _copy(numbers: Float64, target: Float64) -> None:
+def _copy(numbers: AnyNumbers, target: AnyNumbers) -> None:
+    """Row by row, so that the compiler sees that both lie in order."""
     for i in range(numbers.shape[0]):
         target[i] = numbers[i]
 
@@ -278,14 +285,14 @@ def advance(
     rows: Int64,
     ring: Float64,
     statistics: Float64,
-    clocks: tuple[Int64, Int64, Int64],
+    clocks: Int64,
     y: Float64,
     lengths: Int64,
     lag: int,
     log: bool,
     new_ring: Float64,
     new_statistics: Float64,
-    new_clocks: tuple[Int64, Int64, Int64],
+    new_clocks: Int64,
     table: Float32,
     frames: Float64,
     differences: Float32,
@@ -297,11 +304,11 @@ def advance(
     rows
         Rows of the state to fold, shape [B]; the state is not written to.
     ring, statistics, clocks
-        Of `StreamState`: shapes [R, W] and [R, K], and age, silence and last step, shape [R] each.
+        Of `StreamState`: shapes [R, W], [R, K] and [R, 3].
     y
         Shape [B, T]; NaN is missing.
     lengths
-        Steps of each row, shape [B], each 0 to T.
+        Steps of each row, shape [B], each 0 to T, or `EVERY_STEP`.
     lag
         The shortest season.
     log
@@ -309,7 +316,7 @@ def advance(
     new_ring
         Written: the ring after each row's last step, shape [B, W], or only its latest values, shape [B, 1].
     new_statistics, new_clocks
-        Written: likewise, shape [B, K] and [B] each.
+        Written: likewise, shapes [B, K] and [B, 3].
     table
         Written: the scaled ring, scalars and block means of every step, shape [T, B, W + SCALARS + blocks]; 0 beyond a
         row's length. Without entries, nothing is described.
@@ -323,13 +330,13 @@ def advance(
     values = np.empty(width + steps)  # ring and chunk in one line, oldest first
     for b in range(rows.shape[0]):
         row = rows[b]
-        age, silence, last = clocks[0][row], clocks[1][row], clocks[2][row]
+        age, silence, last = clocks[row, 0], clocks[row, 1], clocks[row, 2]
         _unroll(ring[row], last, values)
         _copy(statistics[row], new_statistics[b])
         if keep == width:
             _copy(ring[row], new_ring[b])
-        now = new_statistics[b]
-        for t in range(lengths[b]):
+        now, length = new_statistics[b], lengths[b] if lengths.shape[0] > 0 else steps
+        for t in range(length):
             value = y[b, t]
             age += 1
             last += 1
@@ -350,9 +357,9 @@ def advance(
                 frames[0, b, t], frames[1, b, t], frames[2, b, t], differences[b, t] = _describe_step(
                     window, now, age, silence, log, table[t, b]
                 )
-        new_clocks[0][b], new_clocks[1][b], new_clocks[2][b] = age, silence, last
+        new_clocks[b, 0], new_clocks[b, 1], new_clocks[b, 2] = age, silence, last
         if table.shape[0] > 0:
-            for t in range(lengths[b], steps):
+            for t in range(length, steps):
                 for i in range(table.shape[2]):
                     table[t, b, i] = 0
                 for i in range(3):
@@ -364,7 +371,7 @@ def advance(
 def describe(
     ring: Float64,
     statistics: Float64,
-    clocks: tuple[Int64, Int64, Int64],
+    clocks: Int64,
     log: bool,
     table: Float32,
     frames: Float64,
@@ -374,9 +381,9 @@ def describe(
     width = ring.shape[1]
     values = np.empty(width)
     for b in range(ring.shape[0]):
-        _unroll(ring[b], clocks[2][b], values)
+        _unroll(ring[b], clocks[b, 2], values)
         frames[0, b, 0], frames[1, b, 0], frames[2, b, 0], differences[b, 0] = _describe_step(
-            values, statistics[b], clocks[0][b], clocks[1][b], log, table[0, b]
+            values, statistics[b], clocks[b, 0], clocks[b, 1], log, table[0, b]
         )
 
 
@@ -401,9 +408,7 @@ def write(rows: Int64, mine: tuple[Words, ...], theirs: tuple[Words, ...], place
     for k in range(len(mine)):
         target, given = mine[k], theirs[k]
         for i in range(rows.shape[0] if given.shape[1] > 0 else 0):
-            first = places[i] if k == placed else 0
-            for j in range(given.shape[1]):
-                target[rows[i], first + j] = given[i, j]
+            _copy(given[i], target[rows[i], places[i] if k == placed else 0 :])
 
 
 # -- the recurrent step ------------------------------------------------------------------------------------------------
@@ -411,12 +416,12 @@ def write(rows: Int64, mine: tuple[Words, ...], theirs: tuple[Words, ...], place
 
 @_part
 def _exponential(x: np.float32) -> np.float32:
-    """exp(x), within float32's range, to float32 rounding.
+    """exp(x) to float32 rounding, of x within 43 of 0: exp(-43) is nothing beside 1, and two of them can be multiplied.
 
     exp(x) = 2^n exp(r) with |r| <= log(2) / 2, where six powers reach rounding. All steps are plain arithmetic, so that
     a loop over units is done in vectors, and what is between the steps stays in registers.
     """
-    one, bound = np.float32(1), np.float32(87)
+    one, bound = np.float32(1), np.float32(43)
     x = min(max(x, -bound), bound)
     n = np.float32(np.rint(x * np.float32(1 / math.log(2))))
     # log(2) in two parts, so that n times the first is exact.
@@ -429,16 +434,10 @@ def _exponential(x: np.float32) -> np.float32:
 
 
 @_part
-def _logistic(x: np.float32) -> np.float32:
-    """1 / (1 + exp(-x))."""
-    one = np.float32(1)
-    return one / (one + _exponential(-x))
-
-
-@_part
-def _tanh(x: np.float32) -> np.float32:
-    two = np.float32(2)
-    return two * _logistic(two * x) - np.float32(1)
+def _gated(gate: np.float32, x: np.float32) -> np.float32:
+    """tanh(x) / (1 + exp(-gate)), as one division."""
+    one, small = np.float32(1), _exponential(np.float32(-2) * x)
+    return (one - small) / ((one + _exponential(-gate)) * (one + small))
 
 
 @_loop
@@ -469,16 +468,16 @@ def lstm_gates(
     new_cell
         Written, shape [B, L, at least H].
     """
-    size = bias.shape[0] // 4
+    size, one = bias.shape[0] // 4, np.float32(1)
     for b in range(sums.shape[0]):
         given = sums[b]
         before, after = cell[b, layer, first:], new_cell[b, layer, first:]
         hidden = new_hidden[b, place[0], place[1] :]
         for i in range(size):
-            entering = _logistic(given[i] + bias[i]) * _tanh(given[2 * size + i] + bias[2 * size + i])
-            kept = _logistic(given[size + i] + bias[size + i]) * before[i] + entering
+            entering = _gated(given[i] + bias[i], given[2 * size + i] + bias[2 * size + i])
+            kept = before[i] / (one + _exponential(-given[size + i] - bias[size + i])) + entering
             after[i] = kept
-            hidden[i] = _logistic(given[3 * size + i] + bias[3 * size + i]) * _tanh(kept)
+            hidden[i] = _gated(given[3 * size + i] + bias[3 * size + i], kept)
 
 
 # -- what is decoded ---------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ Axes: B row, T step, K parameter, H horizon step, P hidden size of all members, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -24,7 +24,7 @@ from forecaster.features import anchors, feature_size, features, naive, num_anch
 from forecaster.heads import HEADS, Head, HeadSizes
 from forecaster.kernels import NUM_STATISTICS
 from forecaster.recurrent import RecurrentEnsemble, RecurrentState
-from forecaster.scaling import Frame, Transform, advance, describe, restore
+from forecaster.scaling import Frame, History, Transform, advance, describe, restore
 from forecaster.state import StateLayout, StreamState
 
 __all__ = ["Encoded", "ForecastNetwork"]
@@ -154,7 +154,6 @@ class ForecastNetwork(nn.Module):
         y: Tensor,
         lengths: Tensor | None = None,
         covariates: Tensor | None = None,
-        rows: Tensor | None = None,
     ) -> tuple[Encoded, StreamState]:
         """Fold a chunk.
 
@@ -174,31 +173,23 @@ class ForecastNetwork(nn.Module):
         Returns
         -------
         encoded, state
-            One entry per step, leading axes [B, T], meaningless beyond a row's length; the state after each row's
-            last step. Of given `rows`, its ring holds the latest value only: see `StreamState.assign`.
+            One entry per step, leading axes [B, T], meaningless beyond a row's length; the state after each row's last
+            step.
         """
-        self._check(state)
-        with torch.no_grad():
-            history, after = advance(state, y, lengths, lag=self.config.seasonality[0], kind=self.transform, rows=rows)
+        self.check(state)
+        history, after = advance(state, y, lengths, lag=self.config.seasonality[0], kind=self.transform)
         given = inputs = features(history)
         steps = static = None
         if self.covariates is not None:
-            before_chunk = state.last_step if rows is None else state.last_step[rows]
-            steps = before_chunk.unsqueeze(1) + torch.arange(1, y.shape[1] + 1)
+            steps = state.last_step.unsqueeze(1) + torch.arange(1, y.shape[1] + 1)
             static = after.static.unsqueeze(1).expand(-1, y.shape[1], -1)
             moments = self.covariates.moments(steps, after.static)
             given = torch.cat([inputs, self.covariates.encode(moments, after.static, covariates)], -1)
-        before = RecurrentState(
-            *(part if rows is None else part.index_select(0, rows) for part in (state.hidden, state.cell))
-        )
-        if y.shape[1] == 1 and lengths is None and self.recurrent.cell_size and not torch.is_grad_enabled():
-            recurrent = RecurrentState(*(torch.empty_like(part) for part in before))
-            self.recurrent.step(given[:, 0], before, recurrent)
-            output = self._output(recurrent.hidden).unsqueeze(1)
-        else:
-            found, recurrent = self.recurrent(given.transpose(0, 1), _exchanged(before), lengths)
-            output, recurrent = found.transpose(0, 1), _exchanged(recurrent)
-        after = after.amended(hidden=recurrent.hidden, cell=recurrent.cell)
+        before = _exchanged(RecurrentState(state.hidden, state.cell))
+        output, recurrent = self.recurrent(given.transpose(0, 1), before, lengths)
+        hidden, cell = _exchanged(recurrent)
+        after = after.amended(hidden=hidden, cell=cell)
+        output = output.transpose(0, 1)
         return Encoded(output, inputs, history.scaled, history.frame, history.difference, steps, static), after
 
     def _output(self, hidden: Tensor) -> Tensor:
@@ -211,7 +202,6 @@ class ForecastNetwork(nn.Module):
         y: Tensor,
         lengths: Tensor | None = None,
         covariates: Tensor | None = None,
-        rows: Tensor | None = None,
         trail: Tensor | None = None,
     ) -> tuple[Encoded, StreamState]:
         """As `encode`, and the calibration follows: what serving folds with.
@@ -219,24 +209,44 @@ class ForecastNetwork(nn.Module):
         The correction of the first horizon step after every step of the chunk is written to `trail`, float32, shape
         [B, T, 2], if that is given and the model is adaptive.
         """
-        encoded, after = self.encode(state, y, lengths, covariates, rows)
+        encoded, after = self.encode(state, y, lengths, covariates)
+
+        def at(row: Tensor, step: Tensor) -> Encoded:
+            return encoded.at((row, step))
+
+        return encoded, self.calibrate(at, state, None, after, y, lengths, covariates, trail)
+
+    def calibrate(
+        self,
+        at: Callable[[Tensor, Tensor], Encoded],
+        before: StreamState,
+        rows: Tensor | None,
+        after: StreamState,
+        y: Tensor,
+        lengths: Tensor | None = None,
+        covariates: Tensor | None = None,
+        trail: Tensor | None = None,
+    ) -> StreamState:
+        """Let the calibration follow a chunk that was encoded: see `Calibration.follow`.
+
+        `at` gives what was encoded at N rows and steps of it, leading axis [N].
+        """
         if isinstance(self.calibration, DeferredCalibration):
             known = None if covariates is None else covariates[..., : self.calibration.known]
-            board = partial(self._board, encoded)
-            return encoded, self.calibration.follow_deferred(
-                state, rows, after, y, lengths, known, self.head, board, self._decode_aboard, trail
+            return self.calibration.follow_deferred(
+                before, rows, after, y, lengths, known, self.head, partial(self._board, at), self._decode_aboard, trail
             )
+        return self.calibration.follow(before, rows, after, y, lengths, self.head, partial(self._issue, at), trail)
 
-        def decode(row: Tensor, step: Tensor) -> Issue:
-            chosen = encoded.at((row, step))
-            repeated = naive(chosen.scaled, self.config.seasonality, self.config.horizon)
-            return Issue(self.decode(chosen), chosen.frame, restore(repeated, chosen.frame, self.transform))
+    def _issue(self, at: Callable[[Tensor, Tensor], Encoded], row: Tensor, step: Tensor) -> Issue:
+        """The forecasts of flights that begin."""
+        chosen = at(row, step)
+        repeated = naive(chosen.scaled, self.config.seasonality, self.config.horizon)
+        return Issue(self.decode(chosen), chosen.frame, restore(repeated, chosen.frame, self.transform))
 
-        return encoded, self.calibration.follow(state, rows, after, y, lengths, self.head, decode, trail)
-
-    def _board(self, encoded: Encoded, row: Tensor, step: Tensor) -> Aboard:
+    def _board(self, at: Callable[[Tensor, Tensor], Encoded], row: Tensor, step: Tensor) -> Aboard:
         """What a forecast with known covariates is decoded from once they have come, at its scored steps."""
-        chosen = encoded.at((row, step))
+        chosen = at(row, step)
         scored, horizon = self.calibration.scored, self.config.horizon
         choices = self.choices(chosen.scaled, horizon)[..., scored]
         dull = naive(chosen.scaled, self.config.seasonality, horizon)[..., scored]
@@ -256,15 +266,22 @@ class ForecastNetwork(nn.Module):
         return Issue(self.head(hidden, inputs, choices, known), aboard.frame, repeated)
 
     def encoded(self, state: StreamState) -> Encoded:
-        """What the head needs of a state's latest step, leading axes [B]: the last entry of the `encode` behind it."""
-        self._check(state)
-        history = describe(state, kind=self.transform)
+        """What the head needs of a state's latest step, leading axes [B]: the last entry of the `encode` behind it.
+
+        Of a change, too, which remembers how to tell its history.
+        """
+        if callable(state.moment):
+            history: History = state.moment()
+        else:
+            self.check(state)
+            history = describe(state, kind=self.transform)
         hidden = self._output(state.hidden).unsqueeze(1)
         encoded = Encoded(hidden, features(history), history.scaled, history.frame, history.difference)
         encoded = encoded.latest()
         return encoded if self.covariates is None else encoded._replace(step=state.last_step, static=state.static)
 
-    def _check(self, state: StreamState) -> None:
+    def check(self, state: StreamState) -> None:
+        """Raise ValueError where a change was given in place of a state."""
         if state.ring.shape[1] != self.layout.ring:
             raise ValueError("a change is not a state: assign it to the rows it belongs to first")
 

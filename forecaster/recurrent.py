@@ -22,10 +22,7 @@ from forecaster.config import NetworkConfig
 from forecaster.dropout import Dropout
 from forecaster.kernels import Float32, lstm_gates
 
-__all__ = ["ROWS_AT_ONCE", "RecurrentEnsemble", "RecurrentStack", "RecurrentState"]
-
-ROWS_AT_ONCE = 512
-"""Rows of a batch that go through all layers together in one step."""
+__all__ = ["RecurrentEnsemble", "RecurrentStack", "RecurrentState"]
 
 _CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
@@ -175,8 +172,8 @@ class RecurrentStack(nn.Module):
         layers: Iterable[Any] = self.layers
         return [
             _Packed(
-                layer.weight_ih_l0.t(),
-                layer.weight_hh_l0.t(),
+                layer.weight_ih_l0.t().contiguous(),
+                layer.weight_hh_l0.t().contiguous(),
                 (layer.bias_ih_l0 + layer.bias_hh_l0).numpy()
                 if self.config.bias
                 else np.zeros(4 * self.config.hidden_size, np.float32),
@@ -189,16 +186,15 @@ class RecurrentStack(nn.Module):
         """`forward` over one step of LSTM layers without gradient."""
         before = RecurrentState(*(part.transpose(0, 1).contiguous() for part in state))
         after = RecurrentState(*(torch.empty_like(part) for part in before))
-        self.step(inputs, before, after)
+        self.step(inputs, before, after.hidden.numpy(), after.cell.numpy())
         outputs = after.hidden.unbind(1)
         output = reduce(torch.add, outputs) if self.config.residual else outputs[-1]
         return output.unsqueeze(0), RecurrentState(*(part.transpose(0, 1) for part in after))
 
-    def step(self, inputs: Tensor, before: RecurrentState, after: RecurrentState, member: int = 0) -> None:
+    def step(self, inputs: Tensor, before: RecurrentState, hidden: Float32, cell: Float32, member: int = 0) -> None:
         """One step of LSTM layers without gradient: the same numbers as `forward`, to rounding, in a third of the time.
 
-        What the fused kernels gain over many steps they lose on one: their weights are packed at every call. Rows are
-        taken so many at a time that what is between the products stays in the second-level cache.
+        What the fused kernels gain over many steps they lose on one: their weights are packed at every call.
 
         Parameters
         ----------
@@ -206,35 +202,32 @@ class RecurrentStack(nn.Module):
             Shape [B, F].
         before
             States as a `StreamState` keeps them: rows first, shapes [B, L, members x P] and [B, L, members x C].
-        after
-            Written: likewise.
+        hidden, cell
+            Written: those after it, likewise.
         member
             Which of the members that lie side by side this one is.
         """
         config = self.config
         size, width = config.hidden_size, config.output_size
-        packed = self._packed or self._packing()
-        buffer = inputs.new_empty(min(len(inputs), ROWS_AT_ONCE), 4 * size)
-        for start in range(0, len(inputs), ROWS_AT_ONCE):
-            rows = slice(start, start + ROWS_AT_ONCE)
-            output, given, cell, made, new_cell = (part[rows] for part in (inputs, *before, *after))
-            sums, old, new, hidden = buffer[: len(output)], cell.numpy(), new_cell.numpy(), made.numpy()
-            if made.shape[2] > width:
-                given, made = (part.narrow(2, member * width, width) for part in (given, made))
-            for index, layer in enumerate(packed):
-                below = output
-                if index > 0 and self.norms is not None:
-                    output = self.norms[index - 1](output)
-                torch.mm(output, layer.inputs, out=sums).addmm_(given.select(1, index), layer.hidden)
-                output = made.select(1, index)
-                if layer.projection is None:
-                    lstm_gates(sums.numpy(), layer.bias, old, index, member * size, hidden, new, (index, member * size))
-                else:
-                    wide = sums.new_empty(len(sums), 1, size)
-                    lstm_gates(sums.numpy(), layer.bias, old, index, member * size, wide.numpy(), new, (0, 0))
-                    output.copy_(wide[:, 0] @ layer.projection)
-                if config.residual and index > 0:
-                    output = output + below
+        output, given, made, old = inputs, before.hidden, torch.from_numpy(hidden), before.cell.numpy()
+        if hidden.shape[2] > width:
+            given, made = (part.narrow(2, member * width, width) for part in (given, made))
+        sums = inputs.new_empty(inputs.shape[0], 4 * size)
+        buffer = sums.numpy()
+        for index, layer in enumerate(self._packed or self._packing()):
+            below = output
+            if index > 0 and self.norms is not None:
+                output = self.norms[index - 1](output)
+            torch.mm(output, layer.inputs, out=sums).addmm_(given.select(1, index), layer.hidden)
+            output, first = made.select(1, index), member * size
+            if layer.projection is None:
+                lstm_gates(buffer, layer.bias, old, index, first, hidden, cell, (index, first))
+            else:
+                wide = sums.new_empty(buffer.shape[0], 1, size)
+                lstm_gates(buffer, layer.bias, old, index, first, wide.numpy(), cell, (0, 0))
+                output.copy_(wide[:, 0] @ layer.projection)
+            if config.residual and 0 < index < config.num_layers - 1:
+                output = output + below
 
     def _drop(self, output: Tensor, by_row: bool) -> Tensor:
         """Dropout in training: the same units of a row for all steps of a chunk (Gal and Ghahramani, 2016)."""
@@ -265,18 +258,19 @@ class RecurrentEnsemble(nn.Module):
     def __init__(self, input_size: int, config: NetworkConfig) -> None:
         super().__init__()
         self.stacks = nn.ModuleList(RecurrentStack(input_size, config) for _ in range(config.num_members))
+        self._stacks: tuple[RecurrentStack, ...] = tuple(cast(Iterable[RecurrentStack], self.stacks))
         self.hidden_size = config.output_size
         self.cell_size = config.hidden_size if config.cell == "lstm" else 0
 
     def pack(self) -> None:
         """Of every stack."""
-        for stack in self.stacks:
-            cast(RecurrentStack, stack).pack()
+        for stack in self._stacks:
+            stack.pack()
 
-    def step(self, inputs: Tensor, before: RecurrentState, after: RecurrentState) -> None:
+    def step(self, inputs: Tensor, before: RecurrentState, hidden: Float32, cell: Float32) -> None:
         """As `RecurrentStack.step`, of all members."""
-        for member, stack in enumerate(self.stacks):
-            cast(RecurrentStack, stack).step(inputs, before, after, member)
+        for member, stack in enumerate(self._stacks):
+            stack.step(inputs, before, hidden, cell, member)
 
     def forward(
         self, inputs: Tensor, state: RecurrentState | None = None, lengths: Tensor | None = None

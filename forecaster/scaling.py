@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from forecaster import kernels
-from forecaster.kernels import FINE, FLOOR, LARGEST_LOG, SCALARS, SHIFT, SMALLEST_SIZE
+from forecaster.kernels import EVERY_STEP, FINE, FLOOR, LARGEST_LOG, SCALARS, SHIFT, SMALLEST_SIZE
 from forecaster.state import StreamState
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "History",
     "Transform",
     "advance",
+    "blank",
     "describe",
     "inverse_breadth",
     "log_slope",
@@ -35,6 +37,7 @@ __all__ = [
     "num_blocks",
     "restore",
     "settle",
+    "told",
     "transform",
 ]
 
@@ -44,12 +47,7 @@ Transform = Literal["log", "linear"]
 
 LOG_FLOOR = math.log(FLOOR)
 
-_UNCHANGED = dict.fromkeys(
-    ("hidden", "cell", "flight", "ruler", "issued", "quality", "aboard", "arrived"), torch.empty(0)
-)
-"""In a change: the recurrent state is not written here, the others only where there is something to score or issue."""
-
-_Parts = tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], npt.NDArray[np.float32]]
+Parts = tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], npt.NDArray[np.float32]]
 
 
 class Frame(NamedTuple):
@@ -101,6 +99,7 @@ class History:
         return self.table[..., : self.ring_length]
 
 
+@cache
 def num_blocks(ring_length: int) -> int:
     """Block means that stand for the older part of a ring: 0 unless it is longer than twice `FINE`."""
     if ring_length <= 2 * FINE:
@@ -185,13 +184,7 @@ def _relative(y: Tensor, location: Tensor, scale: Tensor, kind: Transform) -> Te
 
 
 def advance(
-    state: StreamState,
-    y: Tensor,
-    lengths: Tensor | None = None,
-    *,
-    lag: int,
-    kind: Transform,
-    rows: Tensor | None = None,
+    state: StreamState, y: Tensor, lengths: Tensor | None = None, *, lag: int, kind: Transform
 ) -> tuple[History, StreamState]:
     """Fold a chunk of values into everything but the recurrent state, and describe every step on the way.
 
@@ -207,87 +200,51 @@ def advance(
         The shortest season, at most W.
     kind
         Transform of the model.
-    rows
-        Rows of the state to fold, int64, shape [B]; None for all.
 
     Returns
     -------
     history, state
         The description of every step (meaningless beyond a row's length), and the state after each row's last step,
-        with recurrent state and calibration as they were. Of given `rows`, it is a change without recurrent state:
-        see `StreamState`.
+        with recurrent state and calibration as they were.
     """
-    parts = _blank(len(y), y.shape[1], state.ring.shape[1])
-    after = _fold(state, y, lengths, rows, lag, kind, parts)
-    return _history(parts, state.ring.shape[1]), after
+    parts = blank(len(y), y.shape[1], state.ring.shape[1])
+    after = _fold(state, y, lengths, lag, kind, parts)
+    return told(parts, state.ring.shape[1]), after
 
 
 def settle(state: StreamState, y: Tensor, lengths: Tensor | None = None, *, lag: int, kind: Transform) -> StreamState:
     """The state that `advance` leads to, without a description of the steps on the way."""
-    return _fold(state, y, lengths, None, lag, kind, _blank(0, 0, 0))
+    return _fold(state, y, lengths, lag, kind, blank(0, 0, 0))
 
 
 def describe(state: StreamState, *, kind: Transform) -> History:
     """What is known at a state's latest step, T = 1: the last entry of the history that led to it."""
     width = state.ring.shape[1]
-    parts = _blank(len(state), 1, width)
-    kernels.describe(
-        np.ascontiguousarray(state.arrays["ring"]),
-        np.ascontiguousarray(state.arrays["statistics"]),
-        _clocks(state),
-        kind == "log",
-        *parts,
-    )
-    return _history(parts, width)
+    parts = blank(len(state), 1, width)
+    kernels.describe(*_folded(state), kind == "log", *parts)
+    return told(parts, width)
 
 
 def _fold(
-    state: StreamState,
-    y: Tensor,
-    lengths: Tensor | None,
-    rows: Tensor | None,
-    lag: int,
-    kind: Transform,
-    parts: _Parts,
+    state: StreamState, y: Tensor, lengths: Tensor | None, lag: int, kind: Transform, parts: Parts
 ) -> StreamState:
-    batch, length = y.shape
-    ring = np.empty((batch, state.ring.shape[1] if rows is None else 1))
-    statistics = np.empty((batch, kernels.NUM_STATISTICS))
-    clocks = np.empty((3, batch), np.int64)
-    kernels.advance(
-        np.arange(batch) if rows is None else _array(rows),
-        np.ascontiguousarray(state.arrays["ring"]),
-        np.ascontiguousarray(state.arrays["statistics"]),
-        _clocks(state),
-        _array(y),
-        np.full(batch, length) if lengths is None else _array(lengths),
-        lag,
-        kind == "log",
-        ring,
-        statistics,
-        (clocks[0], clocks[1], clocks[2]),
-        *parts,
+    before = _folded(state)
+    ring, statistics, clocks = np.empty_like(before[0]), np.empty_like(before[1]), np.empty_like(before[2])
+    ends = EVERY_STEP if lengths is None else _array(lengths)
+    kernels.advance(np.arange(len(y)), *before, _array(y), ends, lag, kind == "log", ring, statistics, clocks, *parts)
+    return state.amended(
+        ring=torch.from_numpy(ring), statistics=torch.from_numpy(statistics), clocks=torch.from_numpy(clocks)
     )
-    age, silence, last_step = torch.from_numpy(clocks).unbind()
-    after = state.amended(
-        ring=torch.from_numpy(ring),
-        statistics=torch.from_numpy(statistics),
-        age=age,
-        silence=silence,
-        last_step=last_step,
-    )
-    if rows is None:
-        return after
-    # These are asked for by whoever forecasts from a change.
-    own = {
-        name: part.index_select(0, rows) if part.numel() else part.new_empty(batch, *part.shape[1:])
-        for name, part in (("correction", state.correction), ("static", state.static))
-    }
-    return after.amended(**_UNCHANGED, **own)
 
 
-def _blank(rows: int, steps: int, ring_length: int) -> _Parts:
-    """Table, frames and differences for a kernel to write."""
+def _folded(state: StreamState) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Memory of what is folded here."""
+    arrays = state.arrays
+    return arrays["ring"], arrays["statistics"], arrays["clocks"]
+
+
+def blank(rows: int, steps: int, ring_length: int) -> Parts:
+    """Memory for a kernel to describe steps in: table, frames and differences, see `kernels.advance`."""
     return (
         np.empty((steps, rows, ring_length + SCALARS + num_blocks(ring_length)), np.float32),
         np.empty((3, rows, steps)),
@@ -295,14 +252,10 @@ def _blank(rows: int, steps: int, ring_length: int) -> _Parts:
     )
 
 
-def _history(parts: _Parts, ring_length: int) -> History:
+def told(parts: Parts, ring_length: int) -> History:
+    """What a kernel has written there."""
     table, frames, differences = map(torch.from_numpy, parts)
     return History(Frame(*frames.unbind()), table.transpose(0, 1), differences, ring_length)
-
-
-def _clocks(state: StreamState) -> tuple[Int64, Int64, Int64]:
-    age, silence, last_step = (np.ascontiguousarray(state.arrays[name]) for name in ("age", "silence", "last_step"))
-    return age, silence, last_step
 
 
 def _array(tensor: Tensor) -> npt.NDArray[Any]:

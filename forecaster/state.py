@@ -11,6 +11,7 @@ that a deferred flight is decoded from, K' known covariate.
 
 from __future__ import annotations
 
+import math
 import struct
 import sys
 import zlib
@@ -49,16 +50,12 @@ class StreamState:
         The last W values, float64, shape [B, W], step s in slot s mod W, so that a new one overwrites the oldest and
         nothing moves. A missing one stands as the value W steps before it, which is the latest observed one of its
         phase; NaN where that phase was never observed. A *change*, one more step of some rows of a state, to be
-        written over these rows by `assign`, holds the latest value only, shape [B, 1]; what else has not changed may
-        stand as a tensor whose last axis is empty.
+        written over these rows by `assign`, holds the latest value only, shape [B, 1]; `UNCHANGED` stands for the
+        fields that it leaves as they are.
     statistics
         Decayed sums behind the scaling, float64, shape [B, K]; see `forecaster.scaling`.
-    age
-        Steps folded so far, missing ones included, int64, shape [B].
-    silence
-        Missing steps since the latest observed one, int64, shape [B].
-    last_step
-        Step number of the latest folded step, int64, shape [B].
+    clocks
+        `age`, `silence` and `last_step`, int64, shape [B, 3].
     correction
         Logarithms of the factors by which this stream's intervals are stretched, below and above the median, float32,
         shape [B, 2, G]; see `forecaster.calibration`.
@@ -91,9 +88,7 @@ class StreamState:
     cell: Tensor
     ring: Tensor
     statistics: Tensor
-    age: Tensor
-    silence: Tensor
-    last_step: Tensor
+    clocks: Tensor
     correction: Tensor
     flight: Tensor
     ruler: Tensor
@@ -106,7 +101,22 @@ class StreamState:
 
     def __len__(self) -> int:
         """Number of rows."""
-        return int(self.last_step.shape[0])
+        return int(self.clocks.shape[0])
+
+    @property
+    def age(self) -> Tensor:
+        """Steps folded so far, missing ones included, int64, shape [B]."""
+        return self.clocks[:, 0]
+
+    @property
+    def silence(self) -> Tensor:
+        """Missing steps since the latest observed one, int64, shape [B]."""
+        return self.clocks[:, 1]
+
+    @property
+    def last_step(self) -> Tensor:
+        """Step number of the latest folded step, int64, shape [B]."""
+        return self.clocks[:, 2]
 
     @property
     def nbytes(self) -> int:
@@ -119,33 +129,40 @@ class StreamState:
         return self.age == self.silence
 
     def _tensors(self) -> list[Tensor]:
-        return [getattr(self, name) for name in _NAMES]
+        fields = self.__dict__
+        return [fields[name] for name in _NAMES]
 
     @cached_property
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The fields' memory by name, kept because asking PyTorch for it costs as much as writing a few rows."""
-        return {name: getattr(self, name).detach().numpy() for name in _NAMES}
+        """The fields' memory by name, in order, kept as asking PyTorch for it costs as much as writing a few rows."""
+        return {name: getattr(self, name).detach().contiguous().numpy() for name in _NAMES}
+
+    @cached_property
+    def words(self) -> tuple[kernels.Words, ...]:
+        """The fields as tables of 32-bit words, their own memory where that is in order; kept for the same reason."""
+        return tuple(map(_words, self._tensors()))
 
     @cached_property
     def _tables(self) -> tuple[kernels.Words, ...]:
-        """The fields' memory as tables of 32-bit words, to write to, kept for the same reason."""
-        own = [tensor.detach() for tensor in self._tensors()]
-        if not all(tensor.is_contiguous() for tensor in own):
+        """The same, to write to."""
+        if not all(tensor.is_contiguous() for tensor in self._tensors()):
             raise ValueError("only a state whose fields lie in order can be written to")
-        return tuple(map(_words, own))
+        return self.words
 
     def amended(self, **changes: object) -> StreamState:
         """The same state with some fields replaced: what `dataclasses.replace` does, in a fraction of the time."""
         copy = object.__new__(StreamState)
         copy.__dict__.update(self.__dict__, moment=None)
-        for kept in ("arrays", "_tables"):
+        for kept in ("arrays", "words", "_tables"):
             copy.__dict__.pop(kept, None)
         copy.__dict__.update(changes)
         return copy
 
     def remember(self, moment: object) -> StreamState:
         """The same state with `moment` at hand."""
-        return self.amended(moment=moment)
+        copy = object.__new__(StreamState)
+        copy.__dict__.update(self.__dict__, moment=moment)
+        return copy
 
     def select(self, rows: Tensor | Sequence[int] | slice) -> StreamState:
         """Rows by index, boolean mask or slice; indices copy, a slice shares memory."""
@@ -157,18 +174,16 @@ class StreamState:
     def assign(self, rows: Tensor | Sequence[int], other: StreamState) -> None:
         """Write `other`, or a change of these rows, over `rows`, in place; the only method that changes a state."""
         object.__setattr__(self, "moment", None)
-        index = _index(rows).numpy()
-        if len(index) != len(other):
+        index, tables, given = _index(rows).numpy(), self._tables, other.words
+        if index.shape[0] != other.clocks.shape[0]:
             raise ValueError(f"{len(other)} rows do not fit {len(index)} places")
-        given, placed, places = [], -1, index
-        for i, (table, theirs) in enumerate(zip(self._tables, other._tensors(), strict=True)):
-            words = _words(theirs) if theirs.numel() else _NO_WORDS
-            if i == _RING and 0 < words.shape[1] < table.shape[1]:
-                placed, places = i, other.last_step.numpy() % (table.shape[1] // 2) * 2
-            elif words.shape[1] not in (0, table.shape[1]):
-                raise ValueError(f"rows of {words.shape[1]} words do not fit {table.shape[1]}")
-            given.append(words)
-        kernels.write(index, self._tables, tuple(given), placed, places)
+        placed, places = -1, index
+        for i, (table, words) in enumerate(zip(tables, given, strict=True)):
+            if words.shape[1] not in (0, table.shape[1]):
+                if i != _RING or words.shape[1] > table.shape[1]:
+                    raise ValueError(f"rows of {words.shape[1]} words do not fit {table.shape[1]}")
+                placed, places = i, other.clocks.numpy()[:, 2] % (table.shape[1] // 2) * 2
+        kernels.write(index, tables, given, placed, places)
 
     def replace_rows(self, rows: Tensor, other: StreamState) -> StreamState:
         """Copy of `self` with `rows` taken from `other`, row by row."""
@@ -179,6 +194,21 @@ class StreamState:
     def detach(self) -> StreamState:
         """Cut from the gradient graph: where truncated back-propagation stops."""
         return self.amended(hidden=self.hidden.detach(), cell=self.cell.detach())
+
+    @staticmethod
+    def change(moment: object, **fields: npt.NDArray[Any] | Tensor) -> StreamState:
+        """A change: `assign` will write the fields that come as arrays; those that come as tensors are as they were."""
+        change, words = dict.fromkeys(_NAMES, UNCHANGED), dict.fromkeys(_NAMES, _NO_WORDS)
+        for name, found in fields.items():
+            if isinstance(found, Tensor):
+                change[name] = found
+            else:
+                change[name] = torch.from_numpy(found)
+                rows = found if found.ndim == 2 else found.reshape(found.shape[0], math.prod(found.shape[1:]))
+                words[name] = rows.view(np.int32)
+        copy = object.__new__(StreamState)
+        copy.__dict__.update(change, moment=moment, words=tuple(words.values()))
+        return copy
 
     @staticmethod
     def concat(states: Sequence[StreamState]) -> StreamState:
@@ -202,11 +232,15 @@ _NAMES = tuple(spec.name for spec in fields(StreamState) if spec.init)
 _RING = _NAMES.index("ring")
 _NO_WORDS = np.empty((0, 0), np.int32)
 
+UNCHANGED = torch.empty(0)
+"""Stands for a field that a change leaves as it is."""
+
 
 def _words(tensor: Tensor) -> kernels.Words:
-    """Rows as 32-bit words: the tensor's own memory where that is in order."""
-    memory = tensor.contiguous().numpy()
-    return memory.reshape(len(memory), memory.size // max(len(memory), 1)).view(np.int32)
+    if tensor is UNCHANGED:
+        return _NO_WORDS
+    memory = np.ascontiguousarray(tensor.detach().numpy())
+    return memory.reshape(len(memory), -1).view(np.int32) if memory.size else _NO_WORDS
 
 
 @dataclass(frozen=True)
@@ -238,14 +272,13 @@ class StateLayout:
         """
         rows = len(first_steps)
         issued = 0 if self.aboard else self.scored
+        last_steps = first_steps.to(torch.int64) - 1
         return StreamState(
             hidden=torch.zeros(rows, self.layers, self.hidden),
             cell=torch.zeros(rows, self.layers, self.cell),
             ring=torch.full((rows, self.ring), torch.nan, dtype=torch.float64),
             statistics=torch.zeros(rows, self.statistics, dtype=torch.float64),
-            age=torch.zeros(rows, dtype=torch.int64),
-            silence=torch.zeros(rows, dtype=torch.int64),
-            last_step=first_steps.to(torch.int64) - 1,
+            clocks=torch.stack([torch.zeros_like(last_steps), torch.zeros_like(last_steps), last_steps], 1),
             correction=torch.zeros(rows, 2, self.groups),
             flight=torch.full((rows, 3, issued if self.groups else 0), torch.nan),
             ruler=torch.full((rows, 3 if self.aboard else 2 if self.scored else 0), torch.nan, dtype=torch.float64),
@@ -282,6 +315,8 @@ class StateLayout:
 
 
 def _index(rows: Tensor | Sequence[int]) -> Tensor:
+    if isinstance(rows, Tensor) and rows.dtype == torch.int64:
+        return rows
     index = torch.as_tensor(rows)
     return index.nonzero().squeeze(1) if index.dtype == torch.bool else index.to(torch.int64)
 

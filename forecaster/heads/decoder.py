@@ -163,24 +163,25 @@ class Decoder(nn.Module):
     def _context(self, hidden: Tensor) -> Tensor:
         if torch.is_grad_enabled() or not hidden.is_cpu:
             return functional.gelu(self.context(self.dropout(hidden))) + hidden
-        straight = hidden.reshape(-1, hidden.shape[-1])
-        sums = torch.mm(self.dropout(straight), self.context.weight.t())
-        bend(sums.numpy(), self.context.bias.numpy(), straight.contiguous().numpy())
+        straight, context = hidden.reshape(-1, hidden.shape[-1]).contiguous(), self.context
+        sums = torch.mm(self.dropout(straight) if self.training else straight, context.weight.t())
+        bend(sums.numpy(), context.bias.numpy(), straight.numpy())
         return sums.view(hidden.shape)
 
     def _read(self, decoded: Tensor, autoregression: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        weights, correction, shape = torch.split(decoded, self.rows, -2)
+        count, _, rows = self.rows
+        correction, shape = decoded.select(-2, count), decoded.narrow(-2, count + 1, rows)
         if torch.is_grad_enabled() or not decoded.is_cpu:
-            baseline = (weights.softmax(-2) * anchors).sum(-2)
+            baseline = (decoded.narrow(-2, 0, count).softmax(-2) * anchors).sum(-2)
         else:
             baseline = torch.empty_like(autoregression)
             steps = baseline.shape[-1]
             weigh(
-                decoded.reshape(-1, sum(self.rows), steps).numpy(),
-                anchors.reshape(-1, self.rows[0], steps).numpy(),
+                decoded.reshape(-1, count + 1 + rows, steps).numpy(),
+                anchors.reshape(-1, count, steps).numpy(),
                 baseline.view(-1, steps).numpy(),
             )
-        return baseline, correction.squeeze(-2) + autoregression, shape
+        return baseline, correction + autoregression, shape
 
     def _first_rows(self, linear: nn.Linear) -> Tensor:
         """Weights of a layer's rows at the first step, shape [rows, inputs]."""
@@ -193,5 +194,5 @@ class Decoder(nn.Module):
         if self.curves is None and steps < self.rank:
             weight = weight.view(-1, self.rank, weight.shape[-1])[:, :steps].flatten(0, 1)
         width = steps if self.curves is None else self.rank
-        found = functional.linear(inputs, weight).reshape(*inputs.shape[:-1], len(weight) // width, width)
+        found = functional.linear(inputs, weight).reshape(*inputs.shape[:-1], weight.shape[0] // width, width)
         return found if self.curves is None else found @ self.curves[:, :steps]

@@ -88,8 +88,9 @@ class Head(nn.Module, ABC):
         """
         steps = anchors.shape[-1]
         alone = steps == 1 and hidden.dim() == 2
+        parts = torch.split(hidden, self.sizes.hidden_size, -1) if self.sizes.members > 1 else (hidden,)
         found = []
-        for decoder, part in zip(self.decoders, torch.split(hidden, self.sizes.hidden_size, -1), strict=True):
+        for decoder, part in zip(self.decoders, parts, strict=True):
             decode = cast(Decoder, decoder).first if alone else cast(Decoder, decoder).forward
             parameters = self.assemble(*decode(part, features, anchors, known), steps)
             found.append(parameters.t().unsqueeze(-1) if alone else parameters)

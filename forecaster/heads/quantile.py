@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from functools import lru_cache
+from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -176,18 +178,15 @@ class QuantileHead(Head):
             restored = restore(parameters.double().flatten(-2), frame, self.transform).reshape(parameters.shape)
             return self.admit(self._invert(restored, levels), frame)
         trained = self.levels
-        if set(levels) <= set(trained):
-            places = [trained.index(level) for level in levels]
-            rows = slice(places[0], places[-1] + 1)
-            usual = places == list(range(rows.start, rows.stop))
-            return self._admitted(parameters[..., rows if usual else places, :], frame)
+        if (rows := _rows(levels, trained)) is not None:
+            return self._admitted(parameters if rows == slice(0, len(trained)) else parameters[..., rows, :], frame)
         mixing = np.array([np.interp(levels, trained, row) for row in np.eye(len(trained))])
         return self.admit(torch.from_numpy(mixing.T) @ self._restored(parameters, frame), frame)
 
     def place(self, parameters: Tensor, y: Tensor, frame: Frame) -> Tensor:
         """On the quantile function through the trained quantiles, tails included."""
         found = torch.empty(y.shape, dtype=torch.float64)
-        location, scale, unit = (field.contiguous().numpy() for field in frame)
+        location, scale, unit = map(_array, frame)
         kernels.place(
             parameters.contiguous().numpy(), (location, scale, unit), self._levels, y.numpy(),
             self.transform == "log", self.nonnegative, found.numpy(),
@@ -205,13 +204,12 @@ class QuantileHead(Head):
 
     def _restored(self, parameters: Tensor, frame: Frame, nonnegative: bool = False, reach: float = math.inf) -> Tensor:
         """Float32 [N, L, H] in units of y: `restore` and `admit` in one loop, without gradient."""
-        y = torch.empty(parameters.shape, dtype=torch.float64)
-        location, scale, unit = (field.contiguous().numpy() for field in frame)
+        y = np.empty(parameters.shape)
+        location, scale, unit = map(_array, frame)
         kernels.restore(
-            parameters.detach().contiguous().numpy(), (location, scale, unit), self.transform == "log", nonnegative,
-            reach, y.numpy(),
-        )  # fmt: skip
-        return y
+            _array(parameters.detach()), (location, scale, unit), self.transform == "log", nonnegative, reach, y
+        )
+        return torch.from_numpy(y)
 
     def _invert(self, quantiles: Tensor, levels: Tensor) -> Tensor:
         """The quantile function through `quantiles` [B, Q, H] at any levels [B, L, H]."""
@@ -226,6 +224,21 @@ class QuantileHead(Head):
             trained[1] / trained[0]
         )
         return between + tail * (high - low)
+
+
+def _array(tensor: Tensor) -> npt.NDArray[Any]:
+    """The memory of a tensor, in order."""
+    return np.ascontiguousarray(tensor.numpy())
+
+
+@lru_cache(maxsize=1024)
+def _rows(levels: tuple[float, ...], trained: tuple[float, ...]) -> slice | list[int] | None:
+    """Where levels stand among the trained ones, side by side or not; None if one of them is between two."""
+    if not set(levels) <= set(trained):
+        return None
+    places = [trained.index(level) for level in levels]
+    rows = slice(places[0], places[-1] + 1)
+    return rows if places == list(range(rows.start, rows.stop)) else places
 
 
 def _quantiles(errors: Tensor, weights: Tensor, levels: Tensor) -> Tensor:

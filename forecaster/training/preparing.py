@@ -248,7 +248,8 @@ class Preparation:
         if chunk.prefix.shape[1]:
             fresh = self._settle(fresh, chunk.prefix)
         known = chunk.prefix.shape[1] - torch.isnan(chunk.prefix).long().cumprod(1).sum(1)
-        fresh = replace(fresh, age=chunk.start, silence=torch.minimum(fresh.silence, known))
+        clocks = torch.stack([chunk.start, torch.minimum(fresh.silence, known), fresh.last_step], 1)
+        fresh = replace(fresh, clocks=clocks)
         return carry.replace_rows(chunk.reset, fresh)
 
     def _settle(self, state: StreamState, y: Tensor, lengths: Tensor | None = None) -> StreamState:

@@ -32,17 +32,17 @@ def measure_steps(forecaster: Forecaster, seconds: float) -> Iterator[dict[str, 
         lstm = torch.nn.LSTM(inputs, config.network.hidden_size, config.network.num_layers).eval()
         for batch in _BATCHES:
             slab = Slab(forecaster, 2 * batch)
-            rows = torch.randperm(2 * batch)[:batch].tolist()
+            rows = torch.randperm(2 * batch)[:batch]
             history = torch.rand(batch, 2 * config.ring_length, dtype=torch.float64) + 10
             slab.scatter(rows, forecaster.fold(slab.gather(rows), history))
             y = torch.rand(batch, dtype=torch.float64) + 10
             x = torch.randn(1, batch, inputs)
             state = (torch.zeros(config.network.num_layers, batch, config.network.hidden_size),) * 2
 
-            def update(slab: Slab = slab, rows: list[int] = rows, y: torch.Tensor = y) -> None:
+            def update(slab: Slab = slab, rows: torch.Tensor = rows, y: torch.Tensor = y) -> None:
                 slab.scatter(rows, slab.change(rows, y))
 
-            def placed(slab: Slab = slab, rows: list[int] = rows, y: torch.Tensor = y) -> None:
+            def placed(slab: Slab = slab, rows: torch.Tensor = rows, y: torch.Tensor = y) -> None:
                 forecaster.place(slab.ahead(rows), y)
                 change = slab.change(rows, y)
                 slab.scatter(rows, change, slab.foretell(change))

@@ -282,19 +282,18 @@ class MicroBatch:
             return None
         steps, placed = plan.appends, plan.placed
         forecaster, slab = self._model.forecaster, self._residents.slab
-        rows = [step.resident.row for step in steps]
         if all(step.follows for step in steps):
             values = [value for step in steps for value in step.inserted.values()]
             ys, table = stretch_of(forecaster, values)
             y, covariates = numbers(ys), None if table is None else torch.from_numpy(table)
             if placed:
-                places = forecaster.place(slab.ahead(rows, covariates), y)
+                places = forecaster.place(slab.ahead(plan.rows, covariates), y)
                 for row, step in enumerate(steps):
                     step.places = _placed(step, step.resident.record.last_step, places[row : row + 1])
-            return slab.change(rows, y, covariates)
+            return slab.change(plan.rows, y, covariates)
         stretches = [dense(forecaster, s.inserted, s.resident.record.last_step, s.record.last_step) for s in steps]
         found: dict[int, Float] = {}
-        appended = fold_ragged(forecaster, slab.gather(rows), stretches, found if placed else None)
+        appended = fold_ragged(forecaster, slab.gather(plan.rows), stretches, found if placed else None)
         if placed:
             for row, step in enumerate(steps):
                 step.places = _placed(step, step.resident.record.last_step, found[row])
@@ -342,7 +341,7 @@ class MicroBatch:
         alone = rewound is None and not reads
         ahead = None
         if appended is not None and not (alone and self._suffices(appended, wants)):
-            appended = slab.whole([step.resident.row for step in plan.appends], appended)
+            appended = slab.whole(plan.rows, appended)
         read = slab.gather([step.resident.row for step in reads]) if reads else None
         parts = [part for part in (appended, rewound, read) if part is not None]
         states = parts[0] if len(parts) == 1 else StreamState.concat(parts)
@@ -436,20 +435,20 @@ class MicroBatch:
         self._residents.count_begun(self._begun)
         slab = self._residents.slab
         if appended is not None and appended.quality.shape[-1]:
-            before, _ = slab.scores([step.resident.row for step in plan.appends])
+            before, _ = slab.scores(plan.rows)
             self.scores = appended.quality[:, 0].sum((0, 2), dtype=torch.float64).numpy() - before.sum(1)
-        for steps, states, said in ((plan.appends, appended, ahead), (plan.rewinds, rewound, None)):
-            if states is None:
-                continue
-            slab.scatter([step.resident.row for step in steps], states, said)
-            for step in steps:
-                resident, record = step.resident, step.record
-                # A rewound stream has lost later snapshots, so the revised stretch counts again.
-                resident.unsaved += max(record.last_step - resident.record.last_step, 1)
-                if step.folded > LONGEST:
-                    resident.unsaved += step.folded  # none is left that others need not wait for
-                resident.record = record
-                self.due.append(resident)
+        if appended is not None:
+            slab.scatter(plan.rows, appended, ahead)
+        if rewound is not None:
+            slab.scatter([step.resident.row for step in plan.rewinds], rewound)
+        for step in chain(plan.appends, plan.rewinds):
+            resident, record = step.resident, step.record
+            # A rewound stream has lost later snapshots, so the revised stretch counts again.
+            resident.unsaved += max(record.last_step - resident.record.last_step, 1)
+            if step.folded > LONGEST:
+                resident.unsaved += step.folded  # none is left that others need not wait for
+            resident.record = record
+            self.due.append(resident)
 
     def _take_in(self, plan: Plan, records: list[StreamRecord], states: StreamState | None) -> None:
         if states is not None:

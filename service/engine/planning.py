@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from forecaster import InputError
 from service.engine.items import Create, Delete, Item, Look, Observe, Precondition, Result
@@ -48,7 +50,7 @@ class Step:
         return self.record.last_step == self.resident.record.last_step + 1 and len(self.inserted) == 1
 
 
-@dataclass(slots=True)
+@dataclass
 class Plan:
     """The items by what they need."""
 
@@ -57,6 +59,11 @@ class Plan:
     reads: list[Step] = field(default_factory=list)
     creates: list[tuple[Create, Resident | None]] = field(default_factory=list)
     deletes: list[Step] = field(default_factory=list)
+
+    @cached_property
+    def rows(self) -> torch.Tensor:
+        """Rows of the slab of what is appended; ask when the plan is made."""
+        return torch.from_numpy(np.array([step.resident.row for step in self.appends], dtype=np.int64))
 
     @property
     def placed(self) -> bool:

@@ -20,6 +20,9 @@ __all__ = ["Slab"]
 
 Float = npt.NDArray[np.float64]
 
+Rows = Sequence[int] | torch.Tensor
+"""Numbers of rows, int64 where they come as a tensor: who asks several times makes one."""
+
 
 class Slab:
     """Rows of state to gather from and scatter to.
@@ -68,21 +71,21 @@ class Slab:
         """Free rows."""
         self._free.extend(rows)
 
-    def gather(self, rows: Sequence[int]) -> StreamState:
+    def gather(self, rows: Rows) -> StreamState:
         """A copy of some rows."""
         return self._state.select(_index(rows))
 
-    def change(self, rows: Sequence[int], y: torch.Tensor, covariates: torch.Tensor | None = None) -> StreamState:
+    def change(self, rows: Rows, y: torch.Tensor, covariates: torch.Tensor | None = None) -> StreamState:
         """What observing one value each, `y` [B], would change in some rows; `scatter` writes it."""
         return self._forecaster.change(self._state, _index(rows), y, covariates)
 
-    def whole(self, rows: Sequence[int], change: StreamState) -> StreamState:
+    def whole(self, rows: Rows, change: StreamState) -> StreamState:
         """A copy of some rows with a change of them."""
         states = self.gather(rows)
         states.assign(range(len(rows)), change)
         return states
 
-    def scatter(self, rows: Sequence[int], states: StreamState, ahead: Decoded | None = None) -> None:
+    def scatter(self, rows: Rows, states: StreamState, ahead: Decoded | None = None) -> None:
         """Write some rows, or a change of them, with what they say of the next step if that is at hand."""
         index = _index(rows)
         self._state.assign(index, states)
@@ -102,7 +105,7 @@ class Slab:
             row[place] = field.numpy()
         self._told[place] = True
 
-    def ahead(self, rows: Sequence[int], covariates: torch.Tensor | None = None) -> Decoded:
+    def ahead(self, rows: Rows, covariates: torch.Tensor | None = None) -> Decoded:
         """What some rows say of the next step, whose covariates, if any, are `covariates` [B, D]."""
         if self._known:
             future = None if covariates is None else covariates[:, : self._known]
@@ -115,13 +118,13 @@ class Slab:
         frame = Frame(*self._frames.index_select(1, index).unbind())
         return Decoded(self._parameters.index_select(0, index).unsqueeze(-1), frame)
 
-    def scores(self, rows: Sequence[int]) -> tuple[Float, Float]:
+    def scores(self, rows: Rows) -> tuple[Float, Float]:
         """Sums of scores of some rows over all scored steps, of all forecasts and of recent ones, shape [Q, B] each."""
         sums = self._state.quality.index_select(0, _index(rows)).sum(3, dtype=torch.float64)
         total, recent = sums.permute(1, 2, 0).numpy()
         return total, recent
 
 
-def _index(rows: Sequence[int]) -> torch.Tensor:
+def _index(rows: Rows) -> torch.Tensor:
     # By way of NumPy: torch.tensor looks at each element of a list.
-    return torch.from_numpy(np.array(rows, dtype=np.int64))
+    return rows if isinstance(rows, torch.Tensor) else torch.from_numpy(np.array(rows, dtype=np.int64))

@@ -133,10 +133,9 @@ class SuppliedNetwork(ForecastNetwork):
         y: torch.Tensor,
         lengths: torch.Tensor | None = None,
         covariates: torch.Tensor | None = None,
-        rows: torch.Tensor | None = None,
     ) -> tuple[Encoded, StreamState]:
         """With the table of the steps."""
-        return super().encode(state, y, lengths, self._supplied(state, y, covariates, rows), rows)
+        return super().encode(state, y, lengths, self._supplied(state, y, covariates))
 
     def observe(
         self,
@@ -144,17 +143,13 @@ class SuppliedNetwork(ForecastNetwork):
         y: torch.Tensor,
         lengths: torch.Tensor | None = None,
         covariates: torch.Tensor | None = None,
-        rows: torch.Tensor | None = None,
         trail: torch.Tensor | None = None,
     ) -> tuple[Encoded, StreamState]:
         """With the table of the steps."""
-        return super().observe(state, y, lengths, self._supplied(state, y, covariates, rows), rows, trail)
+        return super().observe(state, y, lengths, self._supplied(state, y, covariates), trail)
 
-    def _supplied(
-        self, state: StreamState, y: torch.Tensor, covariates: torch.Tensor | None, rows: torch.Tensor | None
-    ) -> torch.Tensor:
-        last = state.last_step if rows is None else state.last_step[rows]
-        steps = last.unsqueeze(1) + torch.arange(1, y.shape[1] + 1)
+    def _supplied(self, state: StreamState, y: torch.Tensor, covariates: torch.Tensor | None) -> torch.Tensor:
+        steps = state.last_step.unsqueeze(1) + torch.arange(1, y.shape[1] + 1)
         return table_of(self.config, steps) if covariates is None else covariates
 
     def decode(self, encoded: Encoded, future: torch.Tensor | None = None, steps: int | None = None) -> torch.Tensor:
@@ -172,6 +167,13 @@ class SuppliedForecaster(Forecaster):
         """With the static numbers of the series."""
         first_steps = torch.as_tensor(first_steps, dtype=torch.int64)
         return super().initial_state(first_steps, static_of(self.config, first_steps) if static is None else static)
+
+    def change(
+        self, state: StreamState, rows: torch.Tensor, y: torch.Tensor, covariates: torch.Tensor | None = None
+    ) -> StreamState:
+        """With the table of the step."""
+        supplied = table_of(self.config, state.last_step[rows] + 1) if covariates is None else covariates
+        return super().change(state, rows, y, supplied)
 
     def forecast(
         self, state: StreamState, horizon: int | None = None, quantile_levels: Any = None, future: Any = None

@@ -14,7 +14,7 @@ from forecaster import StreamState
 from forecaster.kernels import LARGEST_SCALED
 from forecaster.scaling import Frame, Transform, advance, describe, restore, settle, transform
 from forecaster.state import StateLayout
-from tests.forecaster.kit import Float, batches, padded, series, values
+from tests.forecaster.kit import Float, series
 
 KINDS: tuple[Transform, ...] = ("log", "linear")
 
@@ -214,26 +214,6 @@ def test_a_state_settles_where_it_would_have_advanced_to(y: Float, kind: Transfo
     settled = settle(empty_state(6), torch.from_numpy(y).unsqueeze(0), lag=3, kind=kind)
 
     assert settled.to_bytes() == after.to_bytes()
-
-
-@given(histories=batches(min_rows=2), data=st.data(), kind=st.sampled_from(KINDS))
-def test_a_change_of_some_rows_written_over_them_is_what_advancing_a_copy_gives(
-    histories: list[Float], data: st.DataObject, kind: Transform
-) -> None:
-    table, lengths = padded(histories)
-    start = StateLayout(layers=1, hidden=1, cell=1, ring=6, statistics=4).initial(torch.arange(len(histories)))
-    _, state = advance(start, table, lengths, lag=3, kind=kind)
-    rows = torch.tensor(data.draw(st.lists(st.integers(0, len(histories) - 1), unique=True, min_size=1)))
-    y = torch.tensor([[data.draw(values())] for _ in rows], dtype=torch.float64)
-
-    expected, after = advance(state.select(rows), y, lag=3, kind=kind)
-    kept = state.to_bytes()
-    history, change = advance(state, y, lag=3, kind=kind, rows=rows)
-
-    assert state.to_bytes() == kept
-    assert torch.equal(history.table, expected.table)
-    state.assign(rows, change)
-    assert state.select(rows).to_bytes() == after.to_bytes()
 
 
 @given(y=series(min_size=1, max_size=50), first=st.integers(-50, 50))

@@ -1,0 +1,102 @@
+"""One step of some rows of a large state: what serving does with every micro-batch of observations.
+
+The numbers are those of `ForecastNetwork.observe`, to rounding. Of a step of few rows most of the time is the
+interpreter's, so there is as little as can be between the compiled loops and the products. Knows no series, dates or
+files; only models of LSTM layers are stepped so.
+
+Axes: R row of the state, B row that steps, D covariate.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forecaster import kernels
+from forecaster.features import feature_size
+from forecaster.kernels import EVERY_STEP, NUM_STATISTICS
+from forecaster.network import Encoded, ForecastNetwork
+from forecaster.recurrent import RecurrentState
+from forecaster.scaling import blank, told
+from forecaster.state import StreamState
+
+__all__ = ["Stepper"]
+
+
+class Stepper:
+    """Steps rows of states of one network.
+
+    Parameters
+    ----------
+    network
+        Of LSTM layers, on the processor, in evaluation mode, with packed weights.
+    """
+
+    def __init__(self, network: ForecastNetwork) -> None:
+        config = network.config
+        self._network, self._recurrent, self._covariates = network, network.recurrent, network.covariates
+        self._calibration = network.calibration
+        self._log = network.transform == "log"
+        self._lag, self._width = config.seasonality[0], config.ring_length
+        self._features = feature_size(config.ring_length)
+
+    def step(self, state: StreamState, rows: Tensor, y: Tensor, covariates: Tensor | None) -> StreamState:
+        """The change that one value each makes in some rows, with the history that a forecast is decoded from.
+
+        Parameters
+        ----------
+        state
+            R rows; unchanged.
+        rows
+            Distinct, int64, shape [B].
+        y
+            Float64, shape [B]; NaN is missing.
+        covariates
+            Values of the dynamic columns, float64, shape [B, D]; NaN is missing, None: all are.
+        """
+        arrays, total = state.arrays, rows.shape[0]
+        if arrays["ring"].shape[1] != self._width:
+            self._network.check(state)
+        parts = lines, _, _ = blank(total, 1, self._width)
+        ring, statistics, clocks = (
+            np.empty((total, 1)),
+            np.empty((total, NUM_STATISTICS)),
+            np.empty((total, 3), np.int64),
+        )
+        index, values = np.ascontiguousarray(rows.numpy()), np.ascontiguousarray(y.numpy())[:, None]
+        kernels.advance(
+            index, arrays["ring"], arrays["statistics"], arrays["clocks"], values, EVERY_STEP, self._lag, self._log,
+            ring, statistics, clocks, *parts,
+        )  # fmt: skip
+        inputs = torch.from_numpy(lines[0, :, -self._features :])
+        static, dynamic = state.static.new_empty(total, 0), None
+        if self._covariates is not None:
+            static, last_steps = state.static.index_select(0, rows), torch.from_numpy(clocks)[:, 2:]
+            dynamic = None if covariates is None else covariates.unsqueeze(1)
+            known = self._covariates.encode(self._covariates.moments(last_steps, static), static, dynamic)
+            inputs = torch.cat([inputs, known[:, 0]], -1)
+        before = RecurrentState(state.hidden.index_select(0, rows), state.cell.index_select(0, rows))
+        hidden, cell = np.empty(before.hidden.shape, np.float32), np.empty(before.cell.shape, np.float32)
+        self._recurrent.step(inputs, before, hidden, cell)
+        moment = partial(told, parts, self._width)
+        change = StreamState.change(
+            moment,
+            hidden=hidden,
+            cell=cell,
+            ring=ring,
+            statistics=statistics,
+            clocks=clocks,
+            correction=state.correction.index_select(0, rows),
+            static=static,
+        )
+        if not self._calibration.eventful(clocks[:, 2]):
+            return change
+        encoded = self._network.encoded(change)
+
+        def at(row: Tensor, _: Tensor) -> Encoded:
+            return encoded.at(row)
+
+        return self._network.calibrate(at, state, rows, change, y.unsqueeze(1), None, dynamic).remember(moment)
