@@ -266,7 +266,7 @@ def _describe_step(
 
 @_part
 def _copy(numbers: AnyNumbers, target: AnyNumbers) -> None:
-    """Row by row, so that the compiler sees that both lie in order."""
+    """Of one axis each, so that the compiler sees that both lie in order, and copies in vectors."""
     for i in range(numbers.shape[0]):
         target[i] = numbers[i]
 

@@ -34,6 +34,7 @@ __all__ = [
     "inverse_breadth",
     "log_slope",
     "measure",
+    "memory",
     "num_blocks",
     "restore",
     "settle",
@@ -230,8 +231,8 @@ def _fold(
 ) -> StreamState:
     before = _folded(state)
     ring, statistics, clocks = np.empty_like(before[0]), np.empty_like(before[1]), np.empty_like(before[2])
-    ends = EVERY_STEP if lengths is None else _array(lengths)
-    kernels.advance(np.arange(len(y)), *before, _array(y), ends, lag, kind == "log", ring, statistics, clocks, *parts)
+    ends = EVERY_STEP if lengths is None else memory(lengths)
+    kernels.advance(np.arange(len(y)), *before, memory(y), ends, lag, kind == "log", ring, statistics, clocks, *parts)
     return state.amended(
         ring=torch.from_numpy(ring), statistics=torch.from_numpy(statistics), clocks=torch.from_numpy(clocks)
     )
@@ -258,6 +259,6 @@ def told(parts: Parts, ring_length: int) -> History:
     return History(Frame(*frames.unbind()), table.transpose(0, 1), differences, ring_length)
 
 
-def _array(tensor: Tensor) -> npt.NDArray[Any]:
-    """The memory of a tensor, in order."""
-    return tensor.contiguous().numpy()
+def memory(tensor: Tensor) -> npt.NDArray[Any]:
+    """A tensor's numbers in order: its own memory where they lie so."""
+    return np.ascontiguousarray(tensor.numpy())

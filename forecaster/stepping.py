@@ -20,7 +20,7 @@ from forecaster.features import feature_size
 from forecaster.kernels import EVERY_STEP, NUM_STATISTICS
 from forecaster.network import Encoded, ForecastNetwork
 from forecaster.recurrent import RecurrentState
-from forecaster.scaling import blank, told
+from forecaster.scaling import blank, memory, told
 from forecaster.state import StreamState
 
 __all__ = ["Stepper"]
@@ -66,7 +66,7 @@ class Stepper:
             np.empty((total, NUM_STATISTICS)),
             np.empty((total, 3), np.int64),
         )
-        index, values = np.ascontiguousarray(rows.numpy()), np.ascontiguousarray(y.numpy())[:, None]
+        index, values = memory(rows), memory(y)[:, None]
         kernels.advance(
             index, arrays["ring"], arrays["statistics"], arrays["clocks"], values, EVERY_STEP, self._lag, self._log,
             ring, statistics, clocks, *parts,

@@ -8,10 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -21,7 +20,7 @@ from forecaster.heads.decoder import Decoder, HeadSizes
 from forecaster.heads.head import Head, Levels
 from forecaster.heads.widening import UNSEEN, widening
 from forecaster.losses import pinball_loss
-from forecaster.scaling import Frame, Transform, restore, transform
+from forecaster.scaling import Frame, Transform, memory, restore, transform
 
 __all__ = ["QuantileHead"]
 
@@ -186,7 +185,7 @@ class QuantileHead(Head):
     def place(self, parameters: Tensor, y: Tensor, frame: Frame) -> Tensor:
         """On the quantile function through the trained quantiles, tails included."""
         found = torch.empty(y.shape, dtype=torch.float64)
-        location, scale, unit = map(_array, frame)
+        location, scale, unit = map(memory, frame)
         kernels.place(
             parameters.contiguous().numpy(), (location, scale, unit), self._levels, y.numpy(),
             self.transform == "log", self.nonnegative, found.numpy(),
@@ -205,9 +204,9 @@ class QuantileHead(Head):
     def _restored(self, parameters: Tensor, frame: Frame, nonnegative: bool = False, reach: float = math.inf) -> Tensor:
         """Float32 [N, L, H] in units of y: `restore` and `admit` in one loop, without gradient."""
         y = np.empty(parameters.shape)
-        location, scale, unit = map(_array, frame)
+        location, scale, unit = map(memory, frame)
         kernels.restore(
-            _array(parameters.detach()), (location, scale, unit), self.transform == "log", nonnegative, reach, y
+            memory(parameters.detach()), (location, scale, unit), self.transform == "log", nonnegative, reach, y
         )
         return torch.from_numpy(y)
 
@@ -224,11 +223,6 @@ class QuantileHead(Head):
             trained[1] / trained[0]
         )
         return between + tail * (high - low)
-
-
-def _array(tensor: Tensor) -> npt.NDArray[Any]:
-    """The memory of a tensor, in order."""
-    return np.ascontiguousarray(tensor.numpy())
 
 
 @lru_cache(maxsize=1024)
