@@ -612,8 +612,7 @@ class Forecaster:
 
     def answers(self, level: float) -> bool:
         """Whether a forecast answers this quantile level."""
-        lowest, highest = self._network.head.answered
-        return lowest <= level <= highest and 0 < level < 1
+        return _answers(level, *self._network.head.answered)
 
     def check_levels(self, quantile_levels: Sequence[float] | None) -> tuple[float, ...]:
         """Return the levels to answer, or raise InputError."""
@@ -737,13 +736,17 @@ class Forecaster:
         return torch.cat([known, past], -1)
 
 
+def _answers(level: float, lowest: float, highest: float) -> bool:
+    return lowest <= level <= highest and 0 < level < 1
+
+
 @lru_cache(maxsize=1024)
 def _checked_levels(levels: tuple[float, ...], lowest: float, highest: float) -> tuple[float, ...]:
     """The same, or InputError: kept, as a service is asked for the same ones by every micro-batch."""
     if not levels:
         raise InputError("quantile_levels is empty, expected at least one level")
     for level in levels:
-        if not (lowest <= level <= highest and 0 < level < 1):
+        if not _answers(level, lowest, highest):
             raise InputError(
                 f"quantile level {level:g} is outside {lowest:g} to {highest:g}, the levels this model was trained for"
             )
