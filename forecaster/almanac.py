@@ -9,7 +9,7 @@ Axes: S steps of a table, C numbers per step.
 from __future__ import annotations
 
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -136,8 +136,8 @@ class Almanac:
             "hour": hours % 1,
             "day": hours / 24,
             "week": weekdays / 7,
-            "month": (dates - months.astype("datetime64[D]")) / (_end(months) - months.astype("datetime64[D]")),
-            "year": (dates - years.astype("datetime64[D]")) / (_end(years) - years.astype("datetime64[D]")),
+            "month": (dates - months.astype("datetime64[D]")) / (_end(months, "M") - months.astype("datetime64[D]")),
+            "year": (dates - years.astype("datetime64[D]")) / (_end(years, "Y") - years.astype("datetime64[D]")),
         }
         turns = [2 * np.pi * k * share[name] for name in self.cycles for k in range(1, HARMONICS[name] + 1)]
         columns = [f(turn) for turn in turns for f in (np.sin, np.cos)]
@@ -160,7 +160,11 @@ class _HolidayCount:
         import holidays
 
         first = self.almanac.calendar.wall_clock(steps).astype("datetime64[D]")
-        last = first + 1 if self.almanac._is_short else self.almanac.calendar.wall_clock(steps + 1).astype(first.dtype)
+        last = (
+            first + np.timedelta64(1, "D")
+            if self.almanac._is_short
+            else self.almanac.calendar.wall_clock(steps + 1).astype(first.dtype)
+        )
         years = range(int(str(first.min())[:4]), int(str(last.max())[:4]) + 1)
         days = np.array(sorted(holidays.country_holidays(self.code, years=years)), dtype="datetime64[D]")
         return (np.searchsorted(days, last) - np.searchsorted(days, first)).astype(np.float32)
@@ -192,5 +196,5 @@ class _Tables:
         return table[steps - first]
 
 
-def _end(periods: Dates) -> Dates:
-    return (periods + 1).astype("datetime64[D]")
+def _end(periods: Dates, unit: Literal["M", "Y"]) -> Dates:
+    return (periods + np.timedelta64(1, unit)).astype("datetime64[D]")

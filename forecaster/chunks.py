@@ -164,6 +164,10 @@ class Lanes:
 
     def __iter__(self) -> Iterator[Chunk]:
         """Chunks of all lanes, without end."""
+        return self.chunks(range(self.lanes))
+
+    def chunks(self, lanes: range) -> Iterator[Chunk]:
+        """Chunks of consecutive lanes alone, without end: what all lanes draw is drawn, what these need is cut."""
         queue: list[Segment] = []
         playing: list[tuple[Segment, int] | None] = [None] * self.lanes
         while True:
@@ -178,7 +182,10 @@ class Lanes:
                     resets.append(lane)
             if not self.carry:
                 resets = list(range(self.lanes))
-            yield self._chunk([place for place in playing if place is not None], resets)
+            yield self._chunk(
+                [place for place in playing[lanes.start : lanes.stop] if place is not None],
+                [lane - lanes.start for lane in resets if lane in lanes],
+            )
             playing = [(place[0], place[1] + self.chunk_length) for place in playing if place is not None]
 
     def _pass(self) -> list[Segment]:

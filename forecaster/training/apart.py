@@ -1,10 +1,11 @@
-"""Chunks made by a process of their own, left in memory that both processes see.
+"""Chunks made by processes of their own, left in memory that all of them see.
 
-A GPU has learnt from a chunk before one interpreter has both made the next and asked for the update. Nothing passes
-between the processes but a word that the next place is filled, and one that it may be filled again: tensors that are
-sent, as PyTorch's loaders do, are fresh memory for every chunk, which costs more than making it.
+A GPU has learnt from a chunk before one interpreter has both made the next and asked for the update, and from a large
+one before a single core has made it. So each of several processes makes its share of the lanes. Nothing passes between
+them and this one but a word that the next place is filled, and one that it may be filled again: tensors that are sent,
+as PyTorch's loaders do, are fresh memory for every chunk, which costs more than making it.
 
-The process is a fork: it needs what this one has made so far. Should it end, or hang, as forks of a process with
+The processes are forks: they need what this one has made so far. Should one end, or hang, as forks of a process with
 threads may, the same chunks are made here, from the first.
 """
 
@@ -14,11 +15,11 @@ import gc
 import mmap
 import multiprocessing
 import signal
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
-from itertools import cycle, islice
+from itertools import cycle, islice, pairwise
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -35,6 +36,15 @@ PATIENCE = 10.0
 
 ALIGNED = 64
 
+Make = Callable[[range], Iterator[Prepared]]
+
+
+class _Worker(NamedTuple):
+    """A process that makes the chunks of some lanes, and the line to it."""
+
+    process: multiprocessing.process.BaseProcess
+    line: Connection
+
 
 def may_fork() -> bool:
     """Whether a process can be begun that knows what this one does."""
@@ -46,21 +56,23 @@ class MadeApart:
 
     Parameters
     ----------
-    chunks
-        Without end; nothing has been asked of them yet.
+    make
+        Chunks of consecutive lanes, from the first and without end, each lane with as many origins.
     length
         Chunks of an epoch.
     like
-        A chunk of the shapes that all of them have.
+        A chunk of the shapes that all of them have, of all lanes.
+    processes
+        How many share the lanes.
     """
 
-    def __init__(self, chunks: Iterator[Prepared], length: int, like: Prepared) -> None:
-        self.length = length
+    def __init__(self, make: Make, length: int, like: Prepared, processes: int = 1) -> None:
+        self.make, self.length, self.lanes = make, length, len(like.features)
         self.memory, self.places = _places(like)
         self.pinned = torch.cuda.is_available()
         if self.pinned:  # a GPU reads it by itself, while the processor goes on
             _check(_cudart().cudaHostRegister(self.memory.data_ptr(), self.memory.nbytes, 0))
-        self.chunks = self._chunks(chunks)
+        self.chunks = self._chunks(processes)
 
     def __iter__(self) -> Iterator[Prepared]:
         return islice(self.chunks, self.length)
@@ -69,52 +81,77 @@ class MadeApart:
         return self.length
 
     def close(self) -> None:
-        """End the process, and give the memory back."""
+        """End the processes, and give the memory back."""
         self.chunks.close()
         if self.pinned:
             self.pinned = False
             torch.cuda.synchronize()
             _check(_cudart().cudaHostUnregister(self.memory.data_ptr()))
 
-    def _chunks(self, chunks: Iterator[Prepared]) -> Generator[Prepared]:
-        gc.collect()  # so that the process does not find what only this one may free
-        ours, theirs = multiprocessing.Pipe()
-        process = multiprocessing.get_context("fork").Process(
-            target=_fill, args=(chunks, self.places, ours, theirs), daemon=True
-        )
-        process.start()
-        theirs.close()
+    def _chunks(self, processes: int) -> Generator[Prepared]:
+        gc.collect()  # so that no process finds what only this one may free
+        bounds = [self.lanes * k // processes for k in range(processes + 1)]
+        workers: list[_Worker] = []
         done = 0
         try:
+            workers += (self._worker(range(*ends)) for ends in pairwise(bounds))
             with suppress(OSError, EOFError):
                 for _ in range(ASKED):
-                    ours.send_bytes(b"?")
+                    _ask(workers)
                 for place in cycle(self.places):
-                    if not ours.poll(PATIENCE):
+                    if not all(_answers(worker) for worker in workers):
                         break
-                    ours.recv_bytes()
-                    ours.send_bytes(b"?")
+                    _ask(workers)
                     done += 1
                     yield place
         finally:
-            ours.close()
-            process.kill()
-            process.join()
-        yield from islice(chunks, done, None)
+            for worker in workers:
+                worker.line.close()
+                worker.process.kill()
+            for worker in workers:
+                worker.process.join()
+        yield from islice(self.make(range(self.lanes)), done, None)
+
+    def _worker(self, lanes: range) -> _Worker:
+        ours, theirs = multiprocessing.Pipe()
+        process = multiprocessing.get_context("fork").Process(
+            target=self._fill, args=(lanes, ours, theirs), daemon=True
+        )
+        process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+    def _fill(self, lanes: range, theirs: Connection, ours: Connection) -> None:
+        """Fill these lanes of place after place, each when it is asked for; the work of a process."""
+        gc.freeze()  # what was made before is not this process's to free
+        theirs.close()  # so that the end of the other process is the end of this one
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        torch.set_num_threads(1)
+        rooms = [self._room(place, lanes) for place in self.places]
+        with suppress(Exception):  # who makes the same chunk again will say what is wrong with it
+            for chunk, room in zip(self.make(lanes), cycle(rooms), strict=False):
+                ours.recv_bytes()
+                for mine, own in zip(room.parts(), chunk.parts(), strict=True):
+                    mine.copy_(own)
+                step, lane = room.kept // len(lanes), room.kept % len(lanes)
+                room.kept.copy_(step * self.lanes + lanes.start + lane)
+                ours.send_bytes(b"!")
+
+    def _room(self, place: Prepared, lanes: range) -> Prepared:
+        """Where a chunk of these lanes lies in one of all: every tensor is of lanes, or of their origins in order."""
+        return place.of_parts(
+            part[lanes.start * len(part) // self.lanes : lanes.stop * len(part) // self.lanes] for part in place.parts()
+        )
 
 
-def _fill(chunks: Iterator[Prepared], places: Sequence[Prepared], theirs: Connection, ours: Connection) -> None:
-    """Fill place after place, each when it is asked for; the work of the process."""
-    gc.freeze()  # what was made before is not this process's to free
-    theirs.close()  # so that the end of the other process is the end of this one
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    with suppress(Exception):  # who makes the same chunk again will say what is wrong with it
-        for chunk, place in zip(chunks, cycle(places), strict=False):
-            ours.recv_bytes()
-            for mine, own in zip(place.parts(), chunk.parts(), strict=True):
-                mine.copy_(own)
-            ours.send_bytes(b"!")
+def _ask(workers: list[_Worker]) -> None:
+    for worker in workers:
+        worker.line.send_bytes(b"?")
+
+
+def _answers(worker: _Worker) -> bool:
+    """Whether the next place is filled, before patience ends."""
+    return worker.line.poll(PATIENCE) and bool(worker.line.recv_bytes())
 
 
 def _places(like: Prepared) -> tuple[torch.Tensor, list[Prepared]]:

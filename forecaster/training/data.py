@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Self
 
@@ -25,6 +25,7 @@ from forecaster.panel import Panel
 from forecaster.training.apart import MadeApart, may_fork
 from forecaster.training.imagining import imagine
 from forecaster.training.preparing import Preparation, Prepared, ahead
+from forecaster.training.threads import FEWEST_LANES
 
 __all__ = ["ChunkDataModule", "held_out_steps", "sample"]
 
@@ -60,8 +61,9 @@ SHORTEST_EPOCH = 10
 IMAGINED = 512
 """Series drawn to be played beside a small panel: a pass plays a few of them, so that none is seen often."""
 
-LARGEST_WORKERS = 4
-"""Threads that prepare chunks for a GPU at most: it learns from one much sooner than a thread prepares one."""
+MOST_PROCESSES, MOST_THREADS = 8, 4
+"""What prepares chunks for a GPU at most, which learns from one much sooner than a core prepares one; threads where no
+process can be begun."""
 
 LARGEST_RUN = 20
 """A panel whose one pass takes more updates than that gets up to this many times as many."""
@@ -176,15 +178,21 @@ class ChunkDataModule(LightningDataModule):
     def prepared_for(self, network: ForecastNetwork, on_gpu: bool = False) -> Self:
         """The same, ready to be learnt from by this network; without `validation` where nothing in it can be judged."""
         preparation = Preparation(network, self.lanes.generator, fixed=on_gpu)
-        made = self._made = ahead(
-            preparation.drafts(self.lanes),
-            preparation.finish,
-            min(LARGEST_WORKERS, os.cpu_count() or 1) if on_gpu else 1,
-        )
+        cores = os.cpu_count() or 1
         if on_gpu and may_fork():
-            self._training: Iterable[Prepared] = MadeApart(made, self.epoch_updates, self._first(preparation))
+
+            def made(lanes: range) -> Iterator[Prepared]:
+                return map(preparation.finish, preparation.drafts(self.lanes.chunks(lanes), self.lanes.lanes))
+
+            processes = max(1, min(MOST_PROCESSES, cores // 2, self.lanes.lanes // FEWEST_LANES))
+            self._made: MadeApart | Generator[Prepared] = MadeApart(
+                made, self.epoch_updates, self._first(preparation), processes
+            )
+            self._training: Iterable[Prepared] = self._made
         else:
-            self._training = DataLoader(_Stream(made, self.epoch_updates), batch_size=None)
+            threads = min(MOST_THREADS, cores) if on_gpu else 1
+            self._made = ahead(preparation.drafts(self.lanes), preparation.finish, threads)
+            self._training = DataLoader(_Stream(self._made, self.epoch_updates), batch_size=None)
         self._validation = _Validation(network, self.validation)
         if not any(len(chunk.kept) for chunk in self._validation):
             self.validation = []
@@ -198,13 +206,11 @@ class ChunkDataModule(LightningDataModule):
         return first
 
     def close(self) -> None:
-        """End what makes chunks for training, threads too.
+        """End what makes chunks for training.
 
-        Left to the garbage collector, they would be waited for by whichever thread it runs in, with the locks that this
-        one holds: in one that is just starting, for ever.
+        Left to the garbage collector, threads would be waited for by whichever thread it runs in, with the locks that
+        this one holds: in one that is just starting, for ever.
         """
-        if isinstance(self._training, MadeApart):
-            self._training.close()
         self._made.close()
 
     def train_dataloader(self) -> Iterable[Prepared]:

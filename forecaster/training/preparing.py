@@ -184,13 +184,16 @@ class Preparation:
         # Neither recurrent state nor calibration: nothing here reads them.
         self.layout = replace(network.layout, layers=0, groups=0, scored=0, aboard=0, arrived=0)
 
-    def drafts(self, chunks: Iterable[Chunk]) -> Iterator[Draft]:
-        """Chunk by chunk, with the scaling state carried from one to the next."""
+    def drafts(self, chunks: Iterable[Chunk], lanes: int | None = None) -> Iterator[Draft]:
+        """Chunk by chunk, with the scaling state carried from one to the next.
+
+        `lanes` says how many there are in all, where these chunks are of some of them.
+        """
         carry: StreamState | None = None
         for chunk in chunks:
             begun = self.begin(carry, chunk)
             carry = self._settle(begun, chunk.y, chunk.lengths)
-            yield Draft(chunk, begun, self._origins(chunk))
+            yield Draft(chunk, begun, self._origins(lanes or len(chunk.y), chunk.y.shape[1]))
 
     @torch.no_grad()
     def origins(self, draft: Draft) -> Origins:
@@ -255,9 +258,8 @@ class Preparation:
     def _settle(self, state: StreamState, y: Tensor, lengths: Tensor | None = None) -> StreamState:
         return settle(state, y, lengths, lag=self.network.config.seasonality[0], kind=self.network.transform)
 
-    def _origins(self, chunk: Chunk) -> range:
+    def _origins(self, rows: int, steps: int) -> range:
         config = self.network.config
-        rows, steps = chunk.y.shape
         if self.generator is not None and config.training.origins == "last":
             return range(steps - 1, steps)
         size = rows * steps * config.horizon * len(config.quantile_levels)

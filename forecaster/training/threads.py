@@ -17,10 +17,10 @@ from forecaster.dropout import drawing
 from forecaster.recurrent import RecurrentState
 from forecaster.training.preparing import Prepared
 
-__all__ = ["ChunkThreads"]
+__all__ = ["FEWEST_LANES", "ChunkThreads"]
 
 FEWEST_LANES = 16
-"""Lanes that are worth a thread: products with fewer rows take hardly less time."""
+"""Lanes that are worth a thread, or a process: products with fewer rows take hardly less time."""
 
 Score = Callable[[RecurrentState | None, Prepared], tuple[Tensor, RecurrentState]]
 

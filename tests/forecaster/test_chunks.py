@@ -184,6 +184,27 @@ def test_the_same_seed_gives_the_same_chunks_and_another_seed_does_not() -> None
     assert not torch.equal(stream(1), stream(2))
 
 
+@given(**SIZES, bounds=st.tuples(st.integers(0, 5), st.integers(0, 5)))
+def test_chunks_of_some_lanes_are_those_lanes_of_the_chunks_of_all(
+    lengths: list[int], lanes: int, chunk_length: int, seed: int, bounds: tuple[int, int]
+) -> None:
+    stream, again = (lanes_of(lengths, lanes, chunk_length, seed) for _ in range(2))
+    first, last = (bound % stream.lanes for bound in sorted(bounds))
+    first = min(first, last)
+
+    for whole, part in islice(zip(stream, again.chunks(range(first, last + 1)), strict=True), 20):
+        mine = (whole.reset >= first) & (whole.reset <= last)
+        for name, found in part._asdict().items():
+            expected = getattr(whole, name)
+            if name in ("prefix", "start", "step", "static"):
+                expected = expected[mine]
+            elif name == "reset":
+                expected = expected[mine] - first
+            elif expected is not None:
+                expected = expected[first : last + 1]
+            torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
 def test_there_are_never_more_lanes_than_segments() -> None:
     assert lanes_of([3, 3], lanes=100).lanes == 2
 

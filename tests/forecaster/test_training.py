@@ -40,6 +40,7 @@ from forecaster.network import ForecastNetwork
 from forecaster.recurrent import RecurrentState
 from forecaster.scaling import transform
 from forecaster.training import Fitted, choosing, fit
+from forecaster.training.apart import MadeApart
 from forecaster.training.calibrating import calibrate, drift_of
 from forecaster.training.choosing import ENSEMBLES, choose, race_length
 from forecaster.training.data import MOST_PASSES, SHORTEST_EPOCH, UPDATES, ChunkDataModule, held_out_steps
@@ -243,28 +244,52 @@ def test_prepared_by_many_threads_chunks_come_in_order_and_are_the_same() -> Non
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-@pytest.mark.parametrize("killed_after", [None, 0, 7])
-def test_a_process_of_their_own_makes_the_same_chunks_and_so_does_whoever_takes_over(killed_after: int | None) -> None:
+@pytest.mark.parametrize(("processes", "killed_after"), [(1, None), (1, 0), (3, None), (3, 7)])
+def test_processes_of_their_own_make_the_same_chunks_and_so_does_whoever_takes_over(
+    processes: int, killed_after: int | None
+) -> None:
+    panel, network = panel_of(histories()), network_of(CONFIG)
+    lanes = ChunkDataModule(panel, CONFIG).lanes
+    preparation = Preparation(network, lanes.generator, fixed=True)
+    expected = [preparation.finish(draft) for draft in islice(preparation.drafts(lanes), 40)]
+    again = ChunkDataModule(panel, CONFIG).lanes
+    of_some = Preparation(network, again.generator, fixed=True)
+    before = multiprocessing.active_children()
+
+    def make(some: range) -> Iterator[Prepared]:
+        return map(of_some.finish, of_some.drafts(again.chunks(some), again.lanes))
+
+    made = MadeApart(make, 20, expected[0], processes)
+    found, begun = [], []
+    for _ in range(2):
+        for chunk in made:
+            begun = [child for child in multiprocessing.active_children() if child not in before] or begun
+            if len(found) == killed_after:
+                begun[-1].kill()
+                begun[-1].join()
+            found.append(copy.deepcopy(chunk))
+    made.close()
+
+    assert len(begun) == processes
+    assert not any(child.is_alive() for child in begun)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_what_a_gpu_learns_from_is_made_apart_and_ended_with_the_training() -> None:
     panel, network = panel_of(histories()), network_of(CONFIG)
     lanes = ChunkDataModule(panel, CONFIG).lanes
     preparation = Preparation(network, lanes.generator, fixed=True)
     before = multiprocessing.active_children()
     data = ChunkDataModule(panel, CONFIG).prepared_for(network, on_gpu=True)
 
-    found, processes = [], []
-    for _ in range(2):
-        for chunk in data.train_dataloader():
-            processes = [child for child in multiprocessing.active_children() if child not in before] or processes
-            if len(found) == killed_after:
-                processes[0].kill()
-                processes[0].join()
-            found.append(copy.deepcopy(chunk))
+    found = [copy.deepcopy(chunk) for _ in range(2) for chunk in data.train_dataloader()]
+    begun = [child for child in multiprocessing.active_children() if child not in before]
     data.close()
 
-    assert len(processes) == 1
-    assert not processes[0].is_alive()
-    assert len(found) == 2 * data.epoch_updates
-    expected = [preparation.finish(draft) for draft in islice(preparation.drafts(lanes), len(found))]
+    assert begun
+    assert not any(child.is_alive() for child in begun)
+    expected = [preparation.finish(draft) for draft in islice(preparation.drafts(lanes), 2 * data.epoch_updates)]
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
