@@ -169,24 +169,21 @@ class Lanes:
     def chunks(self, lanes: range) -> Iterator[Chunk]:
         """Chunks of consecutive lanes alone, without end: what all lanes draw is drawn, what these need is cut."""
         queue: list[Segment] = []
-        playing: list[tuple[Segment, int] | None] = [None] * self.lanes
+        playing: list[Segment] = [Segment(0, 0, 0)] * self.lanes
+        at, ends = np.zeros((2, self.lanes), dtype=np.int64)
         while True:
-            resets = []
-            for lane, place in enumerate(playing):
-                if place is None or place[1] >= place[0].end:
-                    if not queue:
-                        queue = self._pass()
-                    segment = queue.pop()
-                    room = min(self.chunk_length, (segment.end - segment.start) // 4 + 1)
-                    playing[lane] = (segment, segment.start + int(self.generator.integers(room)))
-                    resets.append(lane)
+            resets = np.flatnonzero(at >= ends).tolist()
+            for lane in resets:
+                if not queue:
+                    queue = self._pass()
+                playing[lane] = segment = queue.pop()
+                room = min(self.chunk_length, (segment.end - segment.start) // 4 + 1)
+                at[lane], ends[lane] = segment.start + self.generator.integers(room), segment.end
             if not self.carry:
                 resets = list(range(self.lanes))
-            yield self._chunk(
-                [place for place in playing[lanes.start : lanes.stop] if place is not None],
-                [lane - lanes.start for lane in resets if lane in lanes],
-            )
-            playing = [(place[0], place[1] + self.chunk_length) for place in playing if place is not None]
+            places = list(zip(playing[lanes.start : lanes.stop], at[lanes.start : lanes.stop].tolist(), strict=True))
+            yield self._chunk(places, [lane - lanes.start for lane in resets if lane in lanes])
+            at += self.chunk_length
 
     def _pass(self) -> list[Segment]:
         """Segments of one pass, in random order."""

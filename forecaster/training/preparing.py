@@ -226,7 +226,7 @@ class Preparation:
             coming = network.covariates.coming(last[row] + 1 + step, static[row], config.horizon)
         known = chunk.covariates[:, 1:, : len(config.covariates.known)].unfold(1, config.horizon, 1)
         return Prepared(
-            features=features(history).transpose(0, 1).contiguous().transpose(0, 1),
+            features=features(history),
             fresh=torch.zeros(rows, dtype=torch.bool).index_fill(0, chunk.reset, True),
             lengths=chunk.lengths,
             moments=moments,
