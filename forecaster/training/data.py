@@ -7,13 +7,13 @@ Trainer. One process owns all lanes: workers would repeat them.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -61,7 +61,7 @@ SHORTEST_EPOCH = 10
 IMAGINED = 512
 """Series drawn to be played beside a small panel: a pass plays a few of them, so that none is seen often."""
 
-MOST_PROCESSES, MOST_THREADS = 8, 4
+MOST_PROCESSES, MOST_THREADS = 16, 4
 """What prepares chunks for a GPU at most, which learns from one much sooner than a core prepares one; threads where no
 process can be begun."""
 
@@ -178,13 +178,13 @@ class ChunkDataModule(LightningDataModule):
     def prepared_for(self, network: ForecastNetwork, on_gpu: bool = False) -> Self:
         """The same, ready to be learnt from by this network; without `validation` where nothing in it can be judged."""
         preparation = Preparation(network, self.lanes.generator, fixed=on_gpu)
-        cores = os.cpu_count() or 1
+        cores = torch.get_num_threads()
         if on_gpu and may_fork():
 
             def made(lanes: range) -> Iterator[Prepared]:
                 return map(preparation.finish, preparation.drafts(self.lanes.chunks(lanes), self.lanes.lanes))
 
-            processes = max(1, min(MOST_PROCESSES, cores // 2, self.lanes.lanes // FEWEST_LANES))
+            processes = max(1, min(MOST_PROCESSES, cores - 1, self.lanes.lanes // FEWEST_LANES))
             self._made: MadeApart | Generator[Prepared] = MadeApart(
                 made, self.epoch_updates, self._first(preparation), processes
             )
