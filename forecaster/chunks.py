@@ -22,25 +22,12 @@ from torch import Tensor
 
 from forecaster.panel import Panel
 
-__all__ = [
-    "ENOUGH_LANES",
-    "SHORTEST_SEGMENT",
-    "USUAL_SEGMENT",
-    "Chunk",
-    "Lanes",
-    "Segment",
-    "cut_segments",
-    "validation_chunks",
-]
+__all__ = ["Chunk", "Lanes", "Segment", "cut_segments", "validation_chunks"]
 
 Float = npt.NDArray[np.float64]
 
-SHORTEST_SEGMENT, USUAL_SEGMENT = 8, 32
-"""Chunks in a segment that is cut from a longer series. Its first chunk only warms up, so shorter ones waste, and what
-a state carries far is learnt from longer ones. Of the usual length ..."""
-
-ENOUGH_LANES = 32
-"""... where that leaves work for so many lanes."""
+SHORTEST_SEGMENT = 8
+"""Chunks in a segment that is cut from a longer series: its first chunk only warms up, so shorter ones waste."""
 
 COMPANY = 48
 """Series of those beside the panel's own that are played in each pass."""
@@ -103,19 +90,17 @@ class Chunk(NamedTuple):
 def cut_segments(lengths: Sequence[int], *, lanes: int, chunk_length: int) -> list[Segment]:
     """Cut series into segments: whole series where there are enough of them, pieces of equal length where not.
 
-    Few long series are rather cut into long pieces for fewer lanes than into short ones for all.
-
     Parameters
     ----------
     lengths
         Steps per series.
     lanes
-        Lanes that should find work, at most.
+        Lanes that should find work.
     chunk_length
         Steps per chunk.
     """
     total = sum(math.ceil(length / chunk_length) for length in lengths)
-    chunks = max(SHORTEST_SEGMENT, math.ceil(total / min(lanes, max(ENOUGH_LANES, total // USUAL_SEGMENT))))
+    chunks = max(SHORTEST_SEGMENT, math.ceil(total / lanes))
     segments = []
     for series, length in enumerate(lengths):
         pieces = max(1, round(length / (chunks * chunk_length)))

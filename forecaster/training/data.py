@@ -25,7 +25,6 @@ from forecaster.panel import Panel
 from forecaster.training.apart import MadeApart, may_fork
 from forecaster.training.imagining import imagine
 from forecaster.training.preparing import Preparation, Prepared, ahead
-from forecaster.training.threads import FEWEST_LANES
 
 __all__ = ["ChunkDataModule", "held_out_steps", "sample"]
 
@@ -64,6 +63,9 @@ IMAGINED = 512
 MOST_PROCESSES, MOST_THREADS = 16, 4
 """What prepares chunks for a GPU at most, which learns from one much sooner than a core prepares one; threads where no
 process can be begun."""
+
+LANES_OF_A_PROCESS = 16
+"""Lanes that are worth one, at least."""
 
 LARGEST_RUN = 20
 """A panel whose one pass takes more updates than that gets up to this many times as many."""
@@ -184,7 +186,7 @@ class ChunkDataModule(LightningDataModule):
             def made(lanes: range) -> Iterator[Prepared]:
                 return map(preparation.finish, preparation.drafts(self.lanes.chunks(lanes), self.lanes.lanes))
 
-            processes = max(1, min(MOST_PROCESSES, cores - 1, self.lanes.lanes // FEWEST_LANES))
+            processes = max(1, min(MOST_PROCESSES, cores - 1, self.lanes.lanes // LANES_OF_A_PROCESS))
             self._made: MadeApart | Generator[Prepared] = MadeApart(
                 made, self.epoch_updates, self._first(preparation), processes
             )

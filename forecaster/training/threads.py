@@ -1,8 +1,8 @@
 """A chunk on several cores, forward and backward: each follows some of the lanes all the way.
 
 One operation at these sizes has too little work to be shared out: PyTorch's own threads make an update on two cores a
-fifth faster at most. Lanes know nothing of each other, so a thread that has some of them to itself waits for nobody
-until the gradients are added up.
+fifth faster at most; within a thread of ours, one of few lanes takes three to five times as long with them. Lanes know
+nothing of each other, so a thread that has some of them to itself waits for nobody until the gradients are added up.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from forecaster.dropout import drawing
 from forecaster.recurrent import RecurrentState
 from forecaster.training.preparing import Prepared
 
-__all__ = ["FEWEST_LANES", "ChunkThreads"]
+__all__ = ["ChunkThreads"]
 
-FEWEST_LANES = 16
-"""Lanes that are worth a thread, or a process: products with fewer rows take hardly less time."""
+FEWEST_LANES = 8
+"""Lanes that are worth a thread: products with fewer rows take hardly less time."""
 
 Score = Callable[[RecurrentState | None, Prepared], tuple[Tensor, RecurrentState]]
 
@@ -61,7 +61,7 @@ class ChunkThreads:
         bounds = [lanes * k // count for k in range(count + 1)]
 
         def follow(k: int) -> tuple[Tensor, int, RecurrentState, Sequence[Tensor | None]]:
-            torch.set_num_threads(max(1, self.threads // count))  # of this thread, and of those to come
+            torch.set_num_threads(1)  # of this thread, and of those to come
             lanes = slice(bounds[k], bounds[k + 1])
             mine = batch.of_lanes(lanes)
             before = None if carry is None else RecurrentState(*(part[:, lanes] for part in carry))

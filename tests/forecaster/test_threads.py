@@ -123,6 +123,7 @@ def test_few_lanes_are_followed_by_few_threads_and_a_chunk_without_targets_count
 
     def score(carry: RecurrentState | None, part: Prepared) -> tuple[torch.Tensor, RecurrentState]:
         met.append(len(part.features))
+        assert torch.get_num_threads() == 1  # an operation shared out within a thread takes a multiple of the time
         return module.score(carry, part)
 
     threads = ChunkThreads(module.network, score, 3)
