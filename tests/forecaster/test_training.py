@@ -276,6 +276,41 @@ def test_processes_of_their_own_make_the_same_chunks_and_so_does_whoever_takes_o
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_training_that_is_killed_leaves_no_process_behind() -> None:
+    panel, network = panel_of(histories()), network_of(CONFIG)
+    lanes = ChunkDataModule(panel, CONFIG).lanes
+    preparation = Preparation(network, lanes.generator, fixed=True)
+    like = preparation.finish(next(preparation.drafts(lanes)))
+    ours, theirs = multiprocessing.Pipe()
+
+    def train() -> None:
+        made = MadeApart(lambda some: map(preparation.finish, preparation.drafts(lanes.chunks(some))), 1, like, 3)
+        next(iter(made))
+        theirs.send([child.pid for child in multiprocessing.active_children()])
+        time.sleep(60)
+
+    training = multiprocessing.get_context("fork").Process(target=train)
+    training.start()
+    begun = ours.recv() if ours.poll(60) else []
+    training.kill()
+    training.join()
+
+    assert len(begun) == 3
+    until = time.monotonic() + 30
+    while any(_runs(process) for process in begun):
+        assert time.monotonic() < until, "a process waits for chunks to be asked for by nobody"
+        time.sleep(0.05)
+
+
+def _runs(process: int) -> bool:
+    """Whether a process is there, and not only its exit status, which its adoptive parent may not have read."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_what_a_gpu_learns_from_is_made_apart_and_ended_with_the_training() -> None:
     panel, network = panel_of(histories()), network_of(CONFIG)
     lanes = ChunkDataModule(panel, CONFIG).lanes
