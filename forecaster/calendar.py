@@ -32,8 +32,17 @@ INTEGER_FREQ = "1"
 _NS = 1_000_000_000
 _DAY_NS = 86_400 * _NS
 _FIRST_YEAR, _LAST_YEAR = 1678, 2261  # the whole years that 64-bit nanoseconds can tell apart
+_MOST_SHOWN = 80  # characters
 _LAST_INTEGER = 2**53 - 1  # that JSON readers tell apart from its neighbours
-_TOO_FINE = re.compile(r"\.\d{6}0*[1-9]")
+# Every instant between lies within 64-bit nanoseconds, and so does each within a day of the years, in whatever zone.
+_FIRST_INSTANT, _END_INSTANT = datetime(_FIRST_YEAR, 1, 1) - timedelta(2), datetime(_LAST_YEAR + 1, 1, 1) + timedelta(2)
+# What `fromisoformat` takes, less any separator, any number of digits, and what lies behind a NUL.
+_ISO_8601 = re.compile(
+    r"(?:\d{4}-\d\d-\d\d|\d{8}|\d{4}-?W\d\d(?:-?\d)?)"
+    r"(?:[Tt ]\d\d(?::?\d\d(?::?\d\d(?:[.,]\d{1,6}0{0,9})?)?)?(?:Z|[+-][\d:.]{2,15})?)?",
+    re.ASCII,
+)
+_TOO_FINE = re.compile(r"[.,]\d{6}0*[1-9]", re.ASCII)
 _SEASONALITY = {"h": (24, 168), "D": (7,), "B": (5,), "W": (52,), "M": (12,), "Q": (4,), "Y": (1,)}
 _RENAMED = {"H": "h", "T": "min", "S": "s", "M": "ME", "Q": "QE", "Y": "YE", "A": "YE"}  # by pandas 3
 
@@ -164,7 +173,7 @@ class Calendar:
         if self.is_integer:
             for value in values:
                 if type(value) is not int or not -_LAST_INTEGER <= value <= _LAST_INTEGER:
-                    raise InputError(f"ds {value!r} is not an integer step, but freq is '1'")
+                    raise InputError(f"ds {_shown(value)} is not an integer step, but freq is '1'")
             return np.array(values, dtype=np.int64)
         return self._to_steps(np.array([self._instant(value) for value in values], dtype="datetime64[ns]"))
 
@@ -180,15 +189,17 @@ class Calendar:
 
     def _instant(self, value: str | int) -> np.datetime64:
         """Naive local time (zone None), or UTC for sub-daily and local date for longer steps."""
-        try:
-            stamp = datetime.fromisoformat(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            raise InputError(f"ds {value!r} is not an ISO 8601 timestamp") from None
-        if "\x00" in value:  # type: ignore[operator]  # which fromisoformat takes for the end
-            raise InputError(f"ds {value!r} is not an ISO 8601 timestamp")
-        if _TOO_FINE.search(value):  # type: ignore[arg-type]
-            raise InputError(f"ds {value!r} is finer than a microsecond")
-        if not _FIRST_YEAR <= stamp.year <= _LAST_YEAR:
+        stamp = None
+        if isinstance(value, str) and _ISO_8601.fullmatch(value):
+            try:
+                stamp = datetime.fromisoformat(value)
+            except ValueError:
+                pass  # no such day, say
+        if stamp is None:
+            too_fine = isinstance(value, str) and _TOO_FINE.search(value)
+            found = "finer than a microsecond" if too_fine else "not an ISO 8601 timestamp"
+            raise InputError(f"ds {_shown(value)} is {found}")
+        if not _FIRST_INSTANT <= stamp.replace(tzinfo=None) < _END_INSTANT:
             raise InputError(f"ds {value!r} lies outside the years {_FIRST_YEAR} to {_LAST_YEAR}")
         if (stamp.tzinfo is None) != (self.time_zone is None):
             expected = "none" if self.time_zone is None else f"one (the series are in {self.time_zone})"
@@ -236,7 +247,10 @@ class Calendar:
             return np.zeros(len(ds), bool)
         fits: npt.NDArray[np.bool_] = ds.notna().to_numpy(bool) & ~_beyond(ds)
         instants = self._instants(ds[fits])
-        fits[fits] = ~self._off_grid(instants, self._grid.steps(instants))
+        steps = self._grid.steps(instants)
+        within = ~self._beyond(steps)
+        within[within] = ~self._off_grid(instants[within], steps[within])
+        fits[fits] = within
         return fits
 
     def _instants(self, ds: pd.Series[Any]) -> Instants:
@@ -285,10 +299,8 @@ class Calendar:
     def _checked(self, steps: Steps | Sequence[int]) -> Steps:
         """Refuse steps beyond the years that 64-bit nanoseconds can tell apart."""
         steps = np.asarray(steps, dtype=np.int64)
-        if not self.is_integer and steps.size:
-            first, last = self._limits
-            if steps.min() < first or steps.max() > last:
-                raise InputError(f"a step of freq {self.freq!r} lies outside the years {_FIRST_YEAR} to {_LAST_YEAR}")
+        if not self.is_integer and self._beyond(steps).any():
+            raise InputError(f"a step of freq {self.freq!r} lies outside the years {_FIRST_YEAR} to {_LAST_YEAR}")
         return steps
 
     @property
@@ -298,8 +310,9 @@ class Calendar:
 
     @cached_property
     def _limits(self) -> tuple[int, int]:
-        first, last = self._grid.steps(np.array(["1678-01-01", "2261-12-31"], dtype="datetime64[ns]")).tolist()
-        return first + 1, last
+        edges = np.array([f"{_FIRST_YEAR}-01-01", f"{_LAST_YEAR + 1}-01-01"], dtype="datetime64[ns]")
+        before, last = self._grid.steps((edges.astype(np.int64) - 1).astype("datetime64[ns]")).tolist()
+        return before + 1, last
 
     @cached_property
     def _standard_offset(self) -> np.timedelta64:
@@ -310,6 +323,10 @@ class Calendar:
 
     def _to_steps(self, instants: Instants) -> Steps:
         steps = self._grid.steps(instants)
+        beyond = self._beyond(steps)
+        if beyond.any():
+            found = self._stamp(instants[int(np.argmax(beyond))])
+            raise InputError(f"ds {found.isoformat()} lies outside the years {_FIRST_YEAR} to {_LAST_YEAR}")
         off_grid = self._off_grid(instants, steps)
         if off_grid.any():
             first = int(np.argmax(off_grid))
@@ -325,6 +342,11 @@ class Calendar:
                     break
             raise InputError(said)
         return steps
+
+    def _beyond(self, steps: Steps) -> npt.NDArray[np.bool_]:
+        """Which steps have no timestamp."""
+        first, last = self._limits
+        return (steps < first) | (steps > last)
 
     def _stamp(self, instant: np.datetime64) -> pd.Timestamp:
         """As people write it: in local time, with its offset where it has one."""
@@ -342,15 +364,21 @@ class Calendar:
         return off_grid
 
 
+def _shown(value: object) -> str:
+    """A value that cannot be read, as far as a line of text has room for it."""
+    text = repr(value[: _MOST_SHOWN + 1] if isinstance(value, str) else value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
+
+
 def _naive(ds: pd.Series[Any]) -> pd.Series[Any]:
     """As they are, or in UTC."""
     return ds if ds.dt.tz is None else ds.dt.tz_convert("UTC").dt.tz_localize(None)
 
 
 def _beyond(ds: pd.Series[Any]) -> npt.NDArray[np.bool_]:
-    """Which timestamps lie outside the years; not by their years, which need not fit an integer."""
+    """Which timestamps nanoseconds cannot tell; not by their years, which need not fit an integer."""
     stamps = _naive(ds).to_numpy()
-    first, end = np.array([f"{_FIRST_YEAR}-01-01", f"{_LAST_YEAR + 1}-01-01"], stamps.dtype)
+    first, end = np.array([_FIRST_INSTANT, _END_INSTANT], stamps.dtype)
     beyond: npt.NDArray[np.bool_] = (stamps < first) | (stamps >= end)
     return beyond
 
@@ -461,7 +489,7 @@ def _offset(stamp: pd.Timestamp) -> timedelta:
 def _grid_of(freq: str) -> _Grid:
     try:
         offset = pd.tseries.frequencies.to_offset(freq)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         offset = None
     if offset is None or offset.n < 1:
         letter = freq.lstrip("0123456789").partition("-")[0]
@@ -473,11 +501,10 @@ def _grid_of(freq: str) -> _Grid:
         weekday = getattr(offset, "weekday", None)
         weekday = 6 if weekday is None else int(weekday)
         # 1970-01-01 was a Thursday (weekday 3).
-        return _FixedGrid(7 * _DAY_NS * offset.n, (weekday - 3) * _DAY_NS, _SEASONALITY["W"] if offset.n == 1 else (1,))
+        step = _bounded(freq, 7 * _DAY_NS * offset.n)
+        return _FixedGrid(step, (weekday - 3) * _DAY_NS, _SEASONALITY["W"] if offset.n == 1 else (1,))
     if isinstance(offset, offsets.Day | offsets.Tick):
-        step = int(
-            pd.Timedelta(offset.nanos if isinstance(offset, offsets.Tick) else offset.n * _DAY_NS, unit="ns").value
-        )
+        step = _bounded(freq, int(offset.nanos) if isinstance(offset, offsets.Tick) else _DAY_NS * offset.n)
         if step < 1000:
             raise ConfigError(f"freq {freq!r} is finer than a microsecond, the finest that timestamps in JSON can tell")
         return _FixedGrid(step, 0, _cycles(step))
@@ -490,11 +517,19 @@ def _grid_of(freq: str) -> _Grid:
     ):
         if type(offset) in kinds:
             anchor = getattr(offset, "startingMonth", None) or getattr(offset, "month", None) or 1
+            _bounded(freq, 28 * _DAY_NS * months * offset.n)
             seasonality = _SEASONALITY[name] if offset.n == 1 else (1,)
             return _MonthGrid(months * offset.n, (anchor - 1) % months, type(offset) is kinds[1], seasonality)
     raise ConfigError(
         f"freq {freq!r} has no regular grid of steps; use a fixed, weekly, monthly, quarterly or yearly frequency"
     )
+
+
+def _bounded(freq: str, step_ns: int) -> int:
+    """The same, or ConfigError where one step is longer than the calendar."""
+    if step_ns > (_LAST_YEAR - _FIRST_YEAR) * 365 * _DAY_NS:
+        raise ConfigError(f"freq {freq!r} has steps longer than the years {_FIRST_YEAR} to {_LAST_YEAR}")
+    return step_ns
 
 
 def _cycles(step_ns: int) -> tuple[int, ...]:

@@ -240,7 +240,10 @@ class Host:
         trouble = ""
         while not await self._paused(_KEYS_SECONDS):
             try:
-                keys.refresh()
+                if keys.refresh():
+                    for hosted in self.hosted.values():
+                        if hosted.service is not None:
+                            hosted.service.subscriptions.renew()
                 trouble = ""
             except ServiceError as error:
                 if str(error) != trouble:

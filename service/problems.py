@@ -33,6 +33,7 @@ __all__ = [
     "overloaded",
     "problem_of",
     "problem_response",
+    "shortened",
     "still_folded",
     "unanswered",
     "unavailable",
@@ -63,8 +64,9 @@ class Problem(Exception):
     def __init__(
         self, status: int, kind: str, detail: str, *, headers: dict[str, str] | None = None, **extensions: Any
     ) -> None:
+        # A client's own text may have got into it.
+        detail = shortened(detail)
         if not detail.isprintable():
-            # A client's own text may have got into it.
             detail = "".join(c if c.isprintable() else repr(c)[1:-1] for c in detail)
         super().__init__(detail)
         self.status = status
@@ -182,11 +184,16 @@ def from_validation(error: ValidationError) -> Problem:
             400, "malformed-json", f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}"
         )
     shown = [
-        {"at": "/".join(str(part) for part in e["loc"]), "message": e["msg"], "found": _shorten(e.get("input"))}
+        {
+            "at": shortened("/".join(str(part) for part in e["loc"])),
+            "message": shortened(e["msg"]),
+            "found": shortened(repr(e.get("input")), 80),
+        }
         for e in errors[:20]
     ]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return invalid(f"{shown[0]['at'] or 'the body'}: {first['msg']}, found {shown[0]['found']}{more}", errors=shown)
+    where, what, found = shown[0].values()
+    return invalid(f"{where or 'the body'}: {what}, found {found}{more}", errors=shown)
 
 
 def from_library(error: ForecasterError) -> Problem:
@@ -214,8 +221,8 @@ def explained(error: Exception, method: str, path: str) -> Problem:
     return problem
 
 
-def _shorten(value: object, limit: int = 80) -> str:
-    text = repr(value)
+def shortened(text: str, limit: int = 500) -> str:
+    """The same, as far as one line has room for it."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -106,7 +106,9 @@ def read_json(body: bytes) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
         try:
-            return json.loads(body)
+            found = json.loads(body)
+            json.dumps(found, ensure_ascii=False).encode()  # half a character, as an escape, has no bytes
+            return found
         except (ValueError, RecursionError) as error:
             first = (str(error).splitlines() or ["too deep"])[0]
             raise Problem(400, "malformed-json", f"the body is not JSON: {first}") from error

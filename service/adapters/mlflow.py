@@ -190,7 +190,7 @@ def _from_split(data: Any) -> dict[str, list[Any]]:
 
 def _from_csv(body: bytes) -> dict[str, list[Any]]:
     try:
-        rows = list(csv.reader(io.StringIO(body.decode())))
+        rows = list(csv.reader(io.StringIO(body.decode("utf-8-sig"))))
     except (UnicodeDecodeError, csv.Error) as error:
         raise Problem(400, "malformed-csv", f"the body is not CSV: {error}") from error
     names, data = (rows[0], [row for row in rows[1:] if row]) if rows else ([], [])
@@ -204,7 +204,7 @@ def _cell(name: str, text: str) -> Any:
         return text
     if text.strip() in ("", "NaN", "nan"):
         return None
-    for kind in (int, float):
+    for kind in (int, float) if "_" not in text else ():  # which is Python's own
         try:
             return kind(text)
         except ValueError:

@@ -175,7 +175,7 @@ def _check_freq(freq: str, model: ServedModel) -> None:
         return
     try:
         found = to_offset(_RETRIED.get(freq, freq))
-    except (ValueError, Warning):  # a warning of pandas about a spelling, where warnings are errors
+    except (ValueError, OverflowError, Warning):  # a warning of pandas about a spelling, where warnings are errors
         found = None
     if found != to_offset(expected):
         raise InputError(f"freq is {freq!r}, but the model has freq {expected!r}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from service.engine.items import Outcome
 from service.engine.verdicts import Verdict
 from service.models.dates import Dates
 from service.models.served import ServedModel
-from service.problems import Problem, common_failure, from_validation, invalid
+from service.problems import Problem, common_failure, from_validation, invalid, shortened
 from service.store import Value
 
 __all__ = ["ARROW", "JSON_LINES", "Rows", "read_arrow", "read_json_lines", "verdicts_reply"]
@@ -33,6 +34,7 @@ JSON_LINES = "application/x-ndjson"
 ARROW = "application/vnd.apache.arrow.stream"
 _SHOWN = 100  # refused rows explained in a reply
 _MOST_ROWS = 2_000_000  # of a body; as rows, one of a few bytes each would take a hundred times its size
+_MOST_TEXT = 2**28  # bytes of a column, unpacked
 _COLUMNS = ("unique_id", "ds", "y")
 
 
@@ -97,6 +99,8 @@ def _read_clean_lines(lines: list[bytes], dates: Dates) -> Rows | None:
     """All rows at once if all are right, else None."""
     try:
         # One call of the parser instead of one per line; what it lets pass is checked below.
+        if any(b"}," in line for line in lines):
+            return None  # what two halves of lines would be together
         objects = orjson.loads(b"[" + b",".join(lines) + b"]")
         if len(objects) != len(lines) or set(map(len, objects)) - {3}:
             return None
@@ -147,7 +151,10 @@ def read_arrow(body: bytes, model: ServedModel) -> Rows:
     try:
         with pa.ipc.open_stream(pa.BufferReader(body)) as reader:
             table = reader.read_all()
+        table.validate()
+        _check_views(table)
         table.validate(full=True)
+        _ = table.column_names, [getattr(kind, "tz", None) for kind in table.schema.types]  # bytes of no text raise
     except (pa.ArrowException, OSError, ValueError) as error:
         first = (str(error).splitlines() or ["empty"])[0]
         raise Problem(400, "malformed-arrow", f"the body is not an Arrow IPC stream: {first}") from error
@@ -180,17 +187,14 @@ def read_arrow(body: bytes, model: ServedModel) -> Rows:
         else:
             rows.steps[i] = steps[i]
     if further:
-        try:
-            cells = table.select(further).to_pylist()
-        except (ValueError, OverflowError) as error:
-            raise invalid(f"columns {', '.join(further)} hold values that are neither numbers nor text") from error
-        _add_covariates(rows, y, cells, model)
+        _add_covariates(rows, y, {name: _cells(name, table[name]) for name in further}, model)
     return rows
 
 
-def _add_covariates(rows: Rows, y: list[float | None], covariates: list[dict[str, Any]], model: ServedModel) -> None:
+def _add_covariates(rows: Rows, y: list[float | None], covariates: dict[str, list[Any]], model: ServedModel) -> None:
     """Join covariates to the values; a row whose covariates cannot be read is invalid."""
-    for i, cells in enumerate(covariates):
+    for i, found in enumerate(zip(*covariates.values(), strict=True)):
+        cells = dict(zip(covariates, found, strict=True))
         try:
             (rows.values[i],) = read_values(model.forecaster, [y[i]], [cells])
         except InputError as error:
@@ -206,25 +210,68 @@ def _is_name(name: str) -> bool:
     return True
 
 
+def _kind(column: Any) -> Any:
+    return column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+
+
+def _is_text(kind: Any) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
 def _text_column(column: Any) -> tuple[list[str], list[int]]:
     """Different texts, "" for null, and for each row the number of its text."""
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+    if not _is_text(_kind(column)):
         raise invalid(f"column unique_id has type {column.type}, expected text")
+    values, numbers = _distinct(column)
+    return ["" if value is None else value for value in values], numbers
+
+
+def _cells(name: str, column: Any) -> list[Any]:
+    """Values of a covariate, row by row."""
+    kind = _kind(column)
+    numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    if not (numeric or _is_text(kind) or pa.types.is_null(kind)):
+        raise invalid(f"column {name} has type {column.type}, expected numbers or text")
+    values, numbers = _distinct(column)
+    return [values[number] for number in numbers]
+
+
+def _distinct(column: Any) -> tuple[list[Any], list[int]]:
+    """Values of a column, texts and those of a dictionary once each, and for each row the number of its value.
+
+    One Python text per stream in place of one per row; and a few bytes can name a long text a million times.
+    """
     if not pa.types.is_dictionary(column.type):
-        # One Python text per stream instead of one per row.
-        column = (column.cast(pa.string()) if pa.types.is_string_view(kind) else column).dictionary_encode()
-    texts: list[str] = []
+        if not _is_text(column.type):
+            return column.to_pylist(), list(range(len(column)))
+        column = column.dictionary_encode()
+    values: list[Any] = []
     numbers: list[int] = []
     for chunk in column.chunks:
-        first, size = len(texts), len(chunk.dictionary)
-        texts.extend("" if text is None else text for text in chunk.dictionary.to_pylist())
+        first, size = len(values), len(chunk.dictionary)
+        values.extend(chunk.dictionary.to_pylist())
         indices = chunk.indices.cast(pa.int64())
         if indices.null_count:
             indices = indices.fill_null(size)
-            texts.append("")
+            values.append(None)
         numbers.extend((indices.to_numpy() + first).tolist())
-    return texts, numbers
+    return values, numbers
+
+
+def _check_views(table: Any) -> None:
+    """Refuse text that would take too much room written out: any number of views may be of the same bytes."""
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if not pa.types.is_string_view(_kind(column)):
+            continue
+        size = 0
+        for chunk in column.chunks:
+            part = chunk.dictionary if pa.types.is_dictionary(column.type) else chunk
+            if len(part):
+                # A view is 16 bytes, the first four of them its length (Arrow columnar format, binary view).
+                lengths = np.frombuffer(part.buffers()[1], np.int32)[::4][part.offset : part.offset + len(part)]
+                size += int(lengths.sum(dtype=np.int64))
+        if size > _MOST_TEXT:
+            raise Problem(413, "too-large", f"column {name} has {size:,} bytes of text, more than {_MOST_TEXT:,}")
 
 
 def _value_column(column: Any) -> tuple[list[float | None], bool]:
@@ -242,14 +289,21 @@ def _value_column(column: Any) -> tuple[list[float | None], bool]:
 
 def _steps(ds: Any, dates: Dates, rows: Rows) -> list[int | None]:
     """Step numbers of a column; None, with a reason, where there is none."""
-    kind = ds.type.value_type if pa.types.is_dictionary(ds.type) else ds.type
+    kind = _kind(ds)
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return _steps_of_times(ds, kind, dates, rows)
-    values = ds.to_pylist()
+    if not (_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+        raise invalid(f"column ds has type {ds.type}, expected timestamps, dates, text or integers")
+    values, numbers = _distinct(ds)
     try:
-        return list(dates.steps(values))
+        found: list[int | None] = list(dates.steps(values))
+        return [found[number] for number in numbers]
     except InputError:
-        return [_one_step(partial(dates.steps, [value]), i, rows) for i, value in enumerate(values)]
+        found = [_one_step(partial(dates.steps, [value])) for value in values]
+    bad = (i for i, number in enumerate(numbers) if found[number] is None)
+    for i in islice(bad, _SHOWN):
+        _one_step(partial(dates.steps, [values[numbers[i]]]), i, rows)
+    return [found[number] for number in numbers]
 
 
 def _steps_of_times(ds: Any, kind: Any, dates: Dates, rows: Rows) -> list[int | None]:
@@ -275,11 +329,12 @@ def _steps_of_times(ds: Any, kind: Any, dates: Dates, rows: Rows) -> list[int | 
     return list(steps.tolist())
 
 
-def _one_step(read: Callable[[], Any], i: int, rows: Rows) -> int | None:
+def _one_step(read: Callable[[], Any], i: int | None = None, rows: Rows | None = None) -> int | None:
+    """What is read; None if it cannot be, and why, if it is a row's to say."""
     try:
         return int(read()[0])
     except InputError as error:
-        if len(rows.reasons) < _SHOWN:
+        if i is not None and rows is not None and len(rows.reasons) < _SHOWN:
             rows.reasons[i] = str(error)
         return None
 
@@ -322,7 +377,7 @@ def verdicts_reply(
             if verdict.refused:
                 reasons[i] = _REASONS[verdict]
     counts = {verdict.value: verdicts.count(verdict) for verdict in Verdict if verdict in verdicts}
-    shown = [{"row": i, "verdict": verdicts[i], "detail": reasons[i]} for i in sorted(reasons)[:_SHOWN]]
+    shown = [{"row": i, "verdict": verdicts[i], "detail": shortened(reasons[i])} for i in sorted(reasons)[:_SHOWN]]
     reply = {"rows": len(verdicts), "counts": counts, "filled": filled, "verdicts": verdicts, "refused": shown}
     if min_surprise is None:
         return reply

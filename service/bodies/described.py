@@ -52,19 +52,25 @@ class ModelLabel(_Reply):
     version: str
 
 
-class ForecastReply(_Reply):
-    """A forecast; of a stream with its version, with sample paths if they were asked for."""
-
+class _Forecast(_Reply):
     unique_id: str
     cutoff: Ds
     model: ModelLabel
     ds: list[Ds]
+
+
+class ForecastReply(_Forecast):
+    """A forecast; of a stream with its version, with sample paths if they were asked for."""
+
     quantiles: dict[str, list[float]] = Field(description="level -> one value per ds")
 
 
-class ObservedReply(ForecastReply):
+class ObservedReply(_Forecast):
     """The new forecast, and what became of the observations."""
 
+    quantiles: dict[str, list[float | None]] = Field(
+        description="level -> one value per ds; null as long as none of the stream's values are known"
+    )
     version: int
     accepted: int
     late: int

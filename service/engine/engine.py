@@ -27,7 +27,7 @@ import torch
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.engine.intake import Intake
-from service.engine.items import HEAVIEST, Item, Observe, Outcome, Result, wanted
+from service.engine.items import HEAVIEST, Item, Look, Observe, Outcome, Render, Result
 from service.engine.microbatch import MicroBatch
 from service.engine.residents import Residents
 from service.engine.subscriptions import Subscriptions
@@ -415,15 +415,24 @@ class Engine:
         results: dict[Item, Result] = dict(taken)
         for item in items:
             found = taken.get(item)
-            if found is not None and wanted(item) is None:
-                continue
-            if isinstance(item, Observe) and found is not None:
-                item.precondition = None  # it held; now only the forecast is missing
-            again = self._attempt([item])[0][item] if len(items) > 1 else failed()
-            if found is not None and isinstance(again, Problem):
-                again = unanswered(found.record.version)
-            results[item] = again
+            if found is None:
+                results[item] = self._attempt([item])[0][item] if len(items) > 1 else failed()
+            elif isinstance(item, Observe) and item.want is not None:
+                results[item] = self._answered(item, found) if len(items) > 1 else unanswered(found.record.version)
         return results
+
+    def _answered(self, item: Observe, found: Outcome) -> Result:
+        """What has been taken, with the forecast that is still missing."""
+
+        def completed(looked: Outcome) -> Outcome:
+            looked.judgement, looked.places, looked.surprises = found.judgement, found.places, found.surprises
+            return looked
+
+        render = item.render
+        written: Render | None = None if render is None else lambda looked, want: render(completed(looked), want)
+        look = Look(item.ticket, item.unique_id, item.want, written, item.future)
+        looked = self._attempt([look])[0][look]
+        return unanswered(found.record.version) if isinstance(looked, Problem) else completed(looked)
 
     def _deliver(self, results: dict[Item, Result]) -> None:
         def settle() -> None:

@@ -228,7 +228,10 @@ class MicroBatch:
         if self._records is None:
             return {}
         observed = (*self._plan.appends, *self._plan.rewinds)
-        outcomes = {s.item: Outcome(s.record, self._model, s.judgement) for s in observed}
+        outcomes = {
+            s.item: Outcome(s.record, self._model, s.judgement, places=s.places, surprises=s.surprises)
+            for s in observed
+        }
         return self._moved(self._records) | outcomes
 
     def _timed(self, commit: Callable[[], list[StreamRecord]]) -> list[StreamRecord]:

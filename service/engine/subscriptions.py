@@ -1,5 +1,8 @@
 """Who waits for a change of which stream: told when one was committed here, and never waited for.
 
+Readers are admitted once and stay for long, so where API keys have changed all of them end, come back and are asked
+anew.
+
 It keeps one flag per reader and no outcomes, so a slow reader costs nothing and finds the latest when it looks. Used on
 the event loop only.
 """
@@ -18,6 +21,7 @@ class Subscriptions:
 
     def __init__(self) -> None:
         self.closed = False
+        self.term = 0  # readers of an earlier one are to end
         self._by_stream: dict[str, set[asyncio.Event]] = {}
         self._count = 0
 
@@ -50,7 +54,12 @@ class Subscriptions:
         """All of them have, for all that is known."""
         self.changed(list(self._by_stream))
 
-    def close(self) -> None:
-        """Let all readers end."""
-        self.closed = True
+    def renew(self) -> None:
+        """Let all readers end who are there now."""
+        self.term += 1
         self.wake_all()
+
+    def close(self) -> None:
+        """Let all readers end, and take no more."""
+        self.closed = True
+        self.renew()

@@ -140,7 +140,7 @@ def precondition_of(request: Request) -> Precondition | None:
     if wanted == "*":
         return Precondition()
     tags = [tag.strip() for tag in wanted.split(",")]
-    # A weak tag never matches here (RFC 9110, section 13.1.1), so it is a tag of no version.
+    # A weak tag matches nothing (RFC 9110, section 13.1.1): a mistake, where 412 would look like a lost race.
     numbers = [tag[1:-1] for tag in tags if len(tag) > 2 and tag[0] == tag[-1] == '"']
     if len(numbers) < len(tags) or not all(text.isdecimal() and len(text) <= 18 for text in numbers):
         raise invalid(f'If-Match is {wanted!r}, expected a stream version such as "7"')

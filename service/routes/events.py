@@ -67,6 +67,7 @@ async def _events(request: Request) -> Response:
     if preferred(accept, (EVENTS,)) is None:
         raise Problem(406, "not-acceptable", f"events come as {EVENTS}, but Accept is {accept!r}")
     service, engine = service_of(request), engine_of(request)
+    term = service.subscriptions.term
     if service.subscriptions.closed:
         raise unavailable("the service is stopping")
     want = engine.model.want(query.horizon, query.quantile_levels)
@@ -76,7 +77,8 @@ async def _events(request: Request) -> Response:
     if len(service.subscriptions) >= service.settings.max_event_readers:
         raise unavailable(f"there are {service.settings.max_event_readers} readers of events already")
     shared = not service.settings.exclusive_store
-    return _EventStream(asked, service.subscriptions, header_of(request.scope, b"last-event-id"), shared=shared)
+    last = header_of(request.scope, b"last-event-id")
+    return _EventStream(asked, service.subscriptions, term, last, shared=shared)
 
 
 class _Asked(NamedTuple):
@@ -120,9 +122,11 @@ class _Asked(NamedTuple):
 
 
 class _EventStream(Response):
-    """Sends events until the client goes, the stream cannot be forecast any more, or the service leaves."""
+    """Sends events until the client goes, the stream cannot be forecast any more, or the readers' term ends."""
 
-    def __init__(self, asked: _Asked, subscriptions: Subscriptions, last: str | None, *, shared: bool) -> None:
+    def __init__(
+        self, asked: _Asked, subscriptions: Subscriptions, term: int, last: str | None, *, shared: bool
+    ) -> None:
         self.status_code = 200
         self.raw_headers = [
             (b"content-type", EVENTS.encode()),
@@ -131,6 +135,7 @@ class _EventStream(Response):
         ]
         self._asked = asked
         self._subscriptions = subscriptions
+        self._term = term
         self._last = last
         self._pause = _ELSEWHERE if shared else _HEARTBEAT
 
@@ -150,7 +155,7 @@ class _EventStream(Response):
     async def _tell(self, changed: asyncio.Event, gone: asyncio.Future[None], send: Send) -> None:
         clock = asyncio.get_running_loop().time
         beat = clock() + _HEARTBEAT
-        while not gone.done() and not self._subscriptions.closed:
+        while not gone.done() and self._subscriptions.term == self._term:
             told = changed.is_set() or self._last is None
             changed.clear()
             try:

@@ -106,7 +106,7 @@ class Writer:
             )
             if connection.execute(replaced).rowcount != 1:
                 raise StaleStreams([record.unique_id])
-            self._clear(connection, stream_id)
+            self._clear(connection, stream_id, record.unique_id)
         append(connection, [(stream_id, s, y) for s, y in new.rows])
         return record._replace(id=stream_id)
 
@@ -137,15 +137,16 @@ class Writer:
             )
             if connection.execute(locked).rowcount != 1:
                 raise StaleStreams([record.unique_id])
-            self._clear(connection, record.id)
-            replies = self._tables.replies
-            connection.execute(delete(replies).where(replies.c.unique_id == record.unique_id))
+            self._clear(connection, record.id, record.unique_id)
             connection.execute(delete(self._tables.streams).where(streams.id == record.id))
         note_deleted(connection, self._tables.facts, max(record.version for record in records))
 
-    def _clear(self, connection: Connection, stream_id: int) -> None:
+    def _clear(self, connection: Connection, stream_id: int, unique_id: str) -> None:
+        """Let go of a log, its snapshots, and the replies that tell what is in it no longer."""
         for table in (self._tables.observations, self._tables.snapshots):
             connection.execute(delete(table).where(table.c.stream_id == stream_id))
+        replies = self._tables.replies.c
+        connection.execute(delete(self._tables.replies).where(replies.unique_id == unique_id))
 
 
 def _changed(stream_id: int, step: int, value: Value) -> dict[str, Any]:

@@ -54,6 +54,38 @@ def test_steps_and_timestamps_are_a_bijection(freq: str, zone: str | None, year:
     assert [pd.Timestamp(t) for t in text] == list(index)
 
 
+EDGES = [
+    f"{day}T{time}"
+    for day in ("1677-12-31", "1678-01-01", "2261-12-31", "2262-01-01")
+    for time in ("00:00", "12:00", "23:45")
+]
+
+
+@pytest.mark.parametrize("zone", ZONES)
+@pytest.mark.parametrize("freq", [*FREQS, "10YS", "40000D"])
+def test_what_is_taken_has_a_timestamp_to_the_very_ends_of_the_calendar(freq: str, zone: str | None) -> None:
+    calendar = Calendar(freq, zone)
+    offsets = ("",) if zone is None else ("Z", "+14:00", "-14:00", "-10:29:20")
+    texts = [edge + offset for edge in EDGES for offset in offsets]
+    taken = []
+    for text in texts:
+        try:
+            taken.append(int(calendar.parse([text])[0]))
+        except InputError:
+            continue
+    last = calendar.last_step
+    assert last is not None
+
+    for step in (*taken, last):
+        assert calendar.parse(calendar.format([step])).tolist() == [step]
+        assert calendar.to_steps(pd.Series(calendar.to_index([step]))).tolist() == [step]
+    with pytest.raises(InputError, match="outside the years"):
+        calendar.format([last + 1])
+    column = pd.Series(pd.to_datetime(texts, utc=zone is not None).as_unit("us"))
+    fits = calendar.fits(column if zone is None else column.dt.tz_convert(zone))
+    assert np.count_nonzero(fits) == len(taken)
+
+
 @pytest.mark.parametrize(("year", "zone"), [(1969, None), *((2024, zone) for zone in ZONES)])
 @pytest.mark.parametrize("freq", FREQS)
 def test_consecutive_steps_are_the_dates_pandas_counts(freq: str, year: int, zone: str | None) -> None:
@@ -217,18 +249,24 @@ def test_fractions_of_a_second_are_read_with_and_without_an_offset(zone: str | N
     np.testing.assert_array_equal(calendar.parse(calendar.format(steps)), steps)
 
 
-@pytest.mark.parametrize("text", ["2024-01-01T00:00:00.5", "2024-01-01T00:00:00.0000005"])
+@pytest.mark.parametrize(
+    "text", ["2024-01-01T00:00:00.5", "2024-01-01T00:00:00.0000005", "2024-01-01T00:00:00,0000005"]
+)
 def test_fractions_of_a_second_are_never_rounded_away(text: str) -> None:
     with pytest.raises(InputError, match="ds"):
         Calendar("s").parse([text])
 
 
 @pytest.mark.parametrize(
-    "value", ["yesterday", "", "2024-13-01", 5, 5.0, None, True, ["2024-01-01"], "1500-01-01", "2500-01-01"]
-)
-def test_what_is_no_timestamp_is_refused(value: object) -> None:
-    with pytest.raises(InputError, match="ds"):
+    "value",
+    ["yesterday", "", "2024-13-01", 5, 5.0, None, True, ["2024-01-01"], "1500-01-01", "2500-01-01", "0001-01-01",
+     "2024-01-01é00:00", "2024-01-01-00:00", "2024-01-01T00:00:00." + "0" * 100_000, "1" * 100_000],
+)  # fmt: skip
+def test_what_is_no_timestamp_is_refused_in_a_line(value: object) -> None:
+    with pytest.raises(InputError, match="ds") as refusal:
         Calendar("D").parse([value])  # type: ignore[list-item]
+
+    assert len(str(refusal.value)) < 200
 
 
 @pytest.mark.parametrize("value", ["5", 5.0, True, None, 2**60, "2024-01-01"])
@@ -271,7 +309,7 @@ def test_every_resolution_of_pandas_is_read(unit: str) -> None:
     assert Calendar("h").to_steps(column).tolist() == Calendar("h").parse(["2024-01-01T05:00"]).tolist()
 
 
-@pytest.mark.parametrize("freq", ["", "x", "hours", "-1h", "0D", "0", "2", "None"])
+@pytest.mark.parametrize("freq", ["", "x", "hours", "-1h", "0D", "0", "2", "None", f"{10**20}h"])
 def test_an_unknown_frequency_is_refused(freq: str) -> None:
     with pytest.raises(ConfigError, match="freq"):
         Calendar(freq)
@@ -280,6 +318,12 @@ def test_an_unknown_frequency_is_refused(freq: str) -> None:
 @pytest.mark.parametrize(("freq", "now"), [("H", "h"), ("15T", "min"), ("M", "ME"), ("Q-DEC", "QE")])
 def test_a_frequency_of_older_versions_is_told_its_name_of_today(freq: str, now: str) -> None:
     with pytest.raises(ConfigError, match=f"pandas now writes '{now}'"):
+        Calendar(freq)
+
+
+@pytest.mark.parametrize("freq", ["300000D", "99999999999D", "99999999h", "999999999W", "99999999999999MS"])
+def test_a_frequency_of_steps_longer_than_the_calendar_is_refused(freq: str) -> None:
+    with pytest.raises(ConfigError, match="steps longer than the years 1678 to 2261"):
         Calendar(freq)
 
 

@@ -104,14 +104,16 @@ def mlflow_bodies(frame):
         "inputs": json.dumps({"inputs": none.to_dict(orient="list")}),
         "inputs of rows": json.dumps({"inputs": records}),
         "csv": frame.to_csv(index=False),
+        "csv of a spreadsheet": "\ufeff" + frame.to_csv(index=False),
     }
 
 
 @pytest.mark.parametrize(
-    "form", ["dataframe_split", "dataframe_records", "instances", "inputs", "inputs of rows", "csv"]
+    "form",
+    ["dataframe_split", "dataframe_records", "instances", "inputs", "inputs of rows", "csv", "csv of a spreadsheet"],
 )
 def test_invocations_answer_as_the_logged_model_behind_mlflows_server(client, tiny_forecaster, form):
-    kind = {"content-type": "text/csv" if form == "csv" else "application/json; charset=utf-8"}
+    kind = {"content-type": "text/csv" if form.startswith("csv") else "application/json; charset=utf-8"}
     reply = client.post("/invocations", content=mlflow_bodies(rows_of())[form], headers=kind)
 
     assert (reply.status_code, reply.headers["content-type"]) == (200, "application/json"), reply.text
@@ -146,6 +148,7 @@ def test_invocations_take_covariates_and_their_future_from_rows(covered_client, 
         ("application/json", '{"dataframe_split": {"columns": ["y"], "data": [[1, 2]]}}', 400, INVALID, "1"),
         ("text/csv", "unique_id,ds,y,y\na,2024-01-01T00:00:00,1,2", 400, INVALID, "'y' appears twice"),
         ("text/csv", "unique_id,ds,y\na,yesterday,1\n", 400, INVALID, "ISO 8601"),
+        ("text/csv", "unique_id,ds,y\na,2024-01-01T00:00:00,1_000\n", 400, INVALID, "number"),
         ("text/csv", b"\xff", 400, "BAD_REQUEST", "CSV"),
         ("text/csv", "", 400, INVALID, "missing"),
     ],
@@ -241,6 +244,16 @@ def test_kserve_series_on_bare_steps_start_where_they_say_or_not_at_all(settings
         refused = client.post("/v1/timeseries/forecast", json=kserve_body(start_timestamp="7" * 19, frequency="1"))
         assert refused.status_code == 422
         assert "expected one of 18 digits" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/invocations", "/v1/timeseries/forecast", "/v2/forecast"])
+def test_half_a_character_is_no_text(client, path):
+    """As an escape, in a body that Python's own writer could have written."""
+    body = b'{"frequency": "\\ud800", "y": NaN}'
+    reply = client.post(path, content=body, headers={"content-type": "application/json"})
+
+    assert reply.status_code == 400
+    assert "not JSON" in reply.text
 
 
 def test_kserve_is_told_which_model_serves(client):
@@ -339,6 +352,7 @@ def test_a_model_that_uses_the_calendar_needs_a_start(covered_client):
         (timegpt_body(start_datetime=[ds(0)]), ["body"], "2 series"),
         ({**timegpt_body(), "freq": "D"}, ["body"], "freq 'h'"),
         ({**timegpt_body(), "freq": "??"}, ["body"], "freq 'h'"),
+        ({**timegpt_body(), "freq": "9999999999999999999h"}, ["body"], "freq 'h'"),
         ({**timegpt_body(), "finetune_steps": 5}, ["body"], "finetune_steps"),
         ({**timegpt_body(), "level": [100]}, ["body", "level", "0"], "less than 100"),
         ({**timegpt_body(), "level": [99.9]}, ["body"], "0.0005"),

@@ -174,6 +174,19 @@ def test_a_stream_that_is_forgotten_takes_its_replies_along(stream):
     assert "idempotent-replayed" not in post(stream, [(10, 2.0)], "one").headers
 
 
+def test_a_stream_that_is_replaced_takes_its_replies_along(stream):
+    """What they acknowledged is in the log no longer, so what comes again is taken again."""
+    before = stream.get("/v1/streams/a").json()["version"]
+    post(stream, [(10, 2.0)], "one")
+    stream.put("/v1/streams/a", json=history([1.0] * 10))
+
+    again = post(stream, [(10, 2.0)], "one")
+
+    assert "idempotent-replayed" not in again.headers
+    assert (again.json()["accepted"], again.json()["version"]) == (1, before + 3)
+    assert stream.get("/v1/streams/a").json()["counts"]["observations"] == 11
+
+
 @pytest.mark.parametrize("key", ["", '""', "x" * 256, "ä".encode(), "a\tb"])
 def test_a_key_that_is_none_is_refused(stream, key):
     reply = post(stream, [(10, 2.0)], key)

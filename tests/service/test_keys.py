@@ -16,6 +16,7 @@ from service.errors import ServiceError
 from service.keys import SCOPES, ApiKey, KeyRing, is_loopback, main
 from service.settings import Settings
 from tests.service.kit import ROOT, LocalClient, history, observations
+from tests.service.test_events import Reader
 from tests.service.test_http import assert_problem
 
 READER, WRITER, BUSY = "fck_reader", "fck_writer", "fck_busy"
@@ -80,6 +81,25 @@ def test_a_key_does_what_its_scopes_say(guarded):
     assert guarded.post("/v1/forecasts", json=body, headers=bearer(READER)).status_code == 200
     assert guarded.post("/v1/streams/a/forecast", json={}, headers=bearer(READER)).status_code == 200
     assert guarded.get("/v1/streams/a", headers=bearer(READER)).json()["version"] == 1
+
+
+def test_a_key_that_is_withdrawn_takes_its_readers_of_events_along(settings, file, monkeypatch):
+    """All readers come back and are asked for their keys anew."""
+    monkeypatch.setattr("service.hosting._KEYS_SECONDS", 0.02)
+    guarded = settings.model_copy(update={"api_keys_file": file, "host": "0.0.0.0"})
+    headers = tuple(bearer(READER).items())
+    with LocalClient(create_app(guarded)) as client:
+        assert client.put("/v1/streams/a", json=history([1.0] * 10), headers=bearer(WRITER)).status_code == 201
+        with Reader(client, headers=headers) as first, Reader(client, headers=headers) as second:
+            assert first.next() is not None
+            assert second.next() is not None
+            file.write_text(line("writer", "write", WRITER))
+
+            assert first.next() is None
+            assert second.next() is None
+        with Reader(client, headers=headers) as again:
+            assert again.next() is None
+        assert again.status == 401
 
 
 def test_a_body_is_not_read_before_its_key(guarded):
