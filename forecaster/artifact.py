@@ -23,7 +23,7 @@ from forecaster.errors import ArtifactError, ConfigError
 
 __all__ = ["FORMAT_VERSION", "fill", "fingerprint", "read", "write"]
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 
 CONFIG, WEIGHTS, MANIFEST = "config.json", "weights.safetensors", "manifest.json"
 

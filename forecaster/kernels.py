@@ -89,8 +89,12 @@ SLIGHT = 0.05
 in a park says such."""
 
 SMALLEST_SIZE = 1e-290
-SMALLEST_UNIT = 1e-5
-"""Floor of the unit relative to the scale: a constant series has a tiny unit, not none."""
+SMALLEST_UNIT = 1e-10
+"""Floor of the unit relative to the scale: a constant series has a tiny unit, not none. Well above the rounding of float64,
+well below the changes of a meter's reading."""
+
+SMALLEST_TOLD = 1e-5
+"""What the network is told of smaller units: it has seen few of those."""
 
 SMALLEST_SQUARES = np.float32(1e-30)
 """Floor of the squared changes that a trend is held against: of none at all, it explains none."""
@@ -243,7 +247,7 @@ def _describe_step(
     inverse = 1 / scale if scale > SMALLEST_SIZE else 1.0
     near = statistics[2] / max(statistics[0], 1e-9) * inverse
     seasonal = statistics[3] / max(statistics[1], 1e-9) * inverse
-    line[width] = math.log(unit) * 0.5
+    line[width] = math.log(max(unit, SMALLEST_TOLD)) * 0.5
     line[width + 1] = math.log(near + 1e-4) * 0.5
     line[width + 2] = math.log(seasonal + 1e-4) * 0.5
     line[width + 3] = location / scale if scale > 0 else 0.0

@@ -131,12 +131,13 @@ class ChunkDataModule(LightningDataModule):
         generator = np.random.default_rng(settings.seed)
         self.blocks = _blocks(learnt, config, generator) if blocks is None else list(blocks)
         beside = imagine(learnt, config, IMAGINED if settings.imagined == "on" else 0, generator)
+        together = learnt.beside(beside)
 
         def lanes(panel: Panel, targets: Sequence[Float], generator: np.random.Generator, beside: int = 0) -> Lanes:
             return Lanes(
                 panel,
                 lanes=settings.lanes,
-                chunk_length=min(settings.chunk_length, int(learnt.lengths.max())),  # no longer than what fills it
+                chunk_length=min(settings.chunk_length, int(together.lengths.max())),  # no longer than what fills it
                 horizon=config.horizon,
                 prefix_length=2 * config.ring_length,
                 generator=generator,
@@ -146,7 +147,7 @@ class ChunkDataModule(LightningDataModule):
             )
 
         own = without_blocks(learnt, self.blocks)
-        self.lanes = lanes(learnt.beside(beside), own + beside.values, generator, len(beside))
+        self.lanes = lanes(together, own + beside.values, generator, len(beside))
         self.sources = [
             lanes(panel, targets, np.random.default_rng(settings.seed))
             for panel, targets in ((learnt, own), (beside, beside.values))

@@ -29,9 +29,10 @@ SMALLEST_DEVIATION = 0.1
 
 
 def imagine(panel: Panel, config: Config, number: int, generator: np.random.Generator) -> Panel:
-    """Series with the configuration's seasons and support, as long as the panel's, that end where it does.
+    """Series with the configuration's seasons and support that end where the panel does.
 
-    Nothing is known of their covariates.
+    They are a horizon longer than the panel's, or short series would be forecast from states of an age that nothing was
+    learnt at. Nothing is known of their covariates.
 
     Parameters
     ----------
@@ -45,7 +46,7 @@ def imagine(panel: Panel, config: Config, number: int, generator: np.random.Gene
         The only source of randomness.
     """
     longest = SHORTEST_SEGMENT * config.training.chunk_length
-    lengths = np.minimum(generator.choice(panel.lengths[panel.lengths > 0], number), longest)
+    lengths = np.minimum(generator.choice(panel.lengths[panel.lengths > 0], number), longest) + config.horizon
     static = np.full((number, panel.static.shape[1]), np.nan)
     if config.covariates.country:
         static[:, -1] = 0  # no country

@@ -76,6 +76,18 @@ def test_small_changes_on_a_huge_level_are_not_rounded_away(kind: Transform) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("level", [1e3, 1e6, 1e9])
+def test_a_level_far_above_its_changes_is_seen_like_any_other(level: float, kind: Transform) -> None:
+    """A meter that reads a million and moves by five: the network sees the moves."""
+    y = torch.from_numpy(level + 5 * np.sin(np.arange(48) * 2 * np.pi / 24)).unsqueeze(0)
+
+    history, _ = advance(empty_state(24), y, lag=24, kind=kind)
+
+    assert float(history.frame.unit[0, -1] * history.frame.scale[0, -1]) == pytest.approx(5 / math.sqrt(2), rel=0.05)
+    assert float(history.scaled[0, -1].abs().max()) == pytest.approx(math.sqrt(2), rel=0.01)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_frame_of_nothing_but_zeros_is_finite_both_ways(kind: Transform) -> None:
     frame = frame_at(0.0, 0.0, 0.3)
 
@@ -136,7 +148,7 @@ def oracle(y: Float, width: int, lag: int, kind: Transform) -> list[dict[str, ob
             {
                 "location": location,
                 "scale": scale,
-                "square": trust * square + (1 - trust) * 0.09 + 1e-10,
+                "square": trust * square + (1 - trust) * 0.09 + 1e-20,
                 "raw": raw,
                 "filled": len(known) / width,
                 "differences": [
@@ -170,7 +182,7 @@ def test_every_step_is_described_as_a_plain_loop_describes_it(
         unit = float(history.frame.unit[0, t])
         near, seasonal = expected["differences"]  # type: ignore[misc]
         scalars = [
-            math.log(unit) / 2,
+            math.log(max(unit, 1e-5)) / 2,
             math.log(near + 1e-4) / 2,
             math.log(seasonal + 1e-4) / 2,
             expected["location"] / magnitude if magnitude > 0 else 0.0,  # type: ignore[operator]
