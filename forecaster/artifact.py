@@ -1,7 +1,8 @@
 """The artifact: a model as a folder on disk, where training and serving meet.
 
 ``config.json`` (what the model is), ``weights.safetensors`` (its tensors) and ``manifest.json`` (format version and
-SHA-256 of the other two). No pickle. The folder appears whole or not at all, and a damaged or newer one is refused.
+SHA-256 of the other two). No pickle. The folder appears whole or not at all; what is damaged or of another format is
+refused.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def seasonal_naive(history: Float, horizon: int, seasonality: int) -> Float:
 def naive2(history: Float, horizon: int, seasonality: int) -> Float:
     """Last value of the seasonally adjusted history, re-seasonalised: the reference of OWA.
 
-    Adjusts by classical multiplicative decomposition if the history is positive, longer than three seasons, and passes
+    Adjusts by classical multiplicative decomposition if the history is positive, of three seasons or more, and passes
     the 90 % autocorrelation test for seasonality (Makridakis, Spiliotis and Assimakopoulos, "The M4 Competition", IJF
     36, 2020); else repeats the last value. Gaps are closed by linear interpolation first.
 

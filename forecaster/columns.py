@@ -16,10 +16,10 @@ import pandas as pd
 
 from forecaster.errors import InputError
 
-__all__ = ["LARGEST_REAL", "decode", "encode", "encode_value", "is_category", "shown", "text_of", "vocabulary"]
+__all__ = ["LARGEST_VALUE", "decode", "encode", "encode_value", "is_category", "shown", "text_of", "vocabulary"]
 
-LARGEST_REAL = 1e30
-"""Real covariates beyond this in magnitude are refused, as values of y are."""
+LARGEST_VALUE = 1e30
+"""Values of y and of real covariates beyond this in magnitude are refused: float32 arithmetic could overflow."""
 
 NUMERIC = ("integer", "floating", "mixed-integer-float", "decimal", "empty")
 
@@ -82,7 +82,7 @@ def encode(column: pd.Series[Any], values: tuple[str, ...] | None) -> tuple[Floa
     if values is None:
         numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
         missing = np.array(column.isna())
-        return numbers, (np.isnan(numbers) & ~missing) | (np.abs(numbers) > LARGEST_REAL)
+        return numbers, (np.isnan(numbers) & ~missing) | (np.abs(numbers) > LARGEST_VALUE)
     places = {text: float(place) for place, text in enumerate(values, start=1)}
     codes, distinct = pd.factorize(column.astype(object))
     table = np.array([*(places.get(text_of(value) or "", 0.0) for value in distinct), 0.0])
@@ -104,8 +104,8 @@ def encode_value(value: Any, values: tuple[str, ...] | None) -> float:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"{value!r} is not a number")
-    if abs(value) > LARGEST_REAL or (value != value):
-        raise InputError(f"{value!r} is not a finite number of at most {LARGEST_REAL:g}")
+    if abs(value) > LARGEST_VALUE or (value != value):
+        raise InputError(f"{value!r} is not a finite number of at most {LARGEST_VALUE:g}")
     return float(value)
 
 

@@ -114,8 +114,9 @@ class TrainingConfig:
     origins
         Steps of a chunk that count in the loss: ``all``, or only the ``last``, as with windows (for comparison).
     updates
-        Updates of the weights, the length of the learning-rate schedule. 0: as many as the panel's size calls for,
-        1,200 on most, 2,400 on large ones.
+        Updates of the weights, the length of the learning-rate schedule. 0: as many as the panel calls for, 40 passes
+        (100 in the company of imagined series), but at most 1,200, of a large panel 2,400; one pass where that is too
+        few for it, but at most 24,000.
     epoch_updates
         Updates in an epoch, which ends with a validation; fewer on small panels.
     learning_rate
@@ -309,7 +310,7 @@ class Config:
     time_zone
         IANA zone of the timestamps; None for naive ones.
     quantile_levels
-        Levels the decoder is trained on, rising, with 0.5 among them.
+        Levels the decoder is trained on, rising, an odd number of them with 0.5 in the middle.
     context_length
         Recent values each state keeps in its ring; 0: two seasons or so, and no less than a horizon. Rounded up to a
         multiple of the longest season, so that every phase of it has its place.
@@ -326,7 +327,8 @@ class Config:
         training chooses by the panel.
     calibration
         How far intervals are stretched to cover what they say: ``static``, by factors found on held-out blocks after
-        training; ``adaptive``, by those and a correction that follows each stream; ``off``, not at all.
+        training; ``adaptive``, by those and a correction that follows each stream; ``off``, not at all. A density is as
+        wide as its likelihood makes it: those of counts are never stretched, ``student_t`` only by the correction.
 
     Examples
     --------

@@ -7,7 +7,7 @@ series. Nothing here depends on anything else, so every module may raise these::
     ├── InputError (also ValueError)      what the caller gave is wrong
     │   ├── PanelError                    ... in a data frame or a history
     │   └── ConfigError                   ... in a configuration
-    └── ArtifactError                     a stored model or state is damaged, newer than this code, or missing
+    └── ArtifactError                     a stored model or state is damaged, of another format, or missing
 """
 
 __all__ = ["ArtifactError", "ConfigError", "ForecasterError", "InputError", "PanelError"]
@@ -30,4 +30,4 @@ class ConfigError(InputError):
 
 
 class ArtifactError(ForecasterError):
-    """A stored model or stored state is damaged, written by newer code, or missing."""
+    """A stored model or stored state is damaged, of another format, or missing."""

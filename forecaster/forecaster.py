@@ -536,7 +536,7 @@ class Forecaster:
         many steps were seen. With known covariates it is scored where the next one begins, as if those had been known
         that came.
         """
-        scored = tuple((self._network.calibration.scored + 1).tolist()) if state.quality.shape[-1] else ()
+        scored = tuple((self._network.calibration.scored + 1).tolist())
         total, recent = state.quality.double().unbind(1)
         return Quality(scored, total.numpy(), recent.numpy())
 
@@ -576,7 +576,7 @@ class Forecaster:
         Raises
         ------
         ArtifactError
-            It is missing, damaged, or newer than this code.
+            It is missing, damaged, or of another format.
         """
         config, weights = artifact.read(Path(folder))
         network = ForecastNetwork(config)
@@ -593,7 +593,7 @@ class Forecaster:
         Raises
         ------
         ArtifactError
-            A record is damaged, newer than this code, or of another layout.
+            A record is damaged, or of another format or layout.
         """
         return self._network.layout.from_bytes(records)
 

@@ -20,12 +20,9 @@ from forecaster.calendar import INTEGER_FREQ, Calendar
 from forecaster.config import LARGEST_VOCABULARY, CovariatesConfig
 from forecaster.errors import InputError, PanelError
 
-__all__ = ["LARGEST_Y", "Parts", "country_numbers", "parts_of", "side_by_side"]
+__all__ = ["Parts", "country_numbers", "parts_of", "side_by_side"]
 
 COLUMNS = ("unique_id", "ds", "y")
-LARGEST_Y = 1e30
-"""Values beyond this in magnitude are refused: their squares would leave the range of float64 scaling statistics."""
-
 LARGEST_GROWTH = 50
 """A series may have at most this many missing steps per row, so that a mistaken `freq` cannot fill the memory."""
 
@@ -203,12 +200,12 @@ def _steps(calendar: Calendar, ds: pd.Series[Any], names: list[str], bounds: Ste
 
 
 def _check_values(y: Float, ds: pd.Series[Any], names: list[str], codes: Steps) -> None:
-    bad = np.abs(y) > LARGEST_Y
+    bad = np.abs(y) > columns.LARGEST_VALUE
     if bad.any():
         i = int(np.argmax(bad))
         raise PanelError(
             f"series {names[codes[i]]!r}: y is {y[i]} at {ds.iloc[i]}, "
-            f"expected a finite number of at most {LARGEST_Y:g}"
+            f"expected a finite number of at most {columns.LARGEST_VALUE:g}"
         )
 
 

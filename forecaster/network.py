@@ -167,8 +167,6 @@ class ForecastNetwork(nn.Module):
             Steps of each row, shape [B], each 1 to T; None: all rows have T.
         covariates
             Values of the dynamic columns at each step, float64, shape [B, T, D]; NaN is missing, None: all are.
-        rows
-            Rows of the state to fold, int64, shape [B]; None for all.
 
         Returns
         -------

@@ -18,9 +18,10 @@ import pandas as pd
 
 from forecaster import columns
 from forecaster.calendar import Calendar
+from forecaster.columns import LARGEST_VALUE
 from forecaster.config import CovariatesConfig
 from forecaster.errors import PanelError
-from forecaster.long_frame import LARGEST_Y, country_numbers, parts_of, side_by_side
+from forecaster.long_frame import country_numbers, parts_of, side_by_side
 
 __all__ = ["Panel"]
 
@@ -390,12 +391,12 @@ def _checked(unique_id: str, y: Float) -> Float:
     Raises
     ------
     PanelError
-        A value is infinite or beyond `LARGEST_Y`.
+        A value is infinite or beyond `LARGEST_VALUE`.
     """
-    bad = np.abs(y) > LARGEST_Y  # False for NaN
+    bad = np.abs(y) > LARGEST_VALUE  # False for NaN
     if bad.any():
         i = int(np.argmax(bad))
         raise PanelError(
-            f"series {unique_id!r}: y is {y[i]} at position {i}, expected a finite number of at most {LARGEST_Y:g}"
+            f"series {unique_id!r}: y is {y[i]} at position {i}, expected a finite number of at most {LARGEST_VALUE:g}"
         )
     return y

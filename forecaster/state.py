@@ -250,8 +250,8 @@ class StateLayout:
     Parameters
     ----------
     layers, hidden, cell, ring, statistics, groups, scored, aboard, arrived, static
-        The sizes L, P, C, W, K, G, S, X, 1 + K' and V of `StreamState`; G is 0 where streams are not calibrated, S
-        where their forecasts are not scored either, X and 1 + K' where flights are not deferred.
+        The sizes L, P, C, W, K, G, S, X, 1 + K' and V of `StreamState`; G is 0 where streams are not calibrated, X and
+        1 + K' where flights are not deferred, S in training, which scores none.
     """
 
     layers: int
@@ -295,7 +295,7 @@ class StateLayout:
         Raises
         ------
         ArtifactError
-            A record is damaged, newer than this code, or of a model with another layout.
+            A record is damaged, of another format, or of a model with another layout.
         """
         template = self.initial(torch.zeros(1, dtype=torch.int64))._tensors()
         size = sum(tensor.element_size() * tensor.numel() for tensor in template)

@@ -49,7 +49,7 @@ def load_model(reference: str | Path, tracking_uri: str | None = None) -> Loaded
     InputError
         There is no such folder, name, alias or version.
     ArtifactError
-        The artifact is damaged or newer than this code.
+        The artifact is damaged or of another format.
     RegistryError
         MLflow cannot be reached.
     """

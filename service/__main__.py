@@ -23,7 +23,7 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse arguments, open everything, serve; returns the exit status."""
+    """Parse arguments, open everything, serve; returns the exit status if that does not come about, and else ends."""
     parser = argparse.ArgumentParser(prog="python -m service", description="Serve forecasts from durable streams.")
     parser.add_argument("--model", help="artifact folder, models:/NAME@ALIAS or models:/NAME/VERSION")
     parser.add_argument("--store", help="URL of the observation log, sqlite:///FILE or postgresql://…")
@@ -66,10 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ),
     )
     log.close()
-    if not host.ended:
-        # A store that hangs would keep the interpreter waiting for its threads for ever.
-        os._exit(1)
-    return 0
+    sys.stdout.flush()
+    # All is told and stored. A store that hangs would keep the interpreter waiting for its threads for ever, and if one
+    # that folds were within PyTorch when the interpreter ends, it would abort.
+    os._exit(0 if host.ended else 1)
 
 
 def _refuse(log: LogWriter | None, message: str) -> int:

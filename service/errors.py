@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["ModelError", "ServiceError", "StaleStreams", "StoreError", "UnknownOutcome", "first_line"]
+__all__ = ["ModelError", "ServiceError", "StaleStreams", "StoreError", "UnknownOutcome", "first_line", "let_go"]
 
 
 class ServiceError(Exception):
@@ -38,6 +38,17 @@ class StaleStreams(ServiceError):
 
 class UnknownOutcome(ServiceError):
     """The store failed while a transaction ended, so nobody knows whether it is kept."""
+
+
+def let_go(error: BaseException | None) -> None:
+    """Take from an error, and from what caused it, the frames that it passed through, once it has been told.
+
+    They hold what its request held and mostly, by way of a future, the error itself: none of that would go before the
+    garbage collector looks, which is seldom here.
+    """
+    while error is not None and error.__traceback__ is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def first_line(error: BaseException) -> str:

@@ -23,6 +23,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.coding import pack, unpack
+from service.errors import let_go
 from service.logs import Answered
 from service.naming import PREFIX, ROOT
 from service.negotiation import header_of
@@ -141,6 +142,7 @@ class Front:
                 return
             except Exception as error:
                 response = problem_response(explained(error, method, scope["path"]), request_id)
+                let_go(error)
             status = response.status_code
             if len(getattr(response, "body", b"")) >= self._pack_from:
                 await pack(response, header_of(scope, b"accept-encoding"))

@@ -28,7 +28,7 @@ from service.problems import Problem
 __all__ = ["SCOPES", "ApiKey", "KeyRing", "is_loopback", "main"]
 
 SCOPES = ("read", "write", "admin")
-"""What a key may do: ask, change streams, change the service. None includes another."""
+"""What a key may do: ask, change streams, change the service (which no route does yet). None includes another."""
 
 _LINE = re.compile(
     r"(?P<name>[\w.@-]{1,64})\s+(?P<scopes>[a-z,]+)\s+sha256:(?P<digest>[0-9a-f]{64})"

@@ -81,7 +81,7 @@ class Metrics(Requests):
         )
         self.part_seconds = Histogram(
             "forecaster_batch_part_seconds",
-            "Time of a micro-batch's fold, decoding and commit, which overlap",
+            "Time of a micro-batch's statements, fold, decoding and commit; the last two overlap",
             ("part",),
             registry=registry,
             buckets=_SECONDS,

@@ -12,8 +12,8 @@ import torch
 from forecaster import InputError, StreamState
 from forecaster.simulation import FEWEST_PATHS, seed_of
 from service.bodies.replies import Forecast
+from service.engine.coming import Coming
 from service.engine.items import Outcome
-from service.models.coming import Coming
 from service.models.served import ServedModel, Want
 
 __all__ = ["LARGEST_DRAW", "Draw", "draw_of", "draw_paths", "with_samples"]

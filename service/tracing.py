@@ -1,4 +1,4 @@
-"""Traces by OpenTelemetry: a span per request, and one per micro-batch with its fold, decoding and commit below.
+"""Traces by OpenTelemetry: a span per request, and one per micro-batch with its parts below, from statements to commit.
 
 A micro-batch serves many requests, so its span belongs to none of them and links to each. Imported only if asked for
 (``FORECASTER_OPEN_TELEMETRY=true``, extra ``otel``); OpenTelemetry's own ``OTEL_*`` variables say where spans go.

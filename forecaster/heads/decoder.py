@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from forecaster.dropout import Dropout
+from forecaster.heads.local import LocalNetwork
 from forecaster.kernels import bend, weigh
-from forecaster.local import LocalNetwork
 
 __all__ = ["Decoder", "HeadSizes"]
 

@@ -187,7 +187,7 @@ class Head(nn.Module, ABC):
         del center
         return parameters
 
-    def calibrate(self, parameters: Tensor, target: Tensor, frame: Frame, expected: float | Tensor = 1.0) -> None:
+    def calibrate(self, parameters: Tensor, target: Tensor, frame: Frame, expected: float | Tensor) -> None:
         """Adapt what is decoded from now on so that it covers what it says on windows that were not learnt from.
 
         Parameters

@@ -18,7 +18,7 @@ from torch.nn import functional
 from forecaster import kernels
 from forecaster.heads.decoder import Decoder, HeadSizes
 from forecaster.heads.head import Head, Levels
-from forecaster.heads.widening import UNSEEN, widening
+from forecaster.heads.widening import widening
 from forecaster.losses import pinball_loss
 from forecaster.scaling import Frame, Transform, memory, restore, transform
 
@@ -120,7 +120,7 @@ class QuantileHead(Head):
         middle = len(self.levels) // 2
         return parameters - parameters[:, middle : middle + 1] + center.unsqueeze(1)
 
-    def calibrate(self, parameters: Tensor, target: Tensor, frame: Frame, expected: float | Tensor = UNSEEN) -> None:
+    def calibrate(self, parameters: Tensor, target: Tensor, frame: Frame, expected: float | Tensor) -> None:
         """Widen or narrow the steps between neighbouring quantiles, as far as it does not cost too much."""
         distance, steps = self._from_median(parameters, target, frame)
         tails = [2 * level for level in reversed(self.levels[: steps.shape[1]])]

@@ -82,7 +82,6 @@ def fit(
     held_out: int = 0,
     validation: int | None = None,
     max_minutes: float | None = None,
-    progress: bool = False,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
     on_weights: Callable[[float, Forecaster], None] | None = None,
 ) -> Fitted:
@@ -109,8 +108,6 @@ def fit(
         Time box; the learning-rate schedule is fitted into it. Runs that do not reach it are deterministic on
         as many threads, but for the size of an ensemble where that is left open: it is chosen by the time that an
         update takes.
-    progress
-        Whether to show a progress bar.
     on_epoch
         Called with each row of the history as it is made.
     on_weights
@@ -143,7 +140,7 @@ def fit(
         data = ChunkDataModule(learnt, config, validation)
         share = settings.finish if held_out or data.validation else 0.0
         network = trials.trained.get(config) or _fresh(config, data)  # who has won a race goes on
-        done = _train(network, data, data.updates, clock.until(1 - share), progress=progress)
+        done = _train(network, data, data.updates, clock.until(1 - share))
         trained = clock.elapsed
         inside = windows_of(network, learnt, data.blocks, settings.seed)
         cutoffs, moments = latest_blocks(learnt, data.held_out, config.horizon)
@@ -171,7 +168,6 @@ def fit(
             math.ceil(done * share / (1 - share)),
             clock.until(1),
             peak=min(max(FINISHING_RATE * new, LEAST_RATE), LARGEST_RATE),
-            progress=progress,
         )
         network.head.pull(kept)
         inside = windows_of(network, panel, data.blocks, settings.seed)
@@ -267,7 +263,6 @@ def _train(
     clock: _Clock,
     *,
     peak: float = 1.0,
-    progress: bool = False,
 ) -> int:
     """Train in place, up to the best weights on the validation part if there is one; the updates behind them."""
     settings = network.config.training
@@ -294,7 +289,7 @@ def _train(
             # The loss is the mean over members, so the norm of all their gradients is that of one by sqrt(members).
             gradient_clip_val=settings.gradient_clip_val / math.sqrt(network.config.network.num_members),
             callbacks=callbacks,
-            enable_progress_bar=progress,
+            enable_progress_bar=False,
             enable_model_summary=False,
             enable_checkpointing=best is not None,
             logger=False,

@@ -22,7 +22,7 @@ __all__ = ["imagine"]
 
 Float = npt.NDArray[np.float64]
 
-LARGEST_LOG = 6.0
+LARGEST_EXPONENT = 6.0
 """Logarithms of positive series are within this and its negative, times a size of 1 at most."""
 
 SMALLEST_DEVIATION = 0.1
@@ -76,7 +76,7 @@ def _series(config: Config, length: int, generator: np.random.Generator) -> Floa
         return path + generator.normal() * _size(0.1, 10.0, generator)
     size = _size(0.03, 1.0, generator)
     if generator.random() < 0.5:
-        return np.exp(size * path.clip(-LARGEST_LOG, LARGEST_LOG))
+        return np.exp(size * path.clip(-LARGEST_EXPONENT, LARGEST_EXPONENT))
     path -= path.mean()
     path *= size / max(float(np.abs(path).max()), 1e-9)
     path += 1

@@ -18,9 +18,10 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from forecaster import InputError
+from forecaster.columns import LARGEST_VALUE
 from forecaster.marginals import surprise
 from service.bodies.covariates import read_values
-from service.bodies.schemas import MAX_ABSOLUTE_Y, Row, check_unique_id
+from service.bodies.schemas import Row, check_unique_id
 from service.engine.items import Outcome
 from service.engine.verdicts import Verdict
 from service.models.dates import Dates
@@ -114,7 +115,7 @@ def _read_clean_lines(lines: list[bytes], dates: Dates) -> Rows | None:
     except (orjson.JSONDecodeError, TypeError, KeyError, IndexError, ValueError):
         return None
     known = [v for v in values if v is not None]
-    if known and not (-MAX_ABSOLUTE_Y <= min(known) and max(known) <= MAX_ABSOLUTE_Y):
+    if known and not (-LARGEST_VALUE <= min(known) and max(known) <= LARGEST_VALUE):
         return None
     return Rows(names, steps, [None if v is None else float(v) for v in values])
 
@@ -180,10 +181,8 @@ def read_arrow(body: bytes, model: ServedModel) -> Rows:
     for i, (name, value) in enumerate(zip(rows.unique_ids, y, strict=True)):
         if name in bad:
             rows.reasons[i] = "unique_id: expected 1 to 255 printable characters"
-        elif value is not None and not abs(value) <= MAX_ABSOLUTE_Y:
-            rows.reasons[i] = (
-                f"y: {value} is not a finite number of at most {MAX_ABSOLUTE_Y:g}; a missing value is null"
-            )
+        elif value is not None and not abs(value) <= LARGEST_VALUE:
+            rows.reasons[i] = f"y: {value} is not a finite number of at most {LARGEST_VALUE:g}; a missing value is null"
         else:
             rows.steps[i] = steps[i]
     if further:
@@ -282,7 +281,7 @@ def _value_column(column: Any) -> tuple[list[float | None], bool]:
     column = column.cast(pa.float64(), safe=False)
     array = column.to_numpy()  # NaN for null
     with np.errstate(invalid="ignore"):
-        good = np.count_nonzero(np.abs(array) <= MAX_ABSOLUTE_Y)
+        good = np.count_nonzero(np.abs(array) <= LARGEST_VALUE)
     values: list[float | None] = column.to_pylist() if column.null_count else array.tolist()
     return values, good + column.null_count == len(array)
 

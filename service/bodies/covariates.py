@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from forecaster import Forecaster, InputError
-from service.models.coming import Coming
+from service.engine.coming import Coming
 from service.models.dates import Dates
 from service.models.served import ServedModel
 from service.store.values import Value, value_of, written

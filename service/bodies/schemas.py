@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from forecaster.columns import LARGEST_VALUE
+
 __all__ = [
-    "MAX_ABSOLUTE_Y",
     "ForecastQuery",
     "ForecastsRequest",
     "Observation",
@@ -23,9 +24,6 @@ __all__ = [
     "StreamHistory",
     "check_unique_id",
 ]
-
-MAX_ABSOLUTE_Y = 1e30
-"""Beyond it the float32 arithmetic of a model could overflow."""
 
 
 class _Strict(BaseModel):
@@ -50,7 +48,7 @@ def check_unique_id(value: str) -> str:
 UniqueId = Annotated[str, AfterValidator(check_unique_id)]
 Ds = Annotated[str | int, Field(description="ISO 8601 timestamp, or an integer step for models of freq 1")]
 Y = Annotated[
-    Annotated[float, Field(allow_inf_nan=False, ge=-MAX_ABSOLUTE_Y, le=MAX_ABSOLUTE_Y)] | None,
+    Annotated[float, Field(allow_inf_nan=False, ge=-LARGEST_VALUE, le=LARGEST_VALUE)] | None,
     Field(description="value in the user's units; null = missing"),
 ]
 Horizon = Annotated[int | None, Field(ge=1, description="steps to forecast; default: the trained horizon")]

@@ -43,6 +43,7 @@ class Beside:
         self._thread: threading.Thread | None = None
         self._states: dict[str, tuple[StreamRecord, bytes]] = {}  # that could not be stored
         self._changed: dict[str, _Changed] = {}
+        self._era = store.era  # of both
 
     @property
     def at_work(self) -> bool:
@@ -66,10 +67,16 @@ class Beside:
         self._thread = threading.Thread(target=work, name="long-log", daemon=True)
         self._thread.start()
 
+    def _forget_another_era(self) -> None:
+        """What was folded from a log that the server may have lost."""
+        if self._era != self._store.era:
+            self._states, self._changed, self._era = {}, {}, self._store.era
+
     # -- a log without a snapshot ----------------------------------------------------------------------------------
 
     def restored(self, recovery: Recovery) -> Recovery | None:
         """The same from a state that has been folded; None: not yet, ask again, also for a snapshot."""
+        self._forget_another_era()
         record = recovery.record
         before, state = self._states.pop(record.unique_id, (None, b""))
         if before is not None and record.id == before.id and record.last_step - before.last_step <= LONGEST:
@@ -85,9 +92,10 @@ class Beside:
         for recovery in found.values():
             if not recovery.too_long:
                 continue
+            era = self._store.era
             (state,) = restore(self._model, self._store, [recovery]).states.to_bytes()
             try:
-                self._store.save_snapshots(self._model.key, {recovery.record: state})
+                self._store.save_snapshots(self._model.key, {recovery.record: state}, era=era)
             except Exception as error:
                 # On a disk that takes nothing it can be read all the same.
                 logging.getLogger("service").warning("a long log has no snapshot: %s", first_line(error))
@@ -103,6 +111,7 @@ class Beside:
         StaleStreams
             The log has been trimmed meanwhile beyond the change.
         """
+        self._forget_another_era()
         found = self._changed.get(record.unique_id)
         if found is not None and (rewound := self._continued(found, record, changed, last_step)) is not None:
             return rewound

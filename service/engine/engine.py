@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import sqlite3
 import threading
 import time
 from collections import Counter, deque
@@ -32,7 +33,7 @@ from service.engine.microbatch import MicroBatch
 from service.engine.residents import Residents
 from service.engine.subscriptions import Subscriptions
 from service.engine.survey import Survey
-from service.errors import StaleStreams, UnknownOutcome, first_line
+from service.errors import StaleStreams, UnknownOutcome, first_line, let_go
 from service.metrics import Metrics
 from service.models.served import ServedModel
 from service.problems import Problem, busy, failed, outcome_unknown, unanswered, unavailable
@@ -368,8 +369,10 @@ class Engine:
             except StaleStreams as stale:
                 self._residents.doubt(stale.unique_ids)
                 begun = None
-            except (SQLAlchemyError, UnknownOutcome) as error:
-                return self._without_store(items, error), []
+            except (SQLAlchemyError, sqlite3.Error, UnknownOutcome) as error:
+                found = self._without_store(items, error)
+                let_go(error)
+                return found, []
             except Exception:
                 if batch.has_told:
                     # What memory failed to follow, the store has.
@@ -387,7 +390,7 @@ class Engine:
             for item in items
         }, []
 
-    def _without_store(self, items: list[Item], error: SQLAlchemyError | UnknownOutcome) -> dict[Item, Result]:
+    def _without_store(self, items: list[Item], error: Exception) -> dict[Item, Result]:
         self._metrics.failed_commits.inc()
         logging.getLogger("service").error("the store failed: %s", first_line(error))
         unknown = isinstance(error, UnknownOutcome)

@@ -140,7 +140,6 @@ class Intake:
         left = self._grace_ends - perf_counter() if found < self._expected else 0.0
         if found >= self._full or (found <= seen and left <= 0):
             self._gathering = False
-            self._expected = 0
             self._hand_over()
         elif found > seen:
             self._loop.call_soon(self._turn, found)

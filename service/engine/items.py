@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from forecaster import StreamState
+from service.engine.coming import Coming
 from service.engine.verdicts import Judgement
-from service.models.coming import Coming
 from service.models.served import ServedModel, Want
 from service.problems import Problem
 from service.store import IdempotencyKey, StreamRecord, Value

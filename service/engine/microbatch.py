@@ -21,12 +21,12 @@ import torch
 
 from forecaster import StreamState
 from forecaster.marginals import Decoded, surprise
+from service.engine.coming import Coming
 from service.engine.folding import LONGEST, begin, dense, fold_ragged, numbers, stretch_of
 from service.engine.items import Create, Item, Look, Observe, Outcome, Result, wanted
 from service.engine.planning import Plan, Planner, Step
 from service.engine.residents import Resident, Residents
 from service.engine.verdicts import Verdict
-from service.models.coming import Coming
 from service.models.served import ServedModel, Want
 from service.problems import Problem, still_folded
 from service.store import Changes, NewStream, Store, StoredReply, StreamRecord, Transaction
@@ -105,6 +105,7 @@ class MicroBatch:
         self._transaction: Future[list[StreamRecord]] | None = None
         self._records: list[StreamRecord] | None = None  # of created streams, once all is committed
         self._failure: BaseException | None = None
+        self._failed = False
         self._tells = False
         self._copies: dict[Item, StreamState] = {}
         self._begun = 0
@@ -122,7 +123,7 @@ class MicroBatch:
         try:
             self._begin(items)
         except BaseException as error:
-            self._failure = error
+            self._failure, self._failed = error, True
 
     def _begin(self, items: Sequence[Item]) -> None:
         asked = self._check_versions and not self._late
@@ -188,10 +189,14 @@ class MicroBatch:
         transaction, self._transaction = self._transaction, None
         if transaction is not None:
             self._records = transaction.result()
-        elif self._failure is None:
+        elif not self._failed:
             self._records = []
-        if self._failure is not None:
-            raise self._failure
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # which knows this frame
         assert self._folded is not None
         self._remember(self._plan, self._folded)
         self._take_in(self._plan, self._records or [], self._folded.created)
@@ -205,7 +210,7 @@ class MicroBatch:
     @property
     def is_committing(self) -> bool:
         """Whether nothing but the disk is being waited for."""
-        return self._failure is None and self._transaction is not None and not self._transaction.done()
+        return not self._failed and self._transaction is not None and not self._transaction.done()
 
     def tell(self, results: Callable[[dict[Item, Result]], None]) -> None:
         """Have the results told as soon as they are durable, by whichever thread knows first; if ever they are."""
@@ -213,7 +218,7 @@ class MicroBatch:
         self._tells = True
 
         def done(transaction: Future[list[StreamRecord]]) -> None:
-            if self._failure is None and transaction.exception() is None:
+            if not self._failed and transaction.exception() is None:
                 results({**self._results, **self._moved(transaction.result())})
 
         self._transaction.add_done_callback(done)
@@ -221,7 +226,7 @@ class MicroBatch:
     @property
     def has_told(self) -> bool:
         """Whether `tell` has made the results known, or is about to; ask after `end`."""
-        return self._tells and self._failure is None and self._records is not None
+        return self._tells and not self._failed and self._records is not None
 
     def taken(self) -> dict[Item, Outcome]:
         """What has been committed although `end` raised, without forecasts: it must not be judged a second time."""
@@ -406,7 +411,7 @@ class MicroBatch:
     # -- commit, then follow in memory -----------------------------------------------------------------------------
 
     def _changes(self, plan: Plan) -> Changes:
-        changes = Changes()
+        changes = Changes(era=self._residents.era)
         for step in (*plan.appends, *plan.rewinds):
             judgement, record = step.judgement, step.record
             assert judgement is not None
@@ -437,7 +442,7 @@ class MicroBatch:
         appended, ahead, rewound, _ = folded
         self._residents.count_begun(self._begun)
         slab = self._residents.slab
-        if appended is not None and appended.quality.shape[-1]:
+        if appended is not None and appended.quality.shape[-1]:  # of a mere change, only if a truth was scored
             before, _ = slab.scores(plan.rows)
             self.scores = appended.quality[:, 0].sum((0, 2), dtype=torch.float64).numpy() - before.sum(1)
         if appended is not None:

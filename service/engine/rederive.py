@@ -62,12 +62,13 @@ def derive(model: ServedModel, store: Store, found: Sequence[Recovery]) -> int:
     """Fold and store states of streams; returns how many steps."""
     if not found:
         return 0
+    era = store.era
     try:
         states, steps, *_ = restore(model, store, found)
     except StaleStreams:  # the log of one is no longer what it was; that one is folded when it is touched
         return sum(derive(model, store, [one]) for one in found) if len(found) > 1 else 0
     records = [recovery.record for recovery in found]
-    store.save_snapshots(model.key, dict(zip(records, states.to_bytes(), strict=True)))
+    store.save_snapshots(model.key, dict(zip(records, states.to_bytes(), strict=True)), era=era)
     return sum(steps)
 
 

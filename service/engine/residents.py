@@ -45,12 +45,15 @@ class Resident:
         Steps folded since the latest snapshot.
     seen
         The store's moment when the record was known to be the newest; None: it is doubtful.
+    era
+        The store's, when the state was folded from it.
     """
 
     record: StreamRecord
     row: int
     unsaved: int
     seen: int | None
+    era: int
 
 
 class Residents:
@@ -68,6 +71,7 @@ class Residents:
         self._touched: Sequence[str] = ()  # these stay until the next touch
         self.staying: Collection[str] = ()  # and these, whose micro-batch has begun and not ended
         self.moment = 0  # of the store, when it was last asked
+        self.era = store.era  # likewise
 
     def __len__(self) -> int:
         """How many there are."""
@@ -130,6 +134,7 @@ class Residents:
             resident = self._by_name.get(unique_id)
             if resident is not None and resident.record.id == stream_id and step > resident.record.log_step:
                 resident.record = resident.record._replace(retained_step=step)
+                resident.seen = None  # it may have been replaced since
 
     def count_begun(self, streams: int) -> None:
         """Record states that had to begin where a trimmed log does, because their model had no snapshot before it."""
@@ -139,15 +144,15 @@ class Residents:
     def _drop_outdated(self, unique_ids: Sequence[str]) -> None:
         found = [resident for u in unique_ids if (resident := self._by_name.get(u)) is not None]
         doubtful = [resident for resident in found if resident.seen != self.moment]
-        if not doubtful:
-            return
-        versions = self._store.versions([resident.record.id for resident in doubtful])
+        versions = self._store.versions([resident.record.id for resident in doubtful]) if doubtful else {}
+        self.era = self._store.era
         for resident in doubtful:
             record = resident.record
             if versions.get(record.id) == (record.version, record.retained_step):
                 resident.seen = self.moment
             else:
                 self.drop([record.unique_id])
+        self.drop([resident.record.unique_id for resident in found if resident.era != self.era])
 
     def doubt(self, unique_ids: Iterable[str]) -> None:
         """Look streams up at their next touch, whatever the store says of others."""
@@ -161,7 +166,7 @@ class Residents:
         self._make_room(len(records))
         rows = self.slab.take(len(records))
         self.slab.scatter(rows, states)
-        added = [Resident(r, row, n, self.moment) for r, row, n in zip(records, rows, unsaved, strict=True)]
+        added = [Resident(r, row, n, self.moment, self.era) for r, row, n in zip(records, rows, unsaved, strict=True)]
         self._by_name.update((resident.record.unique_id, resident) for resident in added)
         return added
 
@@ -200,13 +205,15 @@ class Residents:
 
     def save(self, residents: Sequence[Resident], until: float = math.inf) -> int:
         """Write snapshots of some residents, until a time (`time.monotonic`); how many were left then."""
+        era = self._store.era
+        residents = [resident for resident in residents if resident.era == era]
         for start in range(0, len(residents), _RESTORE):
             if time.monotonic() >= until:
                 return len(residents) - start
             part = residents[start : start + _RESTORE]
             states = self.slab.gather([resident.row for resident in part]).to_bytes()
             records = {r.record: state for r, state in zip(part, states, strict=True)}
-            self._metrics.snapshots.inc(self._store.save_snapshots(self.model.key, records, bases=self._bases))
+            self._metrics.snapshots.inc(self._store.save_snapshots(self.model.key, records, bases=self._bases, era=era))
             for resident in part:
                 resident.unsaved = 0
         return 0

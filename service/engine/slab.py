@@ -58,10 +58,12 @@ class Slab:
         """`count` free rows."""
         while len(self._free) < count:
             capacity = self.capacity
-            self._state = StreamState.concat([self._state, self._empty(capacity)])
-            self._parameters = torch.cat([self._parameters, torch.empty_like(self._parameters)])
-            self._frames = torch.cat([self._frames, torch.empty_like(self._frames)], 1)
-            self._told = np.concatenate([self._told, np.zeros(capacity, dtype=np.bool_)])
+            # First all of them, then none fails: there may be no memory left.
+            state = StreamState.concat([self._state, self._empty(capacity)])
+            parameters = torch.cat([self._parameters, torch.empty_like(self._parameters)])
+            frames = torch.cat([self._frames, torch.empty_like(self._frames)], 1)
+            told = np.concatenate([self._told, np.zeros(capacity, dtype=np.bool_)])
+            self._state, self._parameters, self._frames, self._told = state, parameters, frames, told
             self._free.extend(range(2 * capacity - 1, capacity - 1, -1))
         taken = self._free[len(self._free) - count :]
         del self._free[len(self._free) - count :]

@@ -45,7 +45,7 @@ class ServedModel:
         self.name = name
         self.version = version
         self.forecaster = forecaster
-        self.key = forecaster.fingerprint()[:64]
+        self.key = forecaster.fingerprint()
         self.dates = Dates(forecaster.calendar)
         self._answered: set[Want] = set()
 

@@ -184,7 +184,7 @@ class Watcher:
             self._taker.take(load_model(kept / version, self._reference.name, version))
             self._serving = version
             self.trouble = f"{self.trouble}; serving version {version} from the cache"
-        except (OSError, ValueError, KeyError, TypeError, ServiceError) as error:
+        except Exception as error:
             self.trouble = f"{self.trouble}; nothing usable in the cache: {_line(error)}"
 
 

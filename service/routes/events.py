@@ -16,9 +16,9 @@ from starlette.types import Receive, Scope, Send
 from service.bodies.covariates import read_future
 from service.bodies.replies import stream_forecast
 from service.engine import Engine
+from service.engine.coming import Coming
 from service.engine.items import Look, Outcome, Single
 from service.engine.subscriptions import Subscriptions
-from service.models.coming import Coming
 from service.models.served import Want
 from service.negotiation import header_of, preferred
 from service.problems import Problem, unavailable

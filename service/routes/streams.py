@@ -16,9 +16,9 @@ from service.bodies.forms import JSON, form_of, one_forecast_body, stream_frame
 from service.bodies.histories import read_history
 from service.bodies.replies import description, json_reply, observed, stream_forecast
 from service.bodies.schemas import ForecastQuery, ObservationsRequest, StreamForecastRequest, StreamHistory
+from service.engine.coming import Coming
 from service.engine.items import Create, Delete, Look, Observe, Outcome, Single
 from service.engine.microbatch import warm_up
-from service.models.coming import Coming
 from service.models.served import ServedModel, Want
 from service.problems import invalid
 from service.routes.common import (

@@ -24,6 +24,7 @@ __all__ = [
     "BEFORE_ALL",
     "IDLE_SECONDS",
     "NAMESPACE",
+    "SERVER",
     "chunks",
     "impatient",
     "is_busy",
@@ -43,6 +44,12 @@ BEFORE_ALL = -(2**62)
 """A step before any."""
 IDLE_SECONDS = 30
 """How long a process may do nothing within a transaction, which keeps rows locked, before the server undoes it."""
+SERVER = "server"
+"""Of a connection to a server, which one it is, and since when it runs."""
+_WHICH_SERVER = "SELECT pg_postmaster_start_time()::text, inet_server_addr()::text"
+# A connection that has gone silent is given up after half a minute; the kernel would take up to two hours.
+_SILENCE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 25_000}
+_REACHED = {"connect_timeout": 10}
 NAMESPACE = "namespace"
 """Execution option that names the PostgreSQL schema, if the URL does; here "schema" means the tables' version."""
 
@@ -69,7 +76,10 @@ def open_database(url: str) -> Engine:
         if not (namespace is None or isinstance(namespace, str)):
             raise StoreError(f"the store URL {_hidden(url)} names more than one schema")
         parsed = parsed.difference_update_query(["schema"])
-        engine = create_engine(parsed, pool_pre_ping=True, execution_options={NAMESPACE: namespace})
+        options = {name: value for name, value in (_REACHED | _SILENCE).items() if name not in parsed.query}
+        engine = create_engine(
+            parsed, pool_pre_ping=True, connect_args=options, execution_options={NAMESPACE: namespace}
+        )
         event.listen(engine, "connect", partial(_configure_postgres, namespace))
         event.listen(engine, "handle_error", _give_up_ended_sessions)
         return engine
@@ -95,10 +105,11 @@ def quoted(identifier: str) -> str:
     return '"' + identifier.replace('"', '""') + '"'
 
 
-def _configure_postgres(namespace: str | None, connection: Any, _record: object) -> None:
+def _configure_postgres(namespace: str | None, connection: Any, record: Any) -> None:
     # A process that was stopped in the middle of a transaction must not keep the others from its streams; when it goes
     # on, it finds its transaction undone.
     connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
+    record.info[SERVER] = connection.execute(_WHICH_SERVER).fetchone()
     if namespace is not None:
         connection.execute(f"SET search_path TO {quoted(namespace)}")
     connection.commit()

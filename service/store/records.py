@@ -84,6 +84,8 @@ class Changes:
         Streams with a new log.
     deleted
         Streams to forget.
+    era
+        Of the store, when what this rests on was read; None: it rests on nothing.
     """
 
     inserted: list[tuple[int, int, Value]] = field(default_factory=list)
@@ -92,6 +94,7 @@ class Changes:
     rewound: list[tuple[int, int]] = field(default_factory=list)
     created: list[NewStream] = field(default_factory=list)
     deleted: list[StreamRecord] = field(default_factory=list)
+    era: int | None = None
 
     @property
     def is_short(self) -> bool:

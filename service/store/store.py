@@ -17,12 +17,12 @@ from secrets import token_hex
 from threading import Lock
 from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, Subquery, and_, func, insert, select, update
+from sqlalchemy import Connection, Engine, Subquery, and_, event, func, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from service.errors import StaleStreams, StoreError, UnknownOutcome
 from service.store.copying import Dump, LogRow, SnapshotRow, StreamRow, dump, load
-from service.store.database import BEFORE_ALL, chunks, impatient, is_busy, open_database, reading
+from service.store.database import BEFORE_ALL, SERVER, chunks, impatient, is_busy, open_database, reading
 from service.store.records import Changes, Filter, Recovery, StreamRecord
 from service.store.replies import StoredReply, forget_replies, read_replies, write_replies
 from service.store.schema import prepare_schema
@@ -56,6 +56,12 @@ class Store:
         self._turn = Lock()
         self._moments = count(1)
         self._writer = Writer(tables)
+        self.era = 0
+        """Another one where the server has begun anew or is another: it may have lost what it had said, and may give
+        versions that it has given before."""
+        self._server: Any = None
+        if not self.is_embedded:
+            event.listen(engine, "checkout", self._look_at_server)
 
     @classmethod
     def open(cls, url: str) -> Self:
@@ -84,6 +90,12 @@ class Store:
     def is_embedded(self) -> bool:
         """Whether this is a SQLite file."""
         return self._engine.dialect.name == "sqlite"
+
+    def _look_at_server(self, _connection: Any, record: Any, _proxy: Any) -> None:
+        server = record.info.get(SERVER)
+        if server != self._server:
+            self.era += self._server is not None
+            self._server = server
 
     # -- facts -----------------------------------------------------------------------------------------------------
 
@@ -510,12 +522,12 @@ class Store:
         ending = False
         try:
             with self._writing(wait=wait) as connection:
-                if moment is not None and _data_version(connection) != moment:
+                if changes.era not in (None, self.era) or (moment is not None and _data_version(connection) != moment):
                     raise StaleStreams(())  # whose they are shows at their next touch
                 with nullcontext() if wait else impatient(connection):
                     created = self._writer.write(connection, changes)
                 if replies := (yield):
-                    write_replies(connection, replies, replies_since)
+                    write_replies(connection, self._tables, replies, replies_since)
                 ending = True
         except IntegrityError as error:
             # Only another writer can have put a row where this process saw none.
@@ -536,9 +548,16 @@ class Store:
         with self._writing() as connection:
             return forget_replies(connection, self._tables.replies, before, limit)
 
-    def save_snapshots(self, model_key: str, states: Mapping[StreamRecord, bytes], *, bases: int = 0) -> int:
-        """Store states, each only if its stream's log has at most grown since; see `service.store.snapshots`."""
+    def save_snapshots(
+        self, model_key: str, states: Mapping[StreamRecord, bytes], *, bases: int = 0, era: int | None = None
+    ) -> int:
+        """Store states, each only if its stream's log has at most grown since; see `service.store.snapshots`.
+
+        None of them if they were folded in another `era` than this one.
+        """
         with self._writing() as connection:
+            if era not in (None, self.era):
+                return 0
             return save_snapshots(connection, self._tables, model_key, states, bases)
 
     def drop_snapshots(self, keep: Iterable[str], after: int, limit: int) -> int | None:

@@ -170,11 +170,11 @@ def test_calibration_stops_where_it_would_cost_more_than_it_may() -> None:
     frame = Frame(*(torch.ones(200, dtype=torch.float64) * size for size in (1.0, 1.0, 3.0)))
     parameters = torch.linspace(-1.0, 1.0, Q).view(1, Q, 1).expand(200, Q, H)
     target = 1 + torch.rand(200, H, generator=generator, dtype=torch.float64)
-    head.calibrate(parameters, target, frame)
+    head.calibrate(parameters, target, frame, UNSEEN)
     narrow = head.widening.clone()
     head.reset_calibration()
     target = restore(3 * torch.randn(200, H, generator=generator).clamp(max=0.0), frame, "log")
-    head.calibrate(parameters, target, frame)
+    head.calibrate(parameters, target, frame, UNSEEN)
 
     assert (narrow < 0.5).all()  # the truth is well inside, and narrower is cheaper
     wanted = widening(*head._from_median(parameters, target, frame), [0.6, 0.2, 0.1], UNSEEN).repeat(2, 1)

@@ -187,6 +187,28 @@ def test_a_stream_that_is_replaced_takes_its_replies_along(stream):
     assert stream.get("/v1/streams/a").json()["counts"]["observations"] == 11
 
 
+def test_no_reply_is_kept_of_a_stream_that_another_process_has_just_deleted(settings, any_store_url, monkeypatch):
+    """Not even where it tells of no change: in the stream's next life it would be given as an answer."""
+    shared = settings.model_copy(update={"store": any_store_url})
+    with LocalClient(create_app(shared)) as client, LocalClient(create_app(shared)) as other:
+        client.put("/v1/streams/a", json=history([1.0] * 10))
+        store, course = client.service.store, type(client.service.store)._course
+
+        def deleted_meanwhile(*args, **options):
+            monkeypatch.undo()
+            assert other.delete("/v1/streams/a").status_code == 204
+            return course(*args, **options)
+
+        monkeypatch.setattr(type(store), "_course", deleted_meanwhile)
+        assert post(client, [(9, 1.0)], "one").status_code == 404
+        client.put("/v1/streams/a", json=history([1.0] * 9))
+
+        again = post(client, [(9, 1.0)], "one")
+
+    assert "idempotent-replayed" not in again.headers
+    assert again.json()["accepted"] == 1
+
+
 @pytest.mark.parametrize("key", ["", '""', "x" * 256, "ä".encode(), "a\tb"])
 def test_a_key_that_is_none_is_refused(stream, key):
     reply = post(stream, [(10, 2.0)], key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.engine import intake as intake_module
 from service.engine.intake import Intake
 from service.engine.items import Item, Outcome, Single
 from service.problems import Problem
@@ -42,6 +44,19 @@ def _intake(queue: Queue, **bounds: int) -> Intake:
         queue,
         **({"max_pending": 10**6, "max_waiting": 10**6, "full": 1000, "stall_seconds": 30} | bounds),
     )
+
+
+class _Clock:
+    """Time that passes only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def read(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
 
 
 async def _until(done: Callable[[], bool]) -> None:
@@ -88,59 +103,73 @@ def test_while_the_engine_works_the_rest_gathers_and_goes_when_it_is_done():
     run(story())
 
 
-def test_the_first_to_come_back_waits_for_the_others_that_were_answered_with_it():
+async def _answered(intake: Intake, queue: Queue, count: int, seconds: float) -> None:
+    """So many items go to the engine together and take so long."""
+    for number in range(count):
+        intake.submit([_item(number)])
+    await _until(lambda: not queue.empty())
+    assert len(queue.get_nowait()) == count
+    time.sleep(seconds)
+    intake.settled(count, count, count)
+
+
+def test_the_first_to_come_back_waits_for_the_others_that_were_answered_with_it(monkeypatch):
     """Alone at work, it would keep all others waiting for as long as they took together."""
+    monkeypatch.setattr(intake_module, "_LONGEST_GRACE", 1e9)
 
     async def story() -> None:
         queue: Queue = SimpleQueue()
         intake = _intake(queue)
-        for item in [_item(n) for n in range(3)]:
-            intake.submit([item])
-        await _until(lambda: not queue.empty())
-        assert len(queue.get_nowait()) == 3
-        intake.settled(3, 3, 3)
-        intake._grace_ends = float("inf")
+        await _answered(intake, queue, 3, seconds=50)
         back = [_item(n) for n in range(3)]
         for item in back:
-            assert queue.empty(), "not all are back"
-            intake.submit([item])
             for _ in range(5):
                 await asyncio.sleep(0)
+            assert queue.empty(), "not all are back"
+            intake.submit([item])
         await _until(lambda: not queue.empty())
         assert queue.get_nowait() == back
 
+    passed = _Clock()
+    monkeypatch.setattr(intake_module, "perf_counter", passed.read)
+    monkeypatch.setattr(time, "sleep", passed.wait)
     run(story())
 
 
-def test_a_client_alone_waits_for_nobody():
+@pytest.mark.parametrize("took", [0.003, 60.0])
+def test_whoever_is_waited_for_in_vain_is_not_waited_for_long(monkeypatch, took):
+    """No longer than what the others took, nor than a few milliseconds."""
+    passed = _Clock()
+    monkeypatch.setattr(intake_module, "perf_counter", passed.read)
+    monkeypatch.setattr(time, "sleep", passed.wait)
+
     async def story() -> None:
         queue: Queue = SimpleQueue()
         intake = _intake(queue)
-        for number in range(3):
-            intake.submit([_item(number)])
-            await _until(lambda: not queue.empty())
-            queue.get_nowait()
+        await _answered(intake, queue, 2, seconds=took)
+        intake.submit([_item(0)])
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert intake._grace is not None
+        assert 0 < intake._grace.when() - asyncio.get_running_loop().time() <= min(took, 0.004)
+        passed.wait(0.004)
+        await _until(lambda: not queue.empty())
+
+    run(story())
+
+
+def test_a_client_alone_waits_for_nobody(monkeypatch):
+    monkeypatch.setattr(intake_module, "_LONGEST_GRACE", 1e9)
+    passed = _Clock()
+    monkeypatch.setattr(intake_module, "perf_counter", passed.read)
+    monkeypatch.setattr(time, "sleep", passed.wait)
+
+    async def story() -> None:
+        queue: Queue = SimpleQueue()
+        intake = _intake(queue)
+        for _ in range(3):
+            await _answered(intake, queue, 1, seconds=50)
             assert intake._grace is None
-            intake.settled(1, 1, 1)
-            intake._grace_ends = float("inf")
-
-    run(story())
-
-
-def test_once_handed_over_nobody_is_waited_for_any_more():
-    async def story() -> None:
-        queue: Queue = SimpleQueue()
-        intake = _intake(queue)
-        for number in range(2):
-            intake.submit([_item(number)])
-            await _until(lambda: bool(intake._at_work))
-            intake.submit([_item(10 + number)])
-            intake.settled(1, 1, 1)
-            await _until(lambda: queue.qsize() == 2)
-            intake._grace_ends = float("inf")
-            queue.get_nowait()
-            queue.get_nowait()
-            intake.settled(1, 1, 1)
 
     run(story())
 

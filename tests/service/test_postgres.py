@@ -8,7 +8,7 @@ import pytest
 from service.app import create_app
 from service.settings import Settings
 from tests.service.kit import LocalClient, history, observations, recompute
-from tests.service.servers import new_database
+from tests.service.servers import new_database, postgres
 
 BASE = 473352
 
@@ -39,6 +39,47 @@ def test_two_replicas_on_one_database_agree(url, artifact, tiny_forecaster):
     assert described[0]["version"] == 8
     for reply in found:
         np.testing.assert_allclose(np.array(list(reply["quantiles"].values())).T, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_server_that_comes_back_without_its_latest_takes_what_rests_on_that_along(asked, artifact, tiny_forecaster):
+    """A replica that lagged takes over, say: versions are given again, so they no longer tell a lost log from the new."""
+
+    def insist(ask):
+        for _ in range(100):
+            if (reply := ask()).status_code != 503:  # a connection from before, once
+                break
+        return reply
+
+    with postgres() as server:
+        settings = Settings(model=str(artifact), store=server.url)
+        with LocalClient(create_app(settings)) as two, LocalClient(create_app(settings)) as one:
+            for client in (one, two):
+                assert client.put("/v1/streams/a", json=history([5.0, 6.0, 7.0])).status_code in (200, 201)
+                assert client.get("/v1/streams/a/forecast").status_code == 200
+            server.stop()
+            server.copy("data", "lagging")
+            server.start()
+            lost = insist(lambda: one.post("/v1/streams/a/observations", json=observations((3, 50.0)))).json()
+            server.stop()
+            server.copy("lagging", "data")
+            server.start()
+            kept = insist(lambda: two.post("/v1/streams/a/observations", json=observations((3, 4.0)))).json()
+            assert (lost["accepted"], kept["accepted"], lost["version"]) == (1, 1, kept["version"])
+            log = dict(zip(range(BASE, BASE + 4), [5.0, 6.0, 7.0, 4.0], strict=True))
+            if asked:
+                found = insist(lambda: one.get("/v1/streams/a/forecast")).json()
+                assert_forecast(found, tiny_forecaster, log)
+                for hour in range(4, 7):
+                    insist(lambda h=hour: one.post("/v1/streams/a/observations", json=observations((h, 5.0))))
+                    log[BASE + hour] = 5.0
+        with LocalClient(create_app(settings)) as anew:  # from the snapshots that both left
+            assert_forecast(anew.get("/v1/streams/a/forecast").json(), tiny_forecaster, log)
+
+
+def assert_forecast(found, forecaster, log):
+    expected = forecaster.forecast(recompute(forecaster, [log]))[0]
+    np.testing.assert_allclose(np.array(list(found["quantiles"].values())).T, expected, rtol=1e-5)
 
 
 def test_bulk_restart_listing_and_deletion_work_the_same(url, artifact):

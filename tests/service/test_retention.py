@@ -65,6 +65,28 @@ def test_the_oldest_and_the_newest_snapshots_stay(any_store_url):
     store.close()
 
 
+def test_a_stream_that_is_replaced_while_its_log_is_trimmed_has_all_of_its_new_one(settings, monkeypatch):
+    trimmed = settings.model_copy(update={"retention": "1", "trim_seconds": 3600.0, "snapshot_every": 2})
+    whole = history(Y[:60])
+    with LocalClient(create_app(trimmed)) as client:
+        client.put("/v1/streams/a", json=history(Y[:1]))
+        for hour in range(1, 60):
+            client.post("/v1/streams/a/observations", json=observations((hour, Y[hour])))
+        store, raise_floors = client.service.store, type(client.service.store).raise_floors
+
+        def replaced_meanwhile(*args):
+            moved = raise_floors(*args)
+            gap = {name: [*values[:3], *values[4:]] for name, values in whole.items()}
+            assert client.put("/v1/streams/a", json=gap).status_code == 200
+            return moved
+
+        monkeypatch.setattr(type(store), "raise_floors", replaced_meanwhile)
+        client.service._trimmer.trim()
+        late = client.post("/v1/streams/a/observations", json=observations((3, Y[3])))
+
+    assert (late.status_code, late.json().get("late")) == (200, 1)
+
+
 def test_trimming_goes_by_a_snapshot_that_is_old_enough_and_deletes_in_small_parts(any_store_url):
     store = Store.open(any_store_url)
     rows = [(s, float(s)) for s in range(100)]

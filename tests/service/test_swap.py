@@ -197,6 +197,26 @@ def test_a_start_without_registry_serves_the_last_good_version(artifact, tmp_pat
     assert "from the cache" in later.trouble
 
 
+def test_a_store_that_fails_while_a_kept_model_is_taken_does_not_end_the_watching(artifact, tmp_path):
+    """The database is away as well as the registry, say, and comes back first."""
+    registry, taken = FakeRegistry(v1=artifact), []
+    watcher(registry, taken, tmp_path).look()
+    registry.current = ConnectionError("registry is down")
+    later = watcher(registry, taken, tmp_path)
+    take = later._taker.take
+
+    def fail(_model):
+        raise OperationalError("SELECT", {}, ConnectionError("the database is away"))
+
+    later._taker.take = fail
+    later.look()
+    assert "the database is away" in later.trouble
+    later._taker.take = take
+    later.look()
+
+    assert [model.version for model in taken] == ["1", "1"]
+
+
 def test_a_registry_that_has_no_such_model_any_more_is_not_away(artifact, tmp_path):
     """What was taken last serves, also after a start."""
     registry, taken = FakeRegistry(v1=artifact), []
