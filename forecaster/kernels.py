@@ -90,8 +90,8 @@ in a park says such."""
 
 SMALLEST_SIZE = 1e-290
 SMALLEST_UNIT = 1e-10
-"""Floor of the unit relative to the scale: a constant series has a tiny unit, not none. Well above the rounding of float64,
-well below the changes of a meter's reading."""
+"""Floor of the unit relative to the scale: a constant series has a tiny unit, not none. Above the rounding of float64,
+below the changes of a meter's reading."""
 
 SMALLEST_TOLD = 1e-5
 """What the network is told of smaller units: it has seen few of those."""

@@ -27,7 +27,8 @@ def smape(y: Float, forecast: Float) -> Float:
     Returns
     -------
     ndarray
-        Per series, shape [N]; NaN where no truth is known. Where truth and forecast are both 0 the error is 0.
+        Per series, shape [N]; NaN where no truth is known, or a known one was not forecast. Where both are 0, so is the
+        error.
 
     Examples
     --------
@@ -36,7 +37,7 @@ def smape(y: Float, forecast: Float) -> Float:
     """
     size = np.abs(y) + np.abs(forecast)
     ratio = np.divide(np.abs(y - forecast), size, out=np.zeros_like(size), where=size != 0)
-    return _mean(np.where(np.isnan(y), np.nan, 200 * ratio))
+    return _mean(200 * ratio, y)
 
 
 def naive_error(history: Float, seasonality: int) -> float:
@@ -62,7 +63,7 @@ def mase(y: Float, forecast: Float, error: Float) -> Float:
     error
         `naive_error` of each series' history, shape [N]; a series whose error is 0 or unknown gets NaN.
     """
-    scaled: Float = _mean(np.abs(y - forecast)) / _positive(error)
+    scaled: Float = _mean(np.abs(y - forecast), y) / _positive(error)
     return scaled
 
 
@@ -129,7 +130,7 @@ def msis(y: Float, lower: Float, upper: Float, error: Float, level: float = 0.95
     """
     penalty = 2 / (1 - level)
     score = (upper - lower) + penalty * np.maximum(lower - y, 0) + penalty * np.maximum(y - upper, 0)
-    scaled: Float = _mean(np.where(np.isnan(y), np.nan, score)) / _positive(error)
+    scaled: Float = _mean(score, y) / _positive(error)
     return scaled
 
 
@@ -137,9 +138,9 @@ def _positive(error: Float) -> Float:
     return np.where(error > 0, error, np.nan)
 
 
-def _mean(values: Float) -> Float:
-    """Mean over the last axis of what is known; NaN where nothing is."""
-    known = ~np.isnan(values)
+def _mean(values: Float, y: Float) -> Float:
+    """Mean over the last axis of the values whose truth is known; NaN where none is, or a value of these is missing."""
+    known = ~np.isnan(y)
     count = known.sum(-1)
     total = np.where(known, values, 0).sum(-1)
     mean: Float = np.divide(total, count, out=np.full(values.shape[:-1], np.nan), where=count > 0)

@@ -227,6 +227,8 @@ def _read_file(path: Path, columns: Sequence[str], texts: Sequence[str]) -> pd.D
         raise InputError(f"{path} is empty; expected columns {list(columns)}") from None
     except InputError:
         raise
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}") from None
     except (ValueError, OSError, EOFError, zlib.error) as error:  # what pandas, Arrow and gzip raise for bad content
         raise InputError(f"{path} cannot be read: {_first_line(error)}") from error
     except KeyError as error:  # of pytz, which pandas asks last
@@ -234,9 +236,11 @@ def _read_file(path: Path, columns: Sequence[str], texts: Sequence[str]) -> pd.D
     if _has_suffix(path, CSV_SUFFIXES) and not isinstance(frame.index, pd.RangeIndex):
         # pandas takes the first fields for row names then, and every value for that of another column.
         raise InputError(f"{path}: the rows have more fields than the header, which has {len(frame.columns)}")
+    if twice := _named_twice(path, columns):
+        raise InputError(f"{path} has {len(twice)} columns named {twice[0]!r}; expected one")
     missing = [column for column in columns if column not in frame.columns]
     if missing:
-        found = [str(column) for column in frame.columns]
+        found = [repr(str(column)) for column in frame.columns]
         raise InputError(f"{path} lacks columns {missing}; found {_short(found)}, expected at least {list(columns)}")
     nameless = frame["unique_id"].isna() | (frame["unique_id"].astype(str) == "")
     if nameless.any():
@@ -248,6 +252,14 @@ def _read_file(path: Path, columns: Sequence[str], texts: Sequence[str]) -> pd.D
             raise InputError(f"{path}: unique_id is {frame['unique_id'].iloc[row]!r} in row {row + 1}, expected text")
     frame["unique_id"] = frame["unique_id"].astype(str)
     return frame
+
+
+def _named_twice(path: Path, columns: Sequence[str]) -> list[str]:
+    """The names of the first wanted column that a CSV file has several of; pandas would give the others new ones."""
+    if not _has_suffix(path, CSV_SUFFIXES):
+        return []
+    header = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0].tolist()
+    return next((found for column in columns if len(found := [name for name in header if name == column]) > 1), [])
 
 
 def parse_ds(ds: pd.Series[Any], freq: str, source: str, time_zone: str | None = None) -> pd.Series[Any]:

@@ -104,7 +104,11 @@ def prepare(request: TrainRequest, reporter: Reporter | None = None) -> Plan:
         panel.require_counts(f"head {config.head!r}")
     windows = hold_out(panel, config.horizon, n_windows=request.n_windows, step_size=request.step_size)
     if not any(len(y) >= SHORTEST_SERIES and np.isfinite(y).any() for y in windows.training.values):
-        raise InputError(f"{request.data}: no series has {SHORTEST_SERIES} steps or more to learn from")
+        longest, left = (max(map(len, found.values), default=0) for found in (panel, windows.training))
+        raise InputError(
+            f"{request.data}: no series has {SHORTEST_SERIES} steps or more to learn from; the longest has {longest}, "
+            f"{longest - left} of them held out"
+        )
     say_split(windows, reporter, asked=request.n_windows is not None)
     chosen = "as asked" if request.seasonality else f"from the configuration, or usual for freq {config.freq}"
     reporter.notice(f"seasonality {', '.join(map(str, config.seasonality))}: {chosen}")

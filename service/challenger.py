@@ -24,6 +24,7 @@ import orjson
 from forecaster.quality import QUANTITIES
 from service.engine import Engine
 from service.engine.survey import Survey
+from service.errors import first_line
 from service.metrics import Metrics
 from service.models.served import ServedModel
 
@@ -126,10 +127,18 @@ class Challenger:
     def _follow(self, model: ServedModel, command: list[str], over: threading.Event) -> None:
         while (process := self.process) is not None and not over.is_set():
             self._read(model, process)
-            over.wait(self._pause)
-            with self._starting:
-                if not over.is_set():
-                    self._begin(command)
+            begun = False
+            while not begun and not over.wait(self._pause):
+                with self._starting:
+                    begun = over.is_set() or self._begun_again(command)
+
+    def _begun_again(self, command: list[str]) -> bool:
+        try:
+            self._begin(command)
+        except OSError as error:  # no memory for another process, say
+            self.trouble = f"the challenger cannot be started: {first_line(error)}"
+            return False
+        return True
 
     def _read(self, model: ServedModel, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None

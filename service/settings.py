@@ -65,15 +65,17 @@ class Settings(BaseSettings):
         "sqlite:///forecaster.db",
         description="SQLAlchemy URL of the observation log; of a named model a file beside it, or a PostgreSQL schema",
     )
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
+    host: str = Field("127.0.0.1", description="address to listen at; others than this machine's want API keys")
+    port: int = Field(8000, ge=0, le=65535, description="0: any that is free")
     api_keys_file: Path | None = Field(
         None, description="hashes of the API keys, one a line; without it only this machine may be listened to"
     )
     rate_limit: float | None = Field(
         None, gt=0, description="requests per second of each API key that has no rate of its own; default: no limit"
     )
-    log_level: str = Field("warning", pattern="^(critical|error|warning|info|debug)$")
+    log_level: str = Field(
+        "warning", pattern="^(critical|error|warning|info|debug)$", description="the least that is logged"
+    )
     log_format: str = Field("text", pattern="^(text|json)$", description="json: one object per line")
     access_log: bool = Field(True, description="one line per request at level info")
 

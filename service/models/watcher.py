@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 from typing import Protocol
 
+from forecaster import Forecaster, ForecasterError
 from service.errors import ModelError, ServiceError, first_line
 from service.metrics import Metrics
 from service.models.registry import Reference, Registry
@@ -160,7 +161,9 @@ class Watcher:
         try:
             kept.mkdir(parents=True, exist_ok=True)
             target = kept / version
-            if not target.exists() and artifact is not None:
+            if artifact is not None and target.exists() and not _is_sound(target):
+                shutil.rmtree(target)
+            if artifact is not None and not target.exists():
                 partial = Path(tempfile.mkdtemp(dir=kept, prefix=".partial-"))
                 shutil.copytree(artifact, partial, dirs_exist_ok=True)
                 partial.rename(target)
@@ -186,6 +189,15 @@ class Watcher:
             self.trouble = f"{self.trouble}; serving version {version} from the cache"
         except Exception as error:
             self.trouble = f"{self.trouble}; nothing usable in the cache: {_line(error)}"
+
+
+def _is_sound(folder: Path) -> bool:
+    """Whether an artifact is whole; a machine may have died while it was written."""
+    try:
+        Forecaster.load(folder)
+    except ForecasterError:
+        return False
+    return True
 
 
 def _line(error: Exception) -> str:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecaster import Calendar, ConfigError, Panel, PanelError
+from forecaster import Calendar, ConfigError, CovariatesConfig, Panel, PanelError
 from tests.forecaster.kit import Float, series
 
 HOURS = pd.date_range("2024-03-01", periods=5, freq="h")
@@ -221,6 +221,20 @@ def test_an_empty_panel_still_has_a_frame() -> None:
 
     assert list(empty.to_frame().columns) == ["unique_id", "ds", "y"]
     assert len(empty.to_frame()) == 0
+
+
+def test_the_fingerprint_sees_the_values_of_covariates() -> None:
+    frame = pd.DataFrame(
+        {"unique_id": "a", "ds": pd.date_range("2024", periods=3, freq="h"), "y": 1.0, "t": 2.0, "s": 3.0}
+    )
+    roles = CovariatesConfig(known=("t",), static=("s",))
+
+    found = {
+        Panel.from_frame(frame.assign(**changed), "h", roles).fingerprint()
+        for changed in ({}, {"t": [2.0, 2.0, 5.0]}, {"s": 4.0}, {"t": [2.0, 2.0, None]})
+    }
+
+    assert len(found) == 4
 
 
 def test_the_fingerprint_sees_every_part() -> None:

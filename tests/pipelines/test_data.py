@@ -193,6 +193,8 @@ def test_what_is_no_integer_step_in_a_parquet_file_is_refused(tmp_path: Path, ds
 
 DAMAGED = {
     "no such column": ("unique_id,ds,value\na,0,1\n", "1", "lacks columns ['y']"),
+    "names with spaces": ("unique_id, ds, y\na,0,1\n", "1", "found 'unique_id', ' ds', ' y'"),
+    "a name twice": ("unique_id,ds,y,y\na,0,1,2\n", "1", "has 2 columns named 'y'"),
     "no rows": ("unique_id,ds,y\n", "1", "no rows"),
     "no text at all": ("", "1", "is empty"),
     "text in y": ("unique_id,ds,y\na,0,1\na,1,lots\n", "1", "'lots'"),

@@ -118,7 +118,7 @@ def test_a_log_that_is_trimmed_while_it_is_read_has_no_values_that_are_missing_f
 
 
 def test_its_figures_stand_beside_the_champions_until_it_dies_and_is_started_again_and_the_champion_goes_on(
-    settings, challenger_artifact, challenger, tiny_forecaster
+    settings, challenger_artifact, challenger, tiny_forecaster, monkeypatch
 ):
     settings = settings.model_copy(update={"challenger": str(challenger_artifact), "poll_seconds": 0.2})
     with LocalClient(create_app(settings)) as client:
@@ -141,6 +141,14 @@ def test_its_figures_stand_beside_the_champions_until_it_dies_and_is_started_aga
         died = client.service.challenger.process
         assert settings.store not in " ".join(died.args)  # it may hold a password
         client.service.challenger._pause = 0.1
+        begin, failures = client.service.challenger._begin, [OSError("Cannot allocate memory")]
+
+        def begun_at_last(command):
+            if failures:
+                raise failures.pop()
+            begin(command)
+
+        monkeypatch.setattr(client.service.challenger, "_begin", begun_at_last)
         with client.service.challenger._starting:  # not before all this has been seen
             os.kill(died.pid, signal.SIGKILL)
             until(lambda: described()["trouble"] == "the challenger ended with status -9")
@@ -150,7 +158,7 @@ def test_its_figures_stand_beside_the_champions_until_it_dies_and_is_started_aga
             assert client.get("/readyz").status_code == httpx.codes.OK
 
         until(lambda: described()["trouble"] is None, 120)
-        assert client.service.challenger.process is not died
+        assert (client.service.challenger.process is not died, failures) == (True, [])
         until(lambda: described()["champion"]["total"]["count"] > found["champion"]["total"]["count"], 120)
 
 

@@ -43,7 +43,7 @@ def test_two_replicas_on_one_database_agree(url, artifact, tiny_forecaster):
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_a_server_that_comes_back_without_its_latest_takes_what_rests_on_that_along(asked, artifact, tiny_forecaster):
-    """A replica that lagged takes over, say: versions are given again, so they no longer tell a lost log from the new."""
+    """A replica that lagged takes over, say: versions are given again, and tell a lost log from the new one no more."""
 
     def insist(ask):
         for _ in range(100):

@@ -197,6 +197,18 @@ def test_a_start_without_registry_serves_the_last_good_version(artifact, tmp_pat
     assert "from the cache" in later.trouble
 
 
+def test_a_kept_model_that_is_damaged_is_kept_anew(artifact, tmp_path):
+    registry, taken = FakeRegistry(v1=artifact), []
+    watcher(registry, taken, tmp_path).look()
+    (weights,) = tmp_path.rglob("weights.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-9])
+    watcher(registry, taken, tmp_path).look()
+    registry.current = ConnectionError("registry is down")
+    watcher(registry, taken, tmp_path).look()
+
+    assert [model.version for model in taken] == ["1", "1", "1"]
+
+
 def test_a_store_that_fails_while_a_kept_model_is_taken_does_not_end_the_watching(artifact, tmp_path):
     """The database is away as well as the registry, say, and comes back first."""
     registry, taken = FakeRegistry(v1=artifact), []
