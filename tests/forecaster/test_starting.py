@@ -18,8 +18,8 @@ from forecaster.scaling import transform
 from forecaster.training import fit
 from forecaster.training.data import ChunkDataModule
 from forecaster.training.preparing import Preparation
-from forecaster.training.pulling import kept_share
-from forecaster.training.starting import _joined, _Sample, start
+from forecaster.training.pulling import FEW, USUAL, kept_share
+from forecaster.training.starting import _joined, _moderate, _Sample, _shares, start
 from forecaster.training.windows import Windows, latest_blocks, windows_of
 from tests.forecaster.kit import Float, config_of, network_of
 
@@ -198,6 +198,56 @@ def test_noise_is_not_kept_and_what_holds_outside_is() -> None:
     assert kept_share(noisy, [found]) < 0.3
     assert kept_share(late, [found]) > 0.7
     assert kept_share(noisy, []) == 1  # nothing to be judged by
+
+
+def test_a_few_windows_decide_less_than_many() -> None:
+    series = seasonal_walks([0.2, 0.3, 0.5], 0.5)
+    noisy = started([y[:-60] for y in series])
+    with torch.no_grad():
+        for decoder in noisy.head.decoders:
+            decoder.mixture.weight.normal_(std=0.5)
+    found = unseen(noisy, series)
+    one = Windows(found.encoded.at((torch.tensor([0]),)), found.future[:1], found.target[:1])
+
+    few = kept_share(noisy, [one])
+    assert kept_share(noisy, [found]) < few
+    assert FEW * USUAL / (1 + FEW) <= few <= (FEW * USUAL + 1) / (1 + FEW)
+
+
+def two_minds(network: ForecastNetwork, weights: tuple[float, float], size: float = 1.0) -> _Sample:
+    """Origins of which the first half is met by one anchor and the second by another, with a weight each."""
+    rings = torch.randn(400, CONFIG.ring_length, generator=torch.Generator().manual_seed(0))
+    choices = network.choices(rings, CONFIG.horizon)
+    targets = torch.cat([choices[:200, 0], size * choices[200:, 1]])
+    return _Sample(rings, targets, torch.tensor(weights).repeat_interleave(200))
+
+
+def test_origins_count_by_their_weight_and_large_ones_less() -> None:
+    network = started(seasonal_walks([0.2, 0.3, 0.5], 0.5))
+
+    first, second = (_shares(network, two_minds(network, weights))[:2].mean(1) for weights in ((9.0, 1.0), (1.0, 9.0)))
+    assert first[0] > 2 * first[1]
+    assert second[1] > 2 * second[0]
+    far = _moderate(two_minds(network, (1.0, 1.0), size=1000.0))
+    assert far[200:].median() < far[:200].median() / 100
+
+
+def test_a_step_of_which_little_is_known_takes_its_shares_from_the_others() -> None:
+    network = started(seasonal_walks([0.2, 0.3, 0.5], 0.5))
+    sample = two_minds(network, (9.0, 1.0))
+    sample.targets[:, -1] = torch.nan
+
+    shares = _shares(network, sample)
+
+    assert shares[0, -1] > 2 * shares[1, -1]
+
+
+def test_no_more_is_folded_to_judge_by_than_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    series = seasonal_walks([0.2, 0.3, 0.5], 0.5)
+    network, whole = started(series), len(unseen(started(series), series).target)
+    monkeypatch.setattr("forecaster.training.windows.LARGEST_WORK", 400)
+
+    assert len(unseen(network, series).target) == whole / len(series) * 2
 
 
 def test_chunks_are_made_beside_a_network_on_another_device() -> None:

@@ -43,7 +43,14 @@ from forecaster.training import Fitted, choosing, fit
 from forecaster.training.apart import MadeApart
 from forecaster.training.calibrating import calibrate, drift_of
 from forecaster.training.choosing import ENSEMBLES, choose, race_length
-from forecaster.training.data import MOST_PASSES, SHORTEST_EPOCH, UPDATES, ChunkDataModule, held_out_steps
+from forecaster.training.data import (
+    IN_COMPANY,
+    MOST_PASSES,
+    SHORTEST_EPOCH,
+    UPDATES,
+    ChunkDataModule,
+    held_out_steps,
+)
 from forecaster.training.module import TrainingModule, mixed_precision
 from forecaster.training.preparing import Preparation, Prepared, ahead
 from forecaster.training.windows import latest_blocks, windows_of
@@ -695,6 +702,33 @@ def test_a_panel_that_is_not_small_is_learnt_from_for_twice_as_long(monkeypatch:
 
     assert MOST_PASSES * small.lanes.chunks_per_pass >= 2 * UPDATES
     assert (small.updates, large.updates) == (UPDATES, 2 * UPDATES)
+
+
+def test_a_very_large_panel_is_passed_once_if_that_is_not_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    panel, config = panel_of(histories(2, 3200)), with_training(updates=0)
+    monkeypatch.setattr("forecaster.training.data.UPDATES", 4)
+    a_pass = ChunkDataModule(panel, config, held_out=0).lanes.chunks_per_pass
+
+    found = {}
+    for longest in (1, a_pass):
+        monkeypatch.setattr("forecaster.training.data.LARGEST_RUN", longest)
+        found[longest] = ChunkDataModule(panel, with_training(updates=0, epoch_updates=1), held_out=0).updates
+
+    assert a_pass > 2 * 4
+    assert found == {1: 4, a_pass: a_pass}
+
+
+def test_in_company_there_are_more_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forecaster.training.data.UPDATES", 10**6)
+    monkeypatch.setattr("forecaster.training.data.LARGEST_RUN", 0)
+    alone, together = (
+        ChunkDataModule(panel_of(histories(2, 30)), with_training(updates=0, imagined=imagined))
+        for imagined in ("off", "on")
+    )
+
+    assert IN_COMPANY > MOST_PASSES
+    assert alone.updates == pytest.approx(MOST_PASSES * alone.lanes.chunks_per_pass, abs=alone.epoch_updates)
+    assert together.updates == pytest.approx(IN_COMPANY * together.lanes.chunks_per_pass, abs=together.epoch_updates)
 
 
 def test_training_stops_when_validation_no_longer_improves() -> None:
