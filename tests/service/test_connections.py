@@ -133,6 +133,23 @@ def test_what_is_no_usable_request_is_one_problem(server, sent, status):
     assert found["status"] == status
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_who_sends_too_much_may_send_on_and_still_reads_why_it_is_refused(server, told):
+    """A connection that is closed with something unread is reset, and the reply with it."""
+    part = b"x" * 32_768
+    length = b"content-length: %d\r\n\r\n" % (8 * len(part)) if told else b"transfer-encoding: chunked\r\n\r\n"
+    with connect(server) as connection:
+        connection.sendall(HEAD + length)
+        for _ in range(8):
+            time.sleep(0.02)
+            connection.sendall(part if told else b"8000\r\n" + part + b"\r\n")
+        if not told:
+            connection.sendall(b"0\r\n\r\n")
+        found = problem(everything(connection))
+
+    assert (found["status"], found["type"]) == (413, "urn:forecaster:problem:too-large")
+
+
 def test_a_length_that_is_too_small_leaves_rubbish_that_is_refused(server):
     body = json.dumps(observations((5, 1.0))).encode()
     head = b"POST /v1/streams/a/observations HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (len(body) - 4)
