@@ -6,6 +6,7 @@ on to each next one. Nothing is refitted, and nothing after a cutoff can reach i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +41,7 @@ class Window:
     quantiles
         Shape [N, H, Q], at `levels`.
     levels
-        Rising, with 0.1, 0.5 and 0.9 among them.
+        Rising, with 0.5 among them.
     error
         Mean absolute seasonal difference of each history, shape [N].
     """
@@ -137,25 +138,39 @@ def backtest(forecaster: Forecaster, panel: Panel, *, horizon: int, n_windows: i
     )
 
 
-def score(windows: list[Window]) -> dict[str, float]:
-    """All metrics over windows: per-series errors averaged over windows and series, sums pooled."""
+def score(windows: list[Window], wql_levels: Sequence[float] = DEFAULT_LEVELS) -> dict[str, float]:
+    """All metrics over windows: per-series errors averaged over windows and series, sums pooled.
+
+    Parameters
+    ----------
+    windows
+        With the same levels.
+    wql_levels
+        Those of the windows' levels among these count in the weighted quantile loss.
+
+    Returns
+    -------
+    dict
+        As `Backtest.metrics`; `coverage_80` and `msis` only if the windows have the levels of that interval.
+    """
     y, error = _join(windows, "y"), np.concatenate([window.error for window in windows])
     naive, reference = _join(windows, "seasonal_naive"), _join(windows, "naive2")
     levels = windows[0].levels
     quantiles = np.concatenate([window.quantiles for window in windows])
     at = {level: quantiles[..., place] for place, level in enumerate(levels)}
-    inner = [level for level in levels if level in DEFAULT_LEVELS]
+    inner = [level for level in levels if level in wql_levels]
     scores = {}
+    reference_scores = _average(smape(y, reference)), _average(mase(y, reference, error))
     for prefix, point, spread in (
         ("", at[0.5], quantiles[..., [levels.index(level) for level in inner]]),
         ("seasonal_naive_", naive, np.repeat(naive[..., None], len(inner), -1)),
     ):
         scores[f"{prefix}smape"] = _average(smape(y, point))
         scores[f"{prefix}mase"] = _average(mase(y, point, error))
-        naive2_scores = _average(smape(y, reference)), _average(mase(y, reference, error))
-        scores[f"{prefix}owa"] = owa(scores[f"{prefix}smape"], scores[f"{prefix}mase"], *naive2_scores)
+        scores[f"{prefix}owa"] = owa(scores[f"{prefix}smape"], scores[f"{prefix}mase"], *reference_scores)
         scores[f"{prefix}wql"] = wql(y, spread, inner)
-    scores["coverage_80"] = coverage(y, at[0.1], at[0.9])
+    if {0.1, 0.9} <= set(levels):
+        scores["coverage_80"] = coverage(y, at[0.1], at[0.9])
     if set(OUTER_LEVELS) <= set(levels):
         scores["msis"] = _average(msis(y, at[OUTER_LEVELS[0]], at[OUTER_LEVELS[1]], error))
     return scores

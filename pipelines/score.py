@@ -8,22 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from forecaster import InputError, Panel
+from forecaster import InputError, Panel, backtesting
+from forecaster.backtesting import Window
 from forecaster.baselines import naive2, seasonal_naive
 from forecaster.calendar import INTEGER_FREQ
-from forecaster.metrics import coverage, mase, naive_error, owa, smape, wql
+from forecaster.metrics import naive_error
 from pipelines.data import Notice, parse_ds, read_frame, read_panel
 
 __all__ = ["score"]
 
 Float = npt.NDArray[np.float64]
-MEDIAN, LOW, HIGH = "0.5", "0.1", "0.9"
+MEDIAN = "0.5"
 
 
 def score(
@@ -55,8 +55,8 @@ def score(
     Returns
     -------
     dict
-        `smape`, `mase`, `owa`, `wql` (over the file's quantile levels), `coverage_80` (if there are 0.1 and 0.9), the
-        same of the seasonal naive, and `series`.
+        `smape`, `mase`, `owa`, `wql` (over the file's quantile levels), the same of the seasonal naive, `coverage_80`
+        and `msis` if the file has the levels of those intervals, and `series`.
 
     Raises
     ------
@@ -84,7 +84,8 @@ def score(
         for name, _, forecast in panel:
             if np.isnan(forecast).any():
                 raise InputError(f"{forecasts}: series {name!r} has steps without a forecast at level {column}")
-    return _metrics(*_align(predicted_by_level, came, known), levels, season)
+    aligned = _align(predicted_by_level, came, known)
+    return _metrics(list(predicted_by_level[0].unique_ids), *aligned, levels, season)
 
 
 def quantile_columns(frame: pd.DataFrame) -> list[str]:
@@ -146,35 +147,21 @@ def _align(predicted: Sequence[Panel], came: Panel, known: Panel) -> tuple[list[
 
 
 def _metrics(
-    ys: list[Float], quantiles: list[Float], histories: list[Float], levels: list[str], season: int
+    names: list[str], ys: list[Float], quantiles: list[Float], histories: list[Float], levels: list[str], season: int
 ) -> dict[str, float]:
     horizons = {len(y) for y in ys}
     if len(horizons) > 1:
         raise InputError(
             f"the forecasts have different lengths, {min(horizons)} to {max(horizons)} steps; expected one"
         )
-    horizon = horizons.pop()
-    y, bands = np.stack(ys), np.stack(quantiles)
-    numbers = [float(level) for level in levels]
-    naive = np.stack([seasonal_naive(history, horizon, season) for history in histories])
-    reference = np.stack([naive2(history, horizon, season) for history in histories])
-    scale = np.array([naive_error(history, season) for history in histories])
-    reference_smape, reference_mase = _mean(smape(y, reference)), _mean(mase(y, reference, scale))
-    result: dict[str, Any] = {}
-    spread = np.repeat(naive[..., None], len(numbers), axis=-1)
-    for prefix, point, all_levels in (
-        ("", bands[..., levels.index(MEDIAN)], bands),
-        ("seasonal_naive_", naive, spread),
-    ):
-        result[f"{prefix}smape"] = _mean(smape(y, point))
-        result[f"{prefix}mase"] = _mean(mase(y, point, scale))
-        result[f"{prefix}owa"] = owa(result[f"{prefix}smape"], result[f"{prefix}mase"], reference_smape, reference_mase)
-        result[f"{prefix}wql"] = wql(y, all_levels, numbers)
-    if LOW in levels and HIGH in levels:
-        result["coverage_80"] = coverage(y, bands[..., levels.index(LOW)], bands[..., levels.index(HIGH)])
-    return {**result, "series": len(ys)}
-
-
-def _mean(values: Float) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")
+    horizon, numbers = horizons.pop(), tuple(map(float, levels))
+    window = Window(
+        unique_ids=names,
+        y=np.stack(ys),
+        quantiles=np.stack(quantiles),
+        levels=numbers,
+        seasonal_naive=np.stack([seasonal_naive(history, horizon, season) for history in histories]),
+        naive2=np.stack([naive2(history, horizon, season) for history in histories]),
+        error=np.array([naive_error(history, season) for history in histories]),
+    )
+    return {**backtesting.score([window], numbers), "series": len(ys)}
