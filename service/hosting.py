@@ -16,7 +16,7 @@ from service.errors import ServiceError, first_line
 from service.keys import KeyRing, is_loopback
 from service.metrics import Metrics, Requests
 from service.naming import prefix_of
-from service.problems import Problem, unavailable
+from service.problems import Problem, shortened, unavailable
 from service.runtime import Readiness, Service
 from service.settings import Settings
 
@@ -264,7 +264,7 @@ class Host:
         if name is None:
             detail = f"only named models are served here, below /models/NAME: {names}"
         else:
-            detail = f"there is no model named {name!r}; there are: {names or 'none'}"
+            detail = f"there is no model named {shortened(name, 80)!r}; there are: {names or 'none'}"
         return Problem(404, "unknown-model", detail)
 
     def healthy(self) -> str | None:

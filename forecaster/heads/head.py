@@ -67,7 +67,6 @@ class Head(nn.Module, ABC):
         self.sizes, self.transform = sizes, transform
         self.levels = tuple(levels)
         self.nonnegative = nonnegative
-        self.first_shape = tuple(first_shape)
         self.decoders = nn.ModuleList(Decoder(sizes, first_shape) for _ in range(sizes.members))
 
     def forward(self, hidden: Tensor, features: Tensor, anchors: Tensor, known: Tensor | None = None) -> Tensor:

@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 
 from forecaster import ArtifactError, Config, Forecaster
+from forecaster.artifact import FORMAT_VERSION
 from tests.forecaster.kit import TINY, TINY_LINEAR, config_of, forecaster_of
 
 FILES = ("config.json", "weights.safetensors", "manifest.json")
@@ -28,7 +29,7 @@ def forge(folder: Path, **files: bytes) -> None:
     for name, data in files.items():
         (folder / name.replace("_", ".", 1)).write_bytes(data)
     digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES[:2]}
-    (folder / "manifest.json").write_text(json.dumps({"format_version": 7, "sha256": digests}))
+    (folder / "manifest.json").write_text(json.dumps({"format_version": FORMAT_VERSION, "sha256": digests}))
 
 
 def manifest(folder: Path) -> dict[str, Any]:
@@ -155,7 +156,7 @@ def test_a_cut_file_is_noticed(folder: Path, name: str, keep: float) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "no json", "[]", "null", "5", "{}", '{"format_version": 7}', '{"format_version": 7, "sha256": 5}', "\udcff"],
+    ["", "no json", "[]", "null", "5", "{}", '{"format_version": 8}', '{"format_version": 8, "sha256": 5}', "\udcff"],
 )
 def test_a_manifest_that_makes_no_sense_is_noticed(folder: Path, text: str) -> None:
     (folder / "manifest.json").write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -163,12 +164,12 @@ def test_a_manifest_that_makes_no_sense_is_noticed(folder: Path, text: str) -> N
     assert "damaged" in refusal(folder)
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4, 5, 6, 99, "2", None, 2.5])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5, 6, 7, 99, "2", None, 2.5])
 def test_another_format_is_refused_as_such(folder: Path, version: object) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest(folder) | {"format_version": version}))
 
     assert "format version" in refusal(folder)
-    assert "this code reads 7" in refusal(folder)
+    assert f"this code reads {FORMAT_VERSION}" in refusal(folder)
 
 
 @pytest.mark.parametrize(

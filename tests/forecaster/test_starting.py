@@ -304,7 +304,7 @@ def test_steps_that_no_target_tells_of_keep_their_first_spread() -> None:
 
     network = started(series, config)
 
-    widths = network.head.decoders[0].bias[-len(network.head.first_shape) :].detach()
-    first = torch.tensor(network.head.first_shape).unsqueeze(-1)
+    widths = network.head.decoders[0].bias[-len(network.head.decoders[0].first_shape) :].detach()
+    first = torch.tensor(network.head.decoders[0].first_shape).unsqueeze(-1)
     assert (widths[:, 0:1] != first).all()
     torch.testing.assert_close(widths[:, 6:], first.expand(-1, 6))

@@ -1130,7 +1130,7 @@ def test_where_blocks_tell_little_the_best_anchor_is_asked_too(shape: float, ask
     panel = panel_of(histories())
     network = Forecaster.create(dataclasses.replace(CONFIG, calibration="static"))._network
     for decoder in network.head.decoders:
-        torch.nn.init.constant_(decoder.get_parameter("bias")[-len(network.head.first_shape) :], shape)
+        torch.nn.init.constant_(decoder.get_parameter("bias")[-len(network.head.decoders[0].first_shape) :], shape)
 
     calibrate(network, panel, [], None, seed=0)
     widened = network.head.state_dict()["widening"].clone()
