@@ -7,6 +7,7 @@ Invariant: a client never sees a traceback, and a refused request has changed no
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -42,6 +43,7 @@ __all__ = [
 
 MEDIA_TYPE = "application/problem+json"
 _BUSY = "stream-busy"
+_BRANCH = re.compile(r"(dict|list|literal|nullable|function-\w+)\[")  # how pydantic calls a member of a union
 
 
 class Problem(Exception):
@@ -185,7 +187,7 @@ def from_validation(error: ValidationError) -> Problem:
         )
     shown = [
         {
-            "at": shortened("/".join(str(part) for part in e["loc"])),
+            "at": shortened("/".join(str(part) for part in e["loc"] if not _BRANCH.match(str(part)))),
             "message": shortened(e["msg"]),
             "found": shortened(repr(e.get("input")), 80),
         }

@@ -7,9 +7,10 @@ finite and at most 1e30 in magnitude, or None for a missing value.
 from __future__ import annotations
 
 from collections import Counter
+from math import isfinite
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from forecaster.columns import LARGEST_VALUE
 
@@ -45,6 +46,20 @@ def check_unique_id(value: str) -> str:
     return value
 
 
+def check_cell(value: Any) -> Any:
+    """Refuse what is no value of a covariate.
+
+    Raises
+    ------
+    ValueError
+        With what is expected.
+    """
+    known = value is None or isinstance(value, bool | int)
+    if known or (isinstance(value, float) and isfinite(value)) or (isinstance(value, str) and len(value) <= 255):
+        return value
+    raise ValueError("expected a finite number, true, false, null, or text of at most 255 characters")
+
+
 UniqueId = Annotated[str, AfterValidator(check_unique_id)]
 Ds = Annotated[str | int, Field(description="ISO 8601 timestamp, or an integer step for models of freq 1")]
 Y = Annotated[
@@ -54,7 +69,11 @@ Y = Annotated[
 Horizon = Annotated[int | None, Field(ge=1, description="steps to forecast; default: the trained horizon")]
 Level = Annotated[float, Field(gt=0, lt=1)]
 Levels = Annotated[list[Level] | None, Field(min_length=1, max_length=99, description="default: 0.1 … 0.9")]
-Cell = bool | int | Annotated[float, Field(allow_inf_nan=False)] | Annotated[str, Field(max_length=255)] | None
+Cell = Annotated[
+    Any,  # one rule in one sentence, where a union would say of each of its members why it is not that
+    AfterValidator(check_cell),
+    WithJsonSchema({"anyOf": [{"type": kind} for kind in ("boolean", "integer", "number", "string", "null")]}),
+]
 Cells = Annotated[dict[str, Cell] | None, Field(description="covariate -> value; null = missing")]
 Columns = Annotated[dict[str, list[Cell]] | None, Field(description="covariate -> one value per ds")]
 FutureColumns = Annotated[

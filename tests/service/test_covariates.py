@@ -285,7 +285,14 @@ REFUSED = {
     "text for a number": ({"observations": [{**ONE, "covariates": {"price": "1"}}], "future": "missing"}, "'price'"),
     "truth for a number": ({"observations": [{**ONE, "covariates": {"price": True}}], "future": "missing"}, "'price'"),
     "infinite": ({"observations": [{**ONE, "covariates": {"price": 1e31}}], "future": "missing"}, "finite"),
-    "a list": ({"observations": [{**ONE, "covariates": {"price": [1]}}], "future": "missing"}, "price"),
+    "a list": (
+        {"observations": [{**ONE, "covariates": {"price": [1]}}], "future": "missing"},
+        "observations/0/covariates/price: expected a finite number, true, false, null, or text",
+    ),
+    "an object in the future": (
+        {"observations": [ONE], "future": {**future(0), "price": [{}] * 6}},
+        "future/price/0: expected a finite number, true, false, null, or text of at most 255 characters, found {}",
+    ),
     "unknown name": ({"observations": [{**ONE, "covariates": {"prize": 1}}], "future": "missing"}, "prize unknown"),
 }  # fmt: skip
 
