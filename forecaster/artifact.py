@@ -22,23 +22,51 @@ from torch import Tensor, nn
 from forecaster.config import Config
 from forecaster.errors import ArtifactError, ConfigError
 
-__all__ = ["FORMAT_VERSION", "fill", "fingerprint", "read", "write"]
+__all__ = ["FORMAT_VERSION", "check_place", "fill", "fingerprint", "read", "write"]
 
 FORMAT_VERSION = 8
 
 CONFIG, WEIGHTS, MANIFEST = "config.json", "weights.safetensors", "manifest.json"
 
 
-def write(folder: Path, config: Config, weights: Mapping[str, Tensor]) -> None:
-    """Write an artifact into `folder`, replacing one that is there; written beside it first, then both are moved."""
+def check_place(folder: Path) -> None:
+    """Refuse a folder that an artifact cannot be written to: whatever is in it would be replaced.
+
+    Raises
+    ------
+    ArtifactError
+        It is a file, holds other things than an artifact, or this process works in it.
+    """
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{folder} is a file; an artifact needs a folder of its own")
-    if folder.exists() and not (folder / MANIFEST).exists() and any(folder.iterdir()):
+    if folder.is_dir() and any(folder.iterdir()) and not _holds_artifact(folder):
         raise ArtifactError(f"{folder} holds other files; an artifact needs a folder of its own")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise ArtifactError(f"{folder} is where this process works, which cannot be replaced; name a folder in it")
+
+
+def _holds_artifact(folder: Path) -> bool:
+    """Whether there is nothing but an artifact, whole or damaged."""
+    names = {path.name for path in folder.iterdir()}
+    return MANIFEST in names and names & {CONFIG, WEIGHTS} != set() and names <= {CONFIG, WEIGHTS, MANIFEST}
+
+
+def write(folder: Path, config: Config, weights: Mapping[str, Tensor]) -> None:
+    """Write an artifact into `folder`, replacing one that is there; written beside it first, then both are moved.
+
+    A mount point cannot be moved: there the manifest goes first and comes last, without which nothing is an artifact.
+    """
+    check_place(folder)
+    folder = folder.resolve()  # of a link, what it leads to
     files = _files(config, weights)
     manifest = {"format_version": FORMAT_VERSION, "sha256": {name: _digest(data) for name, data in files.items()}}
     files[MANIFEST] = _json(manifest)
+    if folder.is_mount():
+        (folder / MANIFEST).unlink(missing_ok=True)
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     new, old = beside / "new", beside / "old"
     try:

@@ -199,7 +199,8 @@ class Calendar:
             too_fine = isinstance(value, str) and _TOO_FINE.search(value)
             found = "finer than a microsecond" if too_fine else "not an ISO 8601 timestamp"
             raise InputError(f"ds {_shown(value)} is {found}")
-        if not _FIRST_INSTANT <= stamp.replace(tzinfo=None) < _END_INSTANT:
+        inside = _FIRST_YEAR < stamp.year < _LAST_YEAR or _FIRST_INSTANT <= stamp.replace(tzinfo=None) < _END_INSTANT
+        if not inside:
             raise InputError(f"ds {value!r} lies outside the years {_FIRST_YEAR} to {_LAST_YEAR}")
         if (stamp.tzinfo is None) != (self.time_zone is None):
             expected = "none" if self.time_zone is None else f"one (the series are in {self.time_zone})"
@@ -526,9 +527,9 @@ def _grid_of(freq: str) -> _Grid:
 
 
 def _bounded(freq: str, step_ns: int) -> int:
-    """The same, or ConfigError where one step is longer than the calendar."""
-    if step_ns > (_LAST_YEAR - _FIRST_YEAR) * 365 * _DAY_NS:
-        raise ConfigError(f"freq {freq!r} has steps longer than the years {_FIRST_YEAR} to {_LAST_YEAR}")
+    """The same, or ConfigError where a step is too long for a calendar to have a few of them."""
+    if step_ns > 2**62:
+        raise ConfigError(f"freq {freq!r} has steps of more than 146 years, a quarter of those that timestamps reach")
     return step_ns
 
 

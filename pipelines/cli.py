@@ -20,11 +20,12 @@ from typer.exceptions import Abort, TyperException
 from pipelines.benchmarks.commands import bench
 from pipelines.console import Reporter, emit, result_reporter
 from pipelines.handing_over import keys, serve, streams
+from pipelines.interruption import Terminated, terminable
 from pipelines.options import Json, TrackingUri
 
 __all__ = ["app", "main"]
 
-OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 HELP = """Probabilistic forecasts from recurrent state: train, judge, promote and serve.
 
@@ -159,7 +160,11 @@ def train(
         out=out,
         tracking_uri=tracking_uri,
     )
-    result = run(request, reporter)
+    try:
+        with terminable():
+            result = run(request, reporter)
+    except Terminated:
+        raise typer.Exit(TERMINATED) from None  # of any other KeyboardInterrupt typer makes 130
     if result.metrics:
         from pipelines.tables import metrics_table
 
@@ -457,7 +462,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted.
+        Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 a training ended by SIGTERM.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = os.environ.get("FORECASTER_DEBUG", "") not in ("", "0")
@@ -479,7 +484,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         return complain(*explain(error))
-    return complain("interrupted", INTERRUPTED) if status == INTERRUPTED else status
+    said = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}.get(status)
+    return status if said is None else complain(said, status)
 
 
 def explain(error: BaseException) -> tuple[str, int]:

@@ -10,8 +10,6 @@ import fcntl
 import logging
 import os
 import re
-import signal
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forecaster import ForecasterError, InputError
+from pipelines.interruption import undisturbed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,6 +47,7 @@ QUIET_SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 MISSING_CODES = frozenset({"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE"})
 
@@ -88,6 +88,8 @@ def connect(uri: str | None = None, *, create: bool = False) -> MlflowClient:
     uri = tracking_uri_or_default(uri)
     if uri.startswith(SQLITE):
         database = Path(uri.removeprefix(SQLITE))
+        if "?" in uri:
+            raise InputError(f"the MLflow store {uri} has options after the ?, expected sqlite:///FILE without any")
         if not create and not database.exists():
             raise InputError(f"there is no MLflow store at {uri}; train a model first, or set --tracking-uri")
         if not database.parent.is_dir():
@@ -151,29 +153,8 @@ def quiet_import() -> Iterator[None]:
         yield
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Put Ctrl-C off until the block is done: amid a transaction it would leave a database locked. Twice is at once."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield
-        return
-    asked = False
-
-    def note(*_: object) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if asked:
-        raise KeyboardInterrupt
+    # It prints the traceback of what it raises, which is told in one line here.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 @contextmanager
@@ -198,14 +179,15 @@ def mlflow_errors(doing: str, missing: str | None = None) -> Iterator[None]:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        with _undisturbed(), warnings.catch_warnings():
+        with undisturbed(), warnings.catch_warnings():
             # What MLflow's insides do that newer libraries advise against is not our users' concern.
             warnings.filterwarnings("ignore", module="mlflow")
             yield
     except (MlflowException, SQLAlchemyError) as error:
         if missing is not None and getattr(error, "error_code", None) in MISSING_CODES:
             raise InputError(missing) from error
-        text = " ".join(str(getattr(error, "orig", error)).split()) or type(error).__name__
+        said = str(getattr(error, "orig", error)).partition("[SQL:")[0]
+        text = " ".join(said.split()) or type(error).__name__
         raise RegistryError(shorten(_public(f"{doing}: {text}"))) from error
 
 

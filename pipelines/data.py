@@ -228,7 +228,7 @@ def _read_file(path: Path, columns: Sequence[str], texts: Sequence[str]) -> pd.D
     except InputError:
         raise
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}") from None
+        raise InputError(f"{path} is not text in UTF-8: {error.reason}") from None
     except (ValueError, OSError, EOFError, zlib.error) as error:  # what pandas, Arrow and gzip raise for bad content
         raise InputError(f"{path} cannot be read: {_first_line(error)}") from error
     except KeyError as error:  # of pytz, which pandas asks last

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from forecaster import Calendar, Config, InputError, Panel
+from forecaster import ArtifactError, Calendar, Config, InputError, Panel
+from forecaster.artifact import check_place
 from pipelines.backtesting import HoldOut, hold_out
 from pipelines.configuration import build_config
 from pipelines.connection import shorten
@@ -152,12 +153,12 @@ def check_request(request: TrainRequest) -> None:
         raise InputError(f"--max-minutes must be above 0 and at most {LONGEST_BOX:,}, not {request.max_minutes:g}")
     if request.out is not None:
         out = Path(request.out)
-        if out.exists() and not out.is_dir():
-            raise InputError(f"cannot save the model to {out}: it is a file")
-        above = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-        check_folder(above, f"cannot save the model to {out}")
-        if out.is_dir() and any(out.iterdir()) and not (out / "manifest.json").exists():
-            raise InputError(f"cannot save the model to {out}: the folder is not empty and holds no model")
+        try:
+            check_place(out)
+        except ArtifactError as error:
+            raise InputError(f"cannot save the model: {error}") from None
+        places = [out.resolve()] if out.is_mount() else list(out.resolve().parents)
+        check_folder(next(folder for folder in places if folder.exists()), f"cannot save the model to {out}")
 
 
 def say_split(windows: HoldOut, reporter: Reporter, *, asked: bool) -> None:

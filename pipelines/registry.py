@@ -39,6 +39,9 @@ PREVIOUS = "previous"
 STATUS = "promotion.status"
 REASON = "promotion.reason"
 COMPARED_WITH = "promotion.compared_with"
+REFUSED = "promotion.refused"
+"""Why the gate refused it, whatever was done with it since."""
+
 REPLACED = "promotion.previous_champion"
 NOBODY = "none"
 
@@ -69,6 +72,7 @@ def register(
     with mlflow_errors(f"model {name!r} cannot be registered"):
         for known in client.search_model_versions(_named(name)):
             if known.run_id == run_id:  # a repeated step must not make a second version of one model
+                _point_challenger(client, name)
                 return str(known.version)
         if not client.search_registered_models(_named(name)):
             with unless_there():
@@ -76,10 +80,14 @@ def register(
         created = client.create_model_version(
             name, source=model_uri, run_id=run_id, tags=dict(tags or {}), model_id=model_uri.removeprefix("models:/")
         )
-        # Another training may have registered a newer one since.
-        newest = max(int(known.version) for known in (created, *client.search_model_versions(_named(name))))
-        client.set_registered_model_alias(name, CHALLENGER, str(newest))
+        _point_challenger(client, name)
     return str(created.version)
+
+
+def _point_challenger(client: MlflowClient, name: str) -> None:
+    """At the newest: another training may have registered one since."""
+    newest = max(int(known.version) for known in client.search_model_versions(_named(name)))
+    client.set_registered_model_alias(name, CHALLENGER, str(newest))
 
 
 def apply_decision(client: MlflowClient, name: str, version: str, decision: Decision) -> None:
@@ -90,6 +98,7 @@ def apply_decision(client: MlflowClient, name: str, version: str, decision: Deci
         client.set_model_version_tag(name, version, REASON, decision.reason)
         if not decision.promoted:
             client.set_model_version_tag(name, version, STATUS, "refused")
+            client.set_model_version_tag(name, version, REFUSED, decision.reason)
     if decision.promoted:
         _make_champion(client, name, version, replaced=champion)
 
@@ -125,22 +134,21 @@ def promote(client: MlflowClient, name: str, version: str | None = None, *, forc
     with mlflow_errors(
         f"model {name!r} cannot be read", f"model {name!r} has no version {wanted!r}{known_instead(client, name)}"
     ):
-        tags = client.get_model_version(name, wanted).tags
+        found = client.get_model_version(name, wanted)
+    wanted, tags = str(found.version), found.tags  # 01 names version 1, too
     champion = version_of_alias(client, name, CHAMPION)
     if champion == wanted:
         raise InputError(f"version {wanted} of model {name!r} is the champion already")
     if not force:
-        if tags.get(STATUS) == "refused":
-            raise InputError(
-                f"the gate refused version {wanted} of model {name!r}: {tags.get(REASON)}; --force overrules it"
-            )
+        if refusal := tags.get(REFUSED):
+            raise InputError(f"the gate refused version {wanted} of model {name!r}: {refusal}; --force overrules it")
         compared_with = tags.get(COMPARED_WITH)
         if compared_with not in (champion or NOBODY, None) and tags.get(STATUS) != "rolled back":
             raise InputError(
                 f"the gate compared version {wanted} of model {name!r} with champion {compared_with}, but the champion "
                 f"is {champion}; train again, or overrule with --force"
             )
-    reason = "promoted by hand" + (" against the gate" if force and tags.get(STATUS) == "refused" else "")
+    reason = "promoted by hand" + (" against the gate" if force and tags.get(REFUSED) else "")
     with mlflow_errors(f"version {wanted} of model {name!r} cannot be tagged"):
         client.set_model_version_tag(name, wanted, REASON, reason)
     _make_champion(client, name, wanted, replaced=champion)

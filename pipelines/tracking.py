@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,7 +23,7 @@ import pandas as pd
 
 from forecaster import Backtest, Config, Forecaster, InputError, Panel
 from pipelines.configuration import flatten
-from pipelines.connection import artifact_root, mlflow_errors, tracking_uri_or_default, unless_there
+from pipelines.connection import RegistryError, artifact_root, mlflow_errors, tracking_uri_or_default, unless_there
 from pipelines.loading import JUDGED
 from pipelines.packaging import log_forecaster
 from pipelines.plots import backtest_page, learning_curve, page
@@ -35,6 +36,9 @@ __all__ = ["TrainingRun", "backtest_metrics", "model_uri_of", "resume_run", "sta
 MODEL_URI = "model.uri"
 BACKTEST = "backtest/"
 TABLES = ("by_window", "by_step", "by_series")
+PAUSE = 60.0
+"""Seconds between two tries to log an epoch while the server is away."""
+
 TAGGED_PACKAGES = ("torch", "lightning", "pandas", "numpy", "mlflow")
 
 
@@ -52,6 +56,8 @@ class TrainingRun:
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self._client = client
         self.run_id = run_id
+        self._rows: list[Mapping[str, float]] = []  # of epochs, not logged yet
+        self._again = 0.0
 
     def log_config(self, config: Config) -> None:
         """Every hyper-parameter, under its dotted key."""
@@ -121,12 +127,28 @@ class TrainingRun:
             )
 
     def log_epoch(self, row: Mapping[str, float]) -> None:
-        """Metrics of one epoch: losses, learning rate, gradient norm, share of clipped updates, speed."""
+        """Metrics of one epoch: losses, learning rate, gradient norm, share of clipped updates, speed.
+
+        A server that is away does not end a training: what it misses is logged later, with `log_rest` at the latest.
+        """
+        self._rows.append(row)
+        if time.monotonic() < self._again:
+            return
+        try:
+            self.log_rest()
+        except RegistryError:
+            self._again = time.monotonic() + PAUSE
+
+    def log_rest(self) -> None:
+        """What `log_epoch` could not log."""
         import mlflow
 
         with mlflow_errors("an epoch cannot be logged"):
-            values = {key: float(value) for key, value in row.items() if key != "epoch"}
-            mlflow.log_metrics(values, step=int(row["epoch"]))
+            while self._rows:
+                row = self._rows[0]
+                values = {key: float(value) for key, value in row.items() if key != "epoch"}
+                mlflow.log_metrics(values, step=int(row["epoch"]))
+                del self._rows[0]
 
     def log_model(self, model: Forecaster, panel: Panel) -> str:
         """The artifact as a pyfunc model; returns its URI and remembers it on the run."""

@@ -192,11 +192,12 @@ def fit_step(
         seconds = time.monotonic() - started
         for reason in fitted.reasons:
             (reporter or Reporter(quiet=True)).notice(reason)
-        run.log_chosen(plan.config, fitted.forecaster.config)
-        run.tag({f"choice.{reason.split(maxsplit=1)[0]}": reason for reason in fitted.reasons})
         if request.out is not None:
             fitted.forecaster.save(request.out)
             (reporter or Reporter(quiet=True)).notice(f"the model is in {request.out}, whatever becomes of its run")
+        run.log_rest()
+        run.log_chosen(plan.config, fitted.forecaster.config)
+        run.tag({f"choice.{reason.split(maxsplit=1)[0]}": reason for reason in fitted.reasons})
         run.log_model(fitted.forecaster, plan.panel)
         run.log_judged(fitted.judged)
         run.log_learning_curve(fitted.history)

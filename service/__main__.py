@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
@@ -66,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ),
     )
     log.close()
-    sys.stdout.flush()
+    with suppress(AttributeError, OSError):  # standard output may be closed
+        sys.stdout.flush()
     # All is told and stored. A store that hangs would keep the interpreter waiting for its threads for ever, and if one
     # that folds were within PyTorch when the interpreter ends, it would abort.
     os._exit(0 if host.ended else 1)

@@ -100,8 +100,8 @@ def _read_clean_lines(lines: list[bytes], dates: Dates) -> Rows | None:
     """All rows at once if all are right, else None."""
     try:
         # One call of the parser instead of one per line; what it lets pass is checked below.
-        if any(b"}," in line for line in lines):
-            return None  # what two halves of lines would be together
+        if not all(line.lstrip().startswith(b"{") for line in lines):
+            return None  # else two halves of lines would be one together
         objects = orjson.loads(b"[" + b",".join(lines) + b"]")
         if len(objects) != len(lines) or set(map(len, objects)) - {3}:
             return None

@@ -27,11 +27,12 @@ _KEPT = 4  # rewound states that wait for whoever asked
 
 
 class _Changed(NamedTuple):
-    """A log with changes, folded up to where it ended then."""
+    """A log with changes, folded up to where it ended then, in an era of the store."""
 
     record: StreamRecord
     changed: Mapping[int, Value]
     rewound: Rewound
+    era: int
 
 
 class Beside:
@@ -41,9 +42,8 @@ class Beside:
         self._model = model
         self._store = store
         self._thread: threading.Thread | None = None
-        self._states: dict[str, tuple[StreamRecord, bytes]] = {}  # that could not be stored
+        self._states: dict[str, tuple[StreamRecord, bytes, int]] = {}  # that could not be stored, and their era
         self._changed: dict[str, _Changed] = {}
-        self._era = store.era  # of both
 
     @property
     def at_work(self) -> bool:
@@ -67,19 +67,18 @@ class Beside:
         self._thread = threading.Thread(target=work, name="long-log", daemon=True)
         self._thread.start()
 
-    def _forget_another_era(self) -> None:
-        """What was folded from a log that the server may have lost."""
-        if self._era != self._store.era:
-            self._states, self._changed, self._era = {}, {}, self._store.era
-
     # -- a log without a snapshot ----------------------------------------------------------------------------------
 
     def restored(self, recovery: Recovery) -> Recovery | None:
         """The same from a state that has been folded; None: not yet, ask again, also for a snapshot."""
-        self._forget_another_era()
         record = recovery.record
-        before, state = self._states.pop(record.unique_id, (None, b""))
-        if before is not None and record.id == before.id and record.last_step - before.last_step <= LONGEST:
+        before, state, era = self._states.pop(record.unique_id, (None, b"", 0))
+        if (
+            before is not None
+            and era == self._store.era
+            and record.id == before.id
+            and record.last_step - before.last_step <= LONGEST
+        ):
             tail = self._store.log(record.id, before.last_step)
             if self._store.has_only_grown(before):
                 return Recovery(record, state, before.last_step, tail)
@@ -99,7 +98,7 @@ class Beside:
             except Exception as error:
                 # On a disk that takes nothing it can be read all the same.
                 logging.getLogger("service").warning("a long log has no snapshot: %s", first_line(error))
-                self._states[unique_id] = recovery.record, state
+                self._states[unique_id] = recovery.record, state, era
 
     # -- a log that is changed far back ----------------------------------------------------------------------------
 
@@ -111,7 +110,6 @@ class Beside:
         StaleStreams
             The log has been trimmed meanwhile beyond the change.
         """
-        self._forget_another_era()
         found = self._changed.get(record.unique_id)
         if found is not None and (rewound := self._continued(found, record, changed, last_step)) is not None:
             return rewound
@@ -121,13 +119,14 @@ class Beside:
         return at_once
 
     def _rewind(self, asked: StreamRecord, changed: dict[int, Value]) -> None:
+        era = self._store.era
         # It may have grown since.
         record = self._store.recover_before(asked, self._model.key, min(changed), most=0).record
         past = {step: value for step, value in changed.items() if step <= record.last_step}
         rewound = rewind(self._model, self._store, record, past, record.last_step)
         assert rewound is not None
         kept = dict(list(self._changed.items())[1 - _KEPT :])
-        self._changed = kept | {record.unique_id: _Changed(record, past, rewound)}
+        self._changed = kept | {record.unique_id: _Changed(record, past, rewound, era)}
 
     def _continued(
         self, found: _Changed, record: StreamRecord, changed: dict[int, Value], last_step: int
@@ -135,7 +134,9 @@ class Beside:
         """What has been folded and what came since, if with these changes and the log has at most grown."""
         end = found.record.last_step
         past = {step: value for step, value in changed.items() if step <= end}
-        if record.id != found.record.id or past != found.changed or last_step - end > LONGEST:
+        if found.era != self._store.era or record.id != found.record.id or past != found.changed:
+            return None
+        if last_step - end > LONGEST:
             return None
         rows = dict(self._store.log(record.id, end)) | {s: value for s, value in changed.items() if s > end}
         if not self._store.has_only_grown(found.record):

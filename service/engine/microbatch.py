@@ -418,6 +418,9 @@ class MicroBatch:
             changes.streams.append((record, step.resident.record.version))
             inserted = judgement.inserted
             changes.inserted.extend(zip(repeat(record.id), inserted, inserted.values(), strict=False))
+        for step in plan.reads:
+            if isinstance(step.item, Observe) and step.item.key is not None:
+                changes.held.append((step.record.id, step.record.version))
         for step in plan.rewinds:
             judgement, record = step.judgement, step.record
             assert judgement is not None

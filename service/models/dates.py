@@ -56,6 +56,11 @@ class Dates:
             return [known[value] for value in values]  # type: ignore[index]
         except (KeyError, TypeError):
             pass
+        if len(values) > 1 and set(map(type, values)) == {str}:  # else 1 and True would be one
+            distinct = list(dict.fromkeys(values))
+            if len(distinct) < len(values):
+                step_of = dict(zip(distinct, self.steps(distinct), strict=True))
+                return [step_of[value] for value in values]
         found: list[int] = self.calendar.parse(values).tolist()
         if not self.calendar.is_integer:
             if len(known) > _KEEP:

@@ -45,8 +45,8 @@ BEFORE_ALL = -(2**62)
 IDLE_SECONDS = 30
 """How long a process may do nothing within a transaction, which keeps rows locked, before the server undoes it."""
 SERVER = "server"
-"""Of a connection to a server, which one it is, and since when it runs."""
-_WHICH_SERVER = "SELECT pg_postmaster_start_time()::text, inet_server_addr()::text"
+"""Of a connection to a server, since when it runs, to the microsecond: so which one it is, by whatever address."""
+_WHICH_SERVER = "SELECT pg_postmaster_start_time()::text"
 # A connection that has gone silent is given up after half a minute; the kernel would take up to two hours.
 _SILENCE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 25_000}
 _REACHED = {"connect_timeout": 10}

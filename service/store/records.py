@@ -84,6 +84,8 @@ class Changes:
         Streams with a new log.
     deleted
         Streams to forget.
+    held
+        (stream id, version) of streams that stay as they are, and must until this is durable: a reply tells of them.
     era
         Of the store, when what this rests on was read; None: it rests on nothing.
     """
@@ -94,6 +96,7 @@ class Changes:
     rewound: list[tuple[int, int]] = field(default_factory=list)
     created: list[NewStream] = field(default_factory=list)
     deleted: list[StreamRecord] = field(default_factory=list)
+    held: list[tuple[int, int]] = field(default_factory=list)
     era: int | None = None
 
     @property

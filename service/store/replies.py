@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import Connection, Table, and_, delete, or_, select, text, tuple_, update
+from sqlalchemy import Connection, Table, and_, delete, or_, select, text, tuple_
 
 from service.errors import StaleStreams
-from service.store.tables import Tables
 
 __all__ = ["IdempotencyKey", "StoredReply", "forget_replies", "read_replies", "write_replies"]
 
@@ -80,20 +79,15 @@ _WRITE = text(
 )
 
 
-def write_replies(connection: Connection, tables: Tables, replies: Sequence[StoredReply], since: int) -> None:
+def write_replies(connection: Connection, replies: Sequence[StoredReply], since: int) -> None:
     """Store replies, over those from before `since`.
 
     Raises
     ------
     StaleStreams
-        Another process has answered the same request meanwhile, or the stream is at another version than the reply.
+        Another process has answered the same request meanwhile.
     """
-    streams = tables.streams.c
     for reply in replies:
-        # Also where it tells of no change: whoever deletes the stream waits, and takes the reply along.
-        held = update(tables.streams).where(streams.unique_id == reply.unique_id, streams.version == reply.version)
-        if connection.execute(held.values(version=reply.version)).rowcount != 1:
-            raise StaleStreams([reply.unique_id])
         values = {
             "unique_id": reply.unique_id,
             "key": reply.key.text,

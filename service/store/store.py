@@ -527,7 +527,7 @@ class Store:
                 with nullcontext() if wait else impatient(connection):
                     created = self._writer.write(connection, changes)
                 if replies := (yield):
-                    write_replies(connection, self._tables, replies, replies_since)
+                    write_replies(connection, replies, replies_since)
                 ending = True
         except IntegrityError as error:
             # Only another writer can have put a row where this process saw none.

@@ -53,6 +53,8 @@ class Writer:
         StaleStreams
             Another process changed or created one of the streams.
         """
+        if changes.held:
+            self._hold(connection, dict(changes.held))
         if changes.streams:
             self._advance_streams(connection, changes.streams)
         created = [self._create(connection, new) for new in changes.created]
@@ -69,6 +71,17 @@ class Writer:
             connection.execute(self._void, [{"b_id": i, "b_step": s} for i, s in changes.rewound])
             connection.execute(self._mark_rewound, [{"b_id": i} for i, _ in changes.rewound])
         return created
+
+    def _hold(self, connection: Connection, versions: dict[int, int]) -> None:
+        """Have whoever would change or delete these streams wait, in order of id like those who do."""
+        streams = self._tables.streams.c
+        for chunk in chunks(sorted(versions)):
+            found = select(streams.id, streams.version).where(streams.id.in_(chunk)).order_by(streams.id)
+            for stream_id, version in connection.execute(found.with_for_update(read=True)):
+                if versions[stream_id] == version:
+                    del versions[stream_id]
+        if versions:
+            raise StaleStreams(())  # whose they are shows at their next touch
 
     def _advance_streams(self, connection: Connection, streams: list[tuple[StreamRecord, int]]) -> None:
         # In order of id, so that two processes seldom wait for each other's row locks.

@@ -321,9 +321,9 @@ def test_a_frequency_of_older_versions_is_told_its_name_of_today(freq: str, now:
         Calendar(freq)
 
 
-@pytest.mark.parametrize("freq", ["300000D", "99999999999D", "99999999h", "999999999W", "99999999999999MS"])
+@pytest.mark.parametrize("freq", ["106752D", "99999999999D", "2562048h", "15300W", "999999999W", "99999999999999MS"])
 def test_a_frequency_of_steps_longer_than_the_calendar_is_refused(freq: str) -> None:
-    with pytest.raises(ConfigError, match="steps longer than the years 1678 to 2261"):
+    with pytest.raises(ConfigError, match="steps of more than 146 years"):
         Calendar(freq)
 
 
