@@ -101,6 +101,65 @@ def test_a_folder_of_somebody_elses_files_is_left_alone(tiny_forecaster: Forecas
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.parametrize("others", [["src"], []])
+def test_a_manifest_alone_makes_no_artifact_of_somebody_elses_files(
+    tiny_forecaster: Forecaster, tmp_path: Path, others: list[str]
+) -> None:
+    """Web sites have one, too."""
+    (tmp_path / "manifest.json").write_text('{"name": "my web site"}')
+    for name in others:
+        (tmp_path / name).mkdir()
+
+    with pytest.raises(ArtifactError, match="holds other files"):
+        tiny_forecaster.save(tmp_path)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["manifest.json", *others])
+
+
+def test_a_link_leads_on_to_the_new_artifact(tiny_forecaster: Forecaster, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to(folder)
+
+    tiny_forecaster.save(tmp_path / "current")
+
+    assert (tmp_path / "current").readlink() == folder
+    assert Forecaster.load(folder).fingerprint() == tiny_forecaster.fingerprint()
+
+
+def test_the_folder_that_one_works_in_is_not_replaced(
+    tiny_forecaster: Forecaster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(ArtifactError, match="is where this process works"):
+        tiny_forecaster.save(".")
+
+
+def test_into_a_mount_point_the_manifest_comes_last(
+    tiny_forecaster: Forecaster, tiny_linear_forecaster: Forecaster, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot be moved, so what is cut short there is no artifact."""
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == folder.resolve())
+    write_bytes = Path.write_bytes
+
+    def fail(path: Path, data: bytes) -> int:
+        if path.name == "weights.safetensors":
+            raise OSError("disk full")
+        return write_bytes(path, data)
+
+    inode = folder.stat().st_ino
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", fail)
+        with pytest.raises(OSError, match="disk full"):
+            tiny_linear_forecaster.save(folder)
+    with pytest.raises(ArtifactError, match=r"has no manifest\.json"):
+        Forecaster.load(folder)
+    write_bytes(folder / "manifest.json", b"{}")
+    tiny_linear_forecaster.save(folder)
+
+    assert Forecaster.load(folder).fingerprint() == tiny_linear_forecaster.fingerprint()
+    assert folder.stat().st_ino == inode
+
+
 def test_an_empty_folder_may_be_used(tiny_forecaster: Forecaster, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
 

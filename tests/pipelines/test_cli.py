@@ -419,7 +419,10 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_only_when_asked_for(
     assert ("Traceback" in done.err) == bool(debug)
 
 
-def test_ctrl_c_ends_training_with_status_130_and_a_killed_run(folder: Path) -> None:
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_ctrl_c_and_sigterm_end_training_with_a_status_of_their_own_and_a_killed_run(
+    folder: Path, number: signal.Signals, said: str
+) -> None:
     process = subprocess.Popen(
         [
             sys.executable,
@@ -445,11 +448,11 @@ def test_ctrl_c_ends_training_with_status_130_and_a_killed_run(folder: Path) -> 
         if "started" in line:
             break
     time.sleep(1.0)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
 
-    assert process.returncode == 130
-    assert err.strip().splitlines()[-1] == "forecaster: interrupted"
+    assert process.returncode == 128 + number
+    assert err.strip().splitlines()[-1] == f"forecaster: {said}"
     assert "Traceback" not in err
     from mlflow import MlflowClient
 

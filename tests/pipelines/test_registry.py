@@ -19,7 +19,7 @@ from pipelines import registry
 from pipelines.connection import RegistryError, connect, mlflow_errors
 from pipelines.loading import load_model
 from pipelines.promotion import Decision
-from pipelines.tracking import start_run
+from pipelines.tracking import PAUSE, TrainingRun, start_run
 from tests.pipelines.kit import random_forecaster
 
 NAME = "demand"
@@ -62,8 +62,9 @@ def test_the_registry_keeps_versions_and_moves_aliases_as_decided(client: Mlflow
 
     with pytest.raises(InputError, match=r"refused version 2.*worse.*--force"):
         registry.promote(client, NAME, "2")
-    with pytest.raises(InputError, match=r"version 1 .* is the champion already"):
-        registry.promote(client, NAME, "1")
+    for same in ("1", "01"):
+        with pytest.raises(InputError, match=r"version 1 .* is the champion already"):
+            registry.promote(client, NAME, same)
     assert registry.promote(client, NAME, "2", force=True) == "2"
     assert "against the gate" in tags(client, "2")["promotion.reason"]
     assert aliases(client) == {"challenger": "3", "champion": "2", "previous": "1"}
@@ -75,6 +76,8 @@ def test_the_registry_keeps_versions_and_moves_aliases_as_decided(client: Mlflow
     assert tags(client, "3")["promotion.status"] == "rolled back"
     assert registry.rollback(client, NAME) == ("1", "2")
     assert aliases(client) == {"challenger": "3", "champion": "1"}
+    with pytest.raises(InputError, match=r"refused version 2.*worse.*--force"):  # whatever was forced since
+        registry.promote(client, NAME, "2")
 
     listed = registry.versions(client, NAME)
     assert [(str(row.version), sorted(row.aliases)) for row in listed] == [
@@ -222,6 +225,36 @@ def test_a_model_in_a_folder_is_loaded_from_it_and_damage_is_noticed(tmp_path: P
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00\x01")
     with pytest.raises(ArtifactError):
         load_model(tmp_path / "model")
+
+
+def test_a_server_that_is_away_for_a_while_ends_no_training(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it missed it gets later, in order, and at the end at the latest; and it is not asked at every epoch."""
+    logged: list[int] = []
+    tries: list[int] = []
+
+    def log(_values: dict[str, float], step: int) -> None:
+        tries.append(step)
+        if away:
+            raise MlflowException("max retries exceeded")
+        logged.append(step)
+
+    clock = [0.0]
+    monkeypatch.setattr("mlflow.log_metrics", log)
+    monkeypatch.setattr("pipelines.tracking.time.monotonic", lambda: clock[0])
+    run = TrainingRun(client, "run")
+    for epoch in range(8):
+        away = 2 <= epoch < 6
+        clock[0] += PAUSE / 2 + 1
+        run.log_epoch({"epoch": epoch, "train_loss": 1.0})
+
+    assert logged == list(range(8))
+    assert tries == [0, 1, 2, 2, 2, 3, 4, 5, 6, 7]
+    away = True
+    run.log_epoch({"epoch": 8, "train_loss": 1.0})
+    with pytest.raises(RegistryError, match="max retries"):
+        run.log_rest()
 
 
 @pytest.fixture

@@ -227,9 +227,10 @@ def test_text_of_an_arrow_stream_that_is_no_text_is_malformed(client, place):
     assert_problem(reply, 400, "not an Arrow IPC stream")
 
 
-def test_halves_of_lines_that_would_be_rows_together_are_none(client, stream):
+@pytest.mark.parametrize("comma", [",", " , ", "\t,"])
+def test_halves_of_lines_that_would_be_rows_together_are_none(client, stream, comma):
     row = json.dumps({"unique_id": "a", "ds": ds(40), "y": 1})
-    body = f'{row},{{"unique_id":"a"\n{row[row.index(chr(34) + "ds") :]}\n'
+    body = f'{row}{comma}{{"unique_id":"a"\n{row[row.index(chr(34) + "ds") :]}\n'
     reply = client.post("/v1/observations", content=body, headers={"content-type": JSON_LINES}).json()
 
     assert reply["verdicts"] == ["invalid", "invalid"]
