@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from forecaster import Backtest, Forecaster, ForecasterError, InputError, Panel, backtest
+from forecaster import Backtest, Config, Forecaster, ForecasterError, InputError, Panel, backtest
 from pipelines.loading import load_judged, load_model
 from pipelines.registry import CHAMPION, run_of_version, version_of_alias
 
@@ -129,6 +129,7 @@ class Rival:
     version: str
     metrics: dict[str, float]
     problem: str | None = None
+    config: Config | None = None
 
 
 def measure_champion(
@@ -149,4 +150,4 @@ def measure_champion(
     except ForecasterError as error:
         # Another frequency, a shorter horizon, a damaged artifact: the gate has to say so, training goes on.
         return Rival(version, {}, str(error))
-    return Rival(version, dict(result.metrics))
+    return Rival(version, dict(result.metrics), config=model.config)

@@ -1,19 +1,19 @@
 """The promotion gate: whether a challenger may become the champion.
 
-A pure function of backtest metrics. It knows no registry, no clock and no model: whoever calls it has measured the
-champion and the challenger on the same windows of the same panel. Every refusal carries all of its reasons, so that
-they can be written down where the next person looks for them.
+A pure function of backtest metrics and configurations. It knows no registry, no clock and no weights: whoever calls it
+has measured the champion and the challenger on the same windows of the same panel. Every refusal carries all of its
+reasons, so that they can be written down where the next person looks for them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from forecaster import InputError
+from forecaster import Config, InputError
 
-__all__ = ["Decision", "check_margin", "decide"]
+__all__ = ["Decision", "check_margin", "decide", "lacking"]
 
 METRIC, BASELINE = "wql", "seasonal_naive_wql"
 """What decides, of a model and of the seasonal naive; lower is better."""
@@ -40,11 +40,28 @@ class Decision:
         return "; ".join(self.reasons)
 
 
+def lacking(challenger: Config, champion: Config) -> tuple[str, ...]:
+    """Why whoever calls the champion could not call the challenger as well, one sentence each.
+
+    Examples
+    --------
+    >>> lacking(Config("h", horizon=12), Config("h", horizon=24))
+    ("horizon 12 is shorter than the champion's (24)",)
+    """
+    found = []
+    if challenger.horizon < champion.horizon:
+        found.append(f"horizon {challenger.horizon} is shorter than the champion's ({champion.horizon})")
+    if new := [name for name in challenger.covariates.known if name not in champion.covariates.known]:
+        found.append(f"it wants to know {', '.join(new)} of the coming steps, which nobody tells the champion")
+    return tuple(found)
+
+
 def decide(
     challenger: Mapping[str, float] | None,
     champion: Mapping[str, float] | None,
     *,
     margin: float = 0.0,
+    lacks: Sequence[str] = (),
 ) -> Decision:
     """Judge a challenger against the champion and the seasonal naive.
 
@@ -59,6 +76,8 @@ def decide(
         Share by which the challenger has to beat the champion: 0.02 asks for a WQL at least 2 % lower, 0 for any
         improvement at all. A negative margin lets a retrained model in that is at most so much worse, which suits a
         schedule that retrains on newer data for freshness.
+    lacks
+        What else speaks against it taking the champion's place: see `lacking`.
 
     Returns
     -------
@@ -83,6 +102,7 @@ def decide(
     if challenger is not None and math.isfinite(challenger.get(METRIC, math.nan)):
         won, reason = _against_champion(challenger[METRIC], champion.get(METRIC, math.nan), margin)
         (beaten if won else against).append(reason)
+    against += lacks
     return Decision(promoted=not against, reasons=tuple(against or beaten))
 
 

@@ -20,7 +20,7 @@ from pipelines.connection import connect, tracking_uri_or_default
 from pipelines.console import Reporter
 from pipelines.loading import load_judged, load_model
 from pipelines.plan import Plan, TrainRequest, prepare
-from pipelines.promotion import Decision, decide
+from pipelines.promotion import Decision, decide, lacking
 from pipelines.registry import CHALLENGER, CHAMPION, apply_decision, register, run_of_version, version_of_alias
 from pipelines.tracking import backtest_metrics, model_uri_of, resume_run, start_run
 
@@ -279,7 +279,12 @@ def promotion_step(version: str, plan: Plan, request: TrainRequest) -> tuple[Riv
         rival = measure_champion(client, request.name, plan.windows, tracking_uri=request.tracking_uri)
         if version_of_alias(client, request.name, CHAMPION) == (None if rival is None else rival.version):
             break  # if not, another became champion meanwhile, and that is the one to beat
-    decision = decide(backtest_metrics(client, run_id), None if rival is None else rival.metrics, margin=request.margin)
+    decision = decide(
+        backtest_metrics(client, run_id),
+        None if rival is None else rival.metrics,
+        margin=request.margin,
+        lacks=() if rival is None or rival.config is None else lacking(plan.config, rival.config),
+    )
     if rival is not None and rival.problem is not None:
         decision = Decision(decision.promoted, (*decision.reasons, f"champion {rival.version}: {rival.problem}"))
     apply_decision(client, request.name, version, decision)

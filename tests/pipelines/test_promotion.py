@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecaster import InputError
-from pipelines.promotion import check_margin, decide
+from forecaster import Config, CovariatesConfig, InputError
+from pipelines.promotion import check_margin, decide, lacking
 
 scores = st.floats(min_value=1e-6, max_value=1e6)
 anything = st.floats(allow_nan=True, allow_infinity=True)
@@ -24,6 +24,26 @@ def test_a_challenger_passes_exactly_when_it_beats_both(own: float, baseline: fl
     decision = decide(metrics(own, baseline), metrics(champion))
 
     assert decision.promoted == (own < baseline and own < champion)
+
+
+@pytest.mark.parametrize(
+    ("challenger", "against"),
+    [
+        (Config("h", 24), []),
+        (Config("h", 48), []),
+        (Config("h", 24, covariates=CovariatesConfig(known=("price",), past=("visitors",))), []),
+        (Config("h", 23), ["horizon 23 is shorter"]),
+        (Config("h", 12, covariates=CovariatesConfig(known=("price", "rain"))), ["horizon 12", "to know rain of"]),
+    ],
+)
+def test_who_would_refuse_the_champions_callers_does_not_take_its_place(challenger: Config, against: list[str]) -> None:
+    found = lacking(challenger, Config("h", 24, covariates=CovariatesConfig(known=("price",))))
+
+    decision = decide(metrics(1.0, 2.0), metrics(1.5), lacks=found)
+    assert decision.promoted is not bool(against)
+    assert len(found) == len(against)
+    assert all(word in said for word, said in zip(against, found, strict=True))
+    assert decide(metrics(1.0, 2.0), None, lacks=found).promoted  # nobody calls a champion that there is not
 
 
 @given(scores, scores)
