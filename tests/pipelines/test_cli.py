@@ -259,7 +259,7 @@ MISTAKES = {
     "a name of two lines": ((*TRAIN, "--name", "a\nb"), "printable"),
     "a name for nobody's patience": ((*TRAIN, "--name", "x" * 251), "1 to 250"),
     "an output that is a file": ((*TRAIN, "--out", "data.csv"), "data.csv"),
-    "an output with other things in it": ((*TRAIN, "--out", "."), "not empty"),
+    "an output with other things in it": ((*TRAIN, "--out", "."), "holds other files"),
     "an output that even root cannot make": ((*TRAIN, "--out", "/proc/model"), "/proc cannot be written to"),
     "too many windows": ((*TRAIN, "--windows", "50"), "50 backtest windows"),
     "fewer windows than none": ((*TRAIN, "--windows", "-1"), "at least 0, not -1"),
