@@ -307,7 +307,7 @@ def test_causality_past_covariates_reach_no_earlier_step_and_known_ones_only_the
     amended = future.clone()
     amended[:, step, 0] = 9.0
     one, two = (forecaster.forecast(state, future=known)[0] for known in (future, amended))
-    # The local network sees one step; and where all quantiles are at a bound, 0 or the most that is forecast, they stay.
+    # The local network sees one step; where all quantiles are at a bound, 0 or the most there may be, they stay.
     free = np.ptp([one[step], two[step]]) > 0
     assert np.flatnonzero((one != two).any(1)).tolist() == ([step] if free else [])
 
