@@ -1,7 +1,8 @@
 """Accuracy metrics, in the one form used here; see each for its source.
 
 Plain functions over arrays of one cutoff each; axes: N series, H horizon step, Q quantile level. A missing truth (NaN)
-counts nothing, a missing forecast of a known truth never as a right one. Averages over series are taken last.
+counts nothing. Errors per series pass over a step without a forecast, as published scores of naive forecasts of series
+with gaps do; a series without any has none, and wql is missing. Averages over series are taken last.
 """
 
 from __future__ import annotations
@@ -27,8 +28,7 @@ def smape(y: Float, forecast: Float) -> Float:
     Returns
     -------
     ndarray
-        Per series, shape [N]; NaN where no truth is known, or a known one was not forecast. Where both are 0, so is the
-        error.
+        Per series, shape [N]; NaN where no truth is known. Where truth and forecast are both 0 the error is 0.
 
     Examples
     --------
@@ -37,7 +37,7 @@ def smape(y: Float, forecast: Float) -> Float:
     """
     size = np.abs(y) + np.abs(forecast)
     ratio = np.divide(np.abs(y - forecast), size, out=np.zeros_like(size), where=size != 0)
-    return _mean(200 * ratio, y)
+    return _mean(np.where(np.isnan(y), np.nan, 200 * ratio))
 
 
 def naive_error(history: Float, seasonality: int) -> float:
@@ -63,7 +63,7 @@ def mase(y: Float, forecast: Float, error: Float) -> Float:
     error
         `naive_error` of each series' history, shape [N]; a series whose error is 0 or unknown gets NaN.
     """
-    scaled: Float = _mean(np.abs(y - forecast), y) / _positive(error)
+    scaled: Float = _mean(np.abs(y - forecast)) / _positive(error)
     return scaled
 
 
@@ -130,7 +130,7 @@ def msis(y: Float, lower: Float, upper: Float, error: Float, level: float = 0.95
     """
     penalty = 2 / (1 - level)
     score = (upper - lower) + penalty * np.maximum(lower - y, 0) + penalty * np.maximum(y - upper, 0)
-    scaled: Float = _mean(score, y) / _positive(error)
+    scaled: Float = _mean(np.where(np.isnan(y), np.nan, score)) / _positive(error)
     return scaled
 
 
@@ -138,9 +138,9 @@ def _positive(error: Float) -> Float:
     return np.where(error > 0, error, np.nan)
 
 
-def _mean(values: Float, y: Float) -> Float:
-    """Mean over the last axis of the values whose truth is known; NaN where none is, or a value of these is missing."""
-    known = ~np.isnan(y)
+def _mean(values: Float) -> Float:
+    """Mean over the last axis of what is known; NaN where nothing is."""
+    known = ~np.isnan(values)
     count = known.sum(-1)
     total = np.where(known, values, 0).sum(-1)
     mean: Float = np.divide(total, count, out=np.full(values.shape[:-1], np.nan), where=count > 0)

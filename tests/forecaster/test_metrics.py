@@ -73,15 +73,6 @@ def test_a_missing_forecast_is_never_taken_for_a_right_one(seed: int, missing: f
         assert np.isnan(found[known]).all()
 
 
-@pytest.mark.parametrize("lacking", [0, 2])
-def test_one_missing_step_of_a_forecast_counts_where_its_truth_is_known(lacking: int) -> None:
-    y, forecast, error = np.array([[100.0, 90.0, np.nan]]), np.array([[100.0, 90.0, 80.0]]), np.ones(1)
-    forecast[0, lacking] = np.nan
-
-    for found in (smape(y, forecast), mase(y, forecast, error), msis(y, forecast, forecast, error)):
-        assert found.tolist() == [0.0] if lacking == 2 else np.isnan(found).all()
-
-
 @given(**DRAWS)
 def test_coverage_and_msis_equal_a_loop(seed: int, missing: float) -> None:
     y, quantiles, error = table(seed, missing)
