@@ -48,7 +48,7 @@ def check_place(folder: Path) -> None:
 def _holds_artifact(folder: Path) -> bool:
     """Whether there is nothing but an artifact, whole or damaged."""
     names = {path.name for path in folder.iterdir()}
-    return MANIFEST in names and names & {CONFIG, WEIGHTS} != set() and names <= {CONFIG, WEIGHTS, MANIFEST}
+    return (WEIGHTS in names or {CONFIG, MANIFEST} <= names) and names <= {CONFIG, WEIGHTS, MANIFEST}
 
 
 def write(folder: Path, config: Config, weights: Mapping[str, Tensor]) -> None:
@@ -63,8 +63,8 @@ def write(folder: Path, config: Config, weights: Mapping[str, Tensor]) -> None:
     files[MANIFEST] = _json(manifest)
     if folder.is_mount():
         (folder / MANIFEST).unlink(missing_ok=True)
-        for name, data in files.items():
-            (folder / name).write_bytes(data)
+        for name in (WEIGHTS, CONFIG, MANIFEST):  # the first tells that what is cut short is ours to replace
+            (folder / name).write_bytes(files[name])
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

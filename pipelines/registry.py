@@ -99,6 +99,8 @@ def apply_decision(client: MlflowClient, name: str, version: str, decision: Deci
         if not decision.promoted:
             client.set_model_version_tag(name, version, STATUS, "refused")
             client.set_model_version_tag(name, version, REFUSED, decision.reason)
+        elif REFUSED in client.get_model_version(name, version).tags:  # by an earlier look of the gate
+            client.delete_model_version_tag(name, version, REFUSED)
     if decision.promoted:
         _make_champion(client, name, version, replaced=champion)
 
@@ -140,7 +142,7 @@ def promote(client: MlflowClient, name: str, version: str | None = None, *, forc
     if champion == wanted:
         raise InputError(f"version {wanted} of model {name!r} is the champion already")
     if not force:
-        if refusal := tags.get(REFUSED):
+        if refusal := tags.get(REFUSED, tags.get(REASON) if tags.get(STATUS) == "refused" else None):
             raise InputError(f"the gate refused version {wanted} of model {name!r}: {refusal}; --force overrules it")
         compared_with = tags.get(COMPARED_WITH)
         if compared_with not in (champion or NOBODY, None) and tags.get(STATUS) != "rolled back":

@@ -106,14 +106,18 @@ def test_a_manifest_alone_makes_no_artifact_of_somebody_elses_files(
     tiny_forecaster: Forecaster, tmp_path: Path, others: list[str]
 ) -> None:
     """Web sites have one, too."""
-    (tmp_path / "manifest.json").write_text('{"name": "my web site"}')
-    for name in others:
-        (tmp_path / name).mkdir()
+    for name in ("manifest.json", "config.json"):
+        (tmp_path / name).write_text('{"name": "my web site"}')
+        for other in others:
+            (tmp_path / other).mkdir()
 
-    with pytest.raises(ArtifactError, match="holds other files"):
-        tiny_forecaster.save(tmp_path)
+        with pytest.raises(ArtifactError, match="holds other files"):
+            tiny_forecaster.save(tmp_path)
 
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["manifest.json", *others])
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, *others])
+        (tmp_path / name).unlink()
+        for other in others:
+            (tmp_path / other).rmdir()
 
 
 def test_a_link_leads_on_to_the_new_artifact(tiny_forecaster: Forecaster, folder: Path, tmp_path: Path) -> None:
@@ -142,7 +146,7 @@ def test_into_a_mount_point_the_manifest_comes_last(
     write_bytes = Path.write_bytes
 
     def fail(path: Path, data: bytes) -> int:
-        if path.name == "weights.safetensors":
+        if path.name == "config.json":
             raise OSError("disk full")
         return write_bytes(path, data)
 
@@ -153,7 +157,7 @@ def test_into_a_mount_point_the_manifest_comes_last(
             tiny_linear_forecaster.save(folder)
     with pytest.raises(ArtifactError, match=r"has no manifest\.json"):
         Forecaster.load(folder)
-    write_bytes(folder / "manifest.json", b"{}")
+    (folder / "config.json").unlink()  # as if it had been empty before
     tiny_linear_forecaster.save(folder)
 
     assert Forecaster.load(folder).fingerprint() == tiny_linear_forecaster.fingerprint()

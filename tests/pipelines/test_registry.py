@@ -101,6 +101,19 @@ def test_the_registry_keeps_versions_and_moves_aliases_as_decided(client: Mlflow
         load_model(f"models:/{NAME}@champion", tracking_uri)
 
 
+def test_a_refusal_holds_until_the_gate_itself_thinks_better_of_it(client: MlflowClient) -> None:
+    registry.apply_decision(client, NAME, "1", YES)
+    registry.apply_decision(client, NAME, "2", NO)
+    client.delete_model_version_tag(NAME, "2", "promotion.refused")  # as an earlier release left it
+    with pytest.raises(InputError, match=r"refused version 2.*worse"):
+        registry.promote(client, NAME, "2")
+
+    registry.apply_decision(client, NAME, "2", NO)
+    registry.apply_decision(client, NAME, "2", YES)
+    assert registry.rollback(client, NAME) == ("1", "2")
+    assert registry.promote(client, NAME, "2") == "2"
+
+
 def test_a_decision_against_another_champion_is_not_carried_over(client: MlflowClient) -> None:
     registry.apply_decision(client, NAME, "1", YES)
     client.set_model_version_tag(NAME, "3", "promotion.compared_with", "1")
