@@ -368,7 +368,7 @@ class Forecaster:
         """Joint sample paths of the coming steps; changes nothing, and the global random state is left alone.
 
         The history is not folded again: paths are copies of the state. At every step they follow the forecast's
-        distribution, with exponential tails beyond the outermost levels of a quantile head; how one step leans on the
+        distribution, with Pareto tails beyond the outermost levels of a quantile head; how one step leans on the
         one before is what the network makes of its own draws.
 
         Parameters

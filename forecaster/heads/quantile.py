@@ -42,8 +42,9 @@ SMALLEST_SPREAD = 0.005
 class QuantileHead(Head):
     """Quantiles at the trained levels, spread outward from the median by softplus steps.
 
-    Between trained levels the quantile function is linear in y. Beyond the outermost it has exponential tails, as heavy
-    as the outermost two quantiles say: they are for sample paths, a forecast does not answer there.
+    Between trained levels the quantile function is linear in y. Beyond the outermost it has the tails of a
+    generalised Pareto distribution of index `kernels.TAIL` through the outermost two: they are for sample paths and for
+    the places of observations, a forecast does not answer there.
 
     Parameters
     ----------
@@ -218,11 +219,13 @@ class QuantileHead(Head):
         low, high = quantiles.gather(-2, above - 1), quantiles.gather(-2, above)
         share = (levels - trained[above - 1]) / (trained[above] - trained[above - 1])
         between = torch.lerp(low, high, share.clamp(0, 1))
-        lower, upper = (trained[0] / levels).clamp(min=1), ((1 - trained[-1]) / (1 - levels)).clamp(min=1)
-        tail = upper.log() / torch.log((1 - trained[-2]) / (1 - trained[-1])) - lower.log() / torch.log(
-            trained[1] / trained[0]
-        )
-        return between + tail * (high - low)
+        return between + (_tail(trained.flip(0).neg() + 1, 1 - levels) - _tail(trained, levels)) * (high - low)
+
+
+def _tail(trained: Tensor, levels: Tensor) -> Tensor:
+    """Distances of levels below the lowest trained one from its quantile, in widths of the lowest two; 0 for others."""
+    ratio = math.pow(trained[1] / trained[0], kernels.TAIL)
+    return ratio * ((trained[0] / levels).clamp(min=1).pow(kernels.TAIL) - 1) / (ratio - 1)
 
 
 @lru_cache(maxsize=1024)

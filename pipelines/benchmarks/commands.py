@@ -158,6 +158,34 @@ def streams(
 
 
 @bench.command()
+def anomalies(
+    data: DataFolder,
+    minutes: Minutes = 2.0,
+    seeds: Seeds = "0",
+    overrides: Overrides = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Measure surprise as an alarm on the recordings of the Numenta Anomaly Benchmark that FOLDER holds.
+
+    Three trainings per seed, on the rows of each recording that the benchmark does not judge.
+    """
+    from pipelines.benchmarks.anomalies import AnomalyRequest, anomalies_table, run_anomalies
+    from pipelines.benchmarks.report import check_report, write
+    from pipelines.benchmarks.setting import machine
+    from pipelines.configuration import parse_overrides
+
+    check_report(out)
+    request = AnomalyRequest(data, [whole(text) for text in split(seeds)], minutes, parse_overrides(overrides or []))
+    rows = list(run_anomalies(request, Reporter()))
+    table = anomalies_table(rows)
+    if out is not None:
+        write(out, "Surprise as an alarm", table, rows, [machine(), f"At most {minutes:g} minutes of training each."])
+    result_reporter(json=json).table("Surprise as an alarm", *table)
+    emit(json, {"command": "bench anomalies", "rows": rows})
+
+
+@bench.command()
 def peers(
     data: DataFolder,
     python: Annotated[

@@ -9,7 +9,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
+from forecaster import kernels
 from forecaster.heads import HeadSizes, QuantileHead
 from forecaster.heads.decoder import LARGEST_RANK
 from forecaster.heads.quantile import DEAREST
@@ -224,3 +226,26 @@ def test_one_loop_restores_and_admits_what_two_functions_do(
     size = expected.abs() + scale * unit
     close = (found - expected).abs() <= 2e-6 * torch.where(expected.abs() < math.inf, size, 0)
     assert bool((close | (found == expected) | (found.isnan() & expected.isnan())).all())
+
+
+@given(
+    steps=st.lists(st.floats(0.01, 5), min_size=Q - 1, max_size=Q - 1),
+    beyond=st.floats(1e-9, 0.04),
+    upper=st.booleans(),
+)
+def test_tails_are_those_of_the_pareto_distribution_through_the_outermost_quantiles(
+    steps: list[float], beyond: float, upper: bool
+) -> None:
+    head = QuantileHead(HeadSizes(P, F, A, 1, 0.0), transform="linear", levels=LEVELS, nonnegative=False)
+    frame = Frame(*(torch.tensor([field], dtype=torch.float64) for field in (0.0, 1.0, 1.0)))
+    quantiles = torch.tensor([0.0, *steps]).cumsum(0) - 3
+    level = torch.full((1, 1, 1), 1 - beyond if upper else beyond, dtype=torch.float64)
+
+    found = head.quantiles(quantiles.reshape(1, Q, 1), frame, level)
+
+    # Beyond the tenth, 0.05 of 0.1 lie beyond the outermost quantile, which says how wide it is.
+    inner, outer = (quantiles[[-2, -1]] if upper else quantiles[[1, 0]]).double().numpy()
+    width = abs(outer - inner) / stats.genpareto.isf(0.5, kernels.TAIL)
+    distance = width * stats.genpareto.isf(beyond / 0.1, kernels.TAIL)
+    assert found.item() == pytest.approx(inner + (distance if upper else -distance), rel=1e-5)
+    assert head.place(quantiles.reshape(1, Q, 1), found[..., 0], frame).item() == pytest.approx(level.item(), rel=1e-6)
