@@ -5,7 +5,9 @@ INSTALLED := .venv/.installed
 PEERS_INSTALLED := .venv-peers/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow soak check bench accuracy ablation bench-peers stack-test format clean
+DATA ?= $(FORECASTER_DATA)
+
+.PHONY: data help install demo test test-slow soak check bench accuracy ablation bench-peers stack-test format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,18 +34,18 @@ check: $(INSTALLED) ## everything that must hold before a merge
 bench: $(INSTALLED) ## throughput and latency as JSON lines, each beside its bare counterpart
 	$(BIN)/forecaster bench
 
-accuracy: $(INSTALLED) ## ten minutes of training on each public data set: make accuracy DATA=FOLDER [SETS=m4-hourly,...]
-	@test -n "$(DATA)" || { echo "make accuracy DATA=FOLDER: the folder with the data sets' parquet files" >&2; exit 2; }
+data: # asked for before anything is installed
+	@test -n "$(DATA)" || { echo "make TARGET DATA=FOLDER: the folder with the data sets' parquet files" >&2; exit 2; }
+
+accuracy: data $(INSTALLED) ## ten minutes of training on each public data set: make accuracy DATA=FOLDER [SETS=m4-hourly,...]
 	mkdir -p build
 	$(BIN)/forecaster bench accuracy --data "$(DATA)" --sets "$(SETS)" --tracking-uri sqlite:///build/mlflow.db --out build/accuracy.md
 
-ablation: $(INSTALLED) ## variants of the method, three minutes each: make ablation DATA=FOLDER SETS=m4-hourly,... [VARIANTS=...]
-	@test -n "$(DATA)" || { echo "make ablation DATA=FOLDER: the folder with the data sets' parquet files" >&2; exit 2; }
+ablation: data $(INSTALLED) ## variants of the method, three minutes each: make ablation DATA=FOLDER SETS=m4-hourly,... [VARIANTS=...]
 	mkdir -p build
 	$(BIN)/forecaster bench ablation --data "$(DATA)" --sets "$(SETS)" --variants "$(VARIANTS)" --tracking-uri sqlite:///build/mlflow.db --out build/ablation.md
 
-bench-peers: $(INSTALLED) $(PEERS_INSTALLED) ## other libraries on the same data: make bench-peers DATA=FOLDER [SETS=...] [PEERS=...]
-	@test -n "$(DATA)" || { echo "make bench-peers DATA=FOLDER: the folder with the data sets' parquet files" >&2; exit 2; }
+bench-peers: data $(INSTALLED) $(PEERS_INSTALLED) ## other libraries on the same data: make bench-peers DATA=FOLDER [SETS=...] [PEERS=...]
 	mkdir -p build
 	$(BIN)/forecaster bench peers --data "$(DATA)" --sets "$(SETS)" --peers "$(PEERS)" --lines build/peers.jsonl --out build/peers.md
 

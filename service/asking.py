@@ -73,7 +73,7 @@ class Probe:
 
     async def failure(self, patience: float) -> str | None:
         """What is wrong; None if a small write was durable just now."""
-        if self._answer is None:
+        if self._answer is None or self._answer.done():  # an answer that nobody waited for is an old one
             self._answer = _apart(self._ask, "probe")
         answer = self._answer
         done, _ = await asyncio.wait([answer], timeout=patience)

@@ -6,6 +6,7 @@ output is slower than the service, lines are dropped and counted, those of reque
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -154,7 +155,10 @@ def _entry(seconds: float, level: str, logger: str, message: str) -> dict[str, A
 
 
 def _json(entry: dict[str, Any]) -> str:
-    return orjson.dumps(entry, default=str).decode() + "\n"
+    try:
+        return orjson.dumps(entry, default=str).decode() + "\n"
+    except TypeError:  # half of a character, as paths and the environment may hold
+        return json.dumps(entry, default=str) + "\n"
 
 
 def _text(entry: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
-from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -55,7 +55,8 @@ class Tracing:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ImportError as error:
             raise ServiceError("traces need the extra otel: pip install 'forecaster[otel]'") from error
-        provider = TracerProvider(resource=Resource.create({SERVICE_NAME: "forecaster"}))
+        resource = Resource.create({SERVICE_NAME: "forecaster"}).merge(OTELResourceDetector().detect())
+        provider = TracerProvider(resource=resource)
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         return cls(provider)
 

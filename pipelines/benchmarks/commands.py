@@ -21,7 +21,10 @@ bench = typer.Typer(name="bench", help="Measure speed and accuracy.", invoke_wit
 Quick = Annotated[bool, typer.Option("--quick", help="Shorter measurements, for a first look.")]
 Only = Annotated[str | None, typer.Option(help="training or service.", show_default="both")]
 DataFolder = Annotated[
-    str, typer.Option("--data", metavar="FOLDER", help="The data sets' parquet files.", show_default=False)
+    str,
+    typer.Option(
+        "--data", metavar="FOLDER", envvar="FORECASTER_DATA", help="The data sets' parquet files.", show_default=False
+    ),
 ]
 Sets = Annotated[str, typer.Option(metavar="NAME,…", help="Which data sets.", show_default="all")]
 Minutes = Annotated[float, typer.Option(help="Time box of each training.")]

@@ -26,7 +26,16 @@ from service.routes.common import needs, refuse_query, service_of
 from service.routes.describing import answer as answer_of
 from service.routes.describing import described
 
-__all__ = ["Asked", "add_forecast", "as_json", "made_up_start", "missing_as_none", "read_json", "validated"]
+__all__ = [
+    "Asked",
+    "add_forecast",
+    "as_json",
+    "made_up_start",
+    "missing_as_none",
+    "read_json",
+    "validated",
+    "without_utc",
+]
 
 
 class Asked(NamedTuple):
@@ -122,6 +131,14 @@ def missing_as_none(values: Sequence[Any]) -> list[Any]:
 def validated(series: list[dict[str, Any]], **wanted: Any) -> ForecastsRequest:
     """The request as this service's own clients would have sent it."""
     return ForecastsRequest.model_validate({"series": series, **wanted})
+
+
+def without_utc(ds: str, model: ServedModel) -> str:
+    """A time written as UTC as a model without a time zone has it: as it stands.
+
+    Other protocols' clients write all times so.
+    """
+    return ds if model.dates.calendar.time_zone is not None else ds.removesuffix("Z").removesuffix("+00:00")
 
 
 def made_up_start(model: ServedModel, name: str) -> str | int:

@@ -22,6 +22,7 @@ from service.adapters.answering import (
     missing_as_none,
     read_json,
     validated,
+    without_utc,
 )
 from service.bodies.replies import Forecast
 from service.models.served import ServedModel
@@ -193,17 +194,16 @@ def _history(one: SeriesInput, model: ServedModel) -> dict[str, Any]:
             raise InputError(f"series {one.name!r} starts at step {digits[:18]}…, expected one of 18 digits at most")
         start = int(one.start_timestamp)
     else:
-        start = one.start_timestamp.removesuffix("Z") if _is_zulu(one, model) else one.start_timestamp
+        start = without_utc(one.start_timestamp, model)
     first = model.dates.steps([start])[0]
     ds = model.dates.texts(first, len(one.series))
     return {"unique_id": one.name, "ds": ds, "y": missing_as_none(one.series)}
 
 
-def _is_zulu(one: SeriesInput, model: ServedModel) -> bool:
-    """Whether times are written as UTC for a model without time zone: they are taken, and given, as they stand."""
-    return (
-        one.start_timestamp is not None and one.start_timestamp.endswith("Z") and model.dates.calendar.time_zone is None
-    )
+def _utc(one: SeriesInput, model: ServedModel) -> str:
+    """How times are marked as UTC for a model without time zone: they are taken, and given, as they stand."""
+    start = one.start_timestamp or ""
+    return start[len(without_utc(start, model)) :]
 
 
 def _fits(frequency: str, freq: str) -> bool:
@@ -218,7 +218,7 @@ def _output(one: SeriesInput, found: Forecast, levels: list[float], model: Serve
     start = None
     if one.start_timestamp is not None:
         first = model.dates.text(found.last_step + 1)
-        start = f"{first}Z" if _is_zulu(one, model) else str(first)
+        start = f"{first}{_utc(one, model)}"
     return {
         "type": "time_series_forecast",
         "id": f"ts_{uuid.uuid4().hex}",

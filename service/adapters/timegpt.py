@@ -22,6 +22,7 @@ from service.adapters.answering import (
     missing_as_none,
     read_json,
     validated,
+    without_utc,
 )
 from service.models.served import ServedModel
 from service.problems import Problem
@@ -55,7 +56,7 @@ class TimeGptRequest(_Lenient):
     series: TimeGptSeries
     freq: str
     h: Annotated[int, Field(ge=1)]
-    level: Annotated[list[Annotated[float, Field(gt=0, lt=100)]] | None, Field(max_length=40)] = None
+    level: Annotated[list[Annotated[float, Field(ge=0, lt=100)]] | None, Field(max_length=40)] = None
     finetune_steps: int = 0
     finetuned_model_id: str | None = None
     feature_contributions: bool = False
@@ -197,8 +198,8 @@ def _histories(body: TimeGptRequest, model: ServedModel) -> list[dict[str, Any]]
         begin, end = end, end + size
         name = str(number)
         start = made_up_start(model, name) if starts is None else starts[number]
-        if isinstance(start, str) and model.dates.calendar.time_zone is None:
-            start = start.removesuffix("Z")
+        if isinstance(start, str):
+            start = without_utc(start, model)
         first = model.dates.steps([start])[0]
         history: dict[str, Any] = {"unique_id": name, "ds": model.dates.texts(first, size), "y": y[begin:end]}
         if past:

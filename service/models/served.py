@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from forecaster import ArtifactError, Forecaster, InputError
+from forecaster import ArtifactError, Forecaster, InputError, StreamState
 from service.errors import ModelError
 from service.models.dates import Dates
 
@@ -98,10 +98,23 @@ class ServedModel:
             known = len(self.forecaster.config.covariates.known)
             future = torch.zeros(2, self.forecaster.config.horizon, known, dtype=torch.float64)
             quantiles = self.forecaster.forecast(state, future=future)
+            self._step(state)
         except Exception as error:
             raise ModelError(f"model {self.name} {self.version} fails on a trial forecast: {error}") from error
         if not np.isfinite(quantiles).all():
             raise ModelError(f"model {self.name} {self.version} gives a trial forecast that is not finite")
+
+    def _step(self, state: StreamState) -> None:
+        """One observation as the engine folds it, and several at once: whatever is compiled for them is from now on."""
+        forecaster, rows = self.forecaster, torch.arange(len(state))
+        y, covariates = torch.full((len(state),), 9.0, dtype=torch.float64), None
+        if dynamic := len(forecaster.config.covariates.dynamic):
+            covariates = torch.full((len(state), dynamic), torch.nan, dtype=torch.float64)
+        forecaster.place(forecaster.ahead(state), y)
+        slab = state.select(rows)
+        slab.assign(rows, forecaster.change(slab, rows, y, covariates))
+        several = None if covariates is None else covariates.unsqueeze(1).expand(-1, 40, -1)
+        forecaster.fold_and_place(slab, y.unsqueeze(1).repeat(1, 40), None, several)
 
 
 def load_model(folder: Path, name: str | None = None, version: str | None = None) -> ServedModel:

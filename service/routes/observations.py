@@ -20,7 +20,18 @@ from service.routes.describing import answer, described, query
 
 __all__ = ["add_to"]
 
-_READERS = {JSON_LINES: read_json_lines, "application/jsonl": read_json_lines, ARROW: read_arrow}
+_READERS = {JSON_LINES: read_json_lines, ARROW: read_arrow}
+# What JSON lines are also called; no name is registered.
+_READERS |= dict.fromkeys(
+    (
+        "application/jsonl",
+        "application/jsonlines",
+        "application/json-lines",
+        "application/ndjson",
+        "application/x-jsonlines",
+    ),
+    read_json_lines,
+)
 _QUERY = frozenset(("on_conflict", "min_surprise"))
 _PARAMETERS = (
     query("on_conflict", {"enum": ["refuse", "revise"], "default": "refuse"}, "what another y for a known ds means"),

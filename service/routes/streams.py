@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from forecaster import StreamState
+from forecaster import InputError, StreamState
 from service.bodies.covariates import read_future, read_static, read_values
 from service.bodies.described import ForecastReply, ObservedReply, StreamReply
 from service.bodies.forms import JSON, form_of, one_forecast_body, stream_frame
@@ -44,7 +45,9 @@ from service.routes.describing import (
     described,
     query,
 )
+from service.runtime import Service
 from service.sampling import Draw, draw_of, with_samples
+from service.store import IdempotencyKey, StoredReply
 
 __all__ = ["add_to"]
 
@@ -150,12 +153,20 @@ async def _observe(request: Request) -> Response:
     content = await request.body()
     body = ObservationsRequest.model_validate_json(content)
     model = engine.model
-    want = model.want(body.horizon, body.quantile_levels)
-    future = read_future(model, body.future, want.horizon, model.dates)
-    steps = model.dates.steps([o.ds for o in body.observations])
-    values = read_values(model.forecaster, [o.y for o in body.observations], [o.covariates for o in body.observations])
     unique_id = unique_id_of(request)
     key = idempotency_key_of(request, content)
+    try:
+        want = model.want(body.horizon, body.quantile_levels)
+        future = read_future(model, body.future, want.horizon, model.dates)
+        steps = model.dates.steps([o.ds for o in body.observations])
+        given = [o.covariates for o in body.observations]
+        values = read_values(model.forecaster, [o.y for o in body.observations], given)
+    except InputError:
+        # It may have been answered by another version, which understood it.
+        kept = None if key is None else await _kept(service_of(request), unique_id, key)
+        if kept is None:
+            raise
+        return _observed(kept.body, kept.version, replayed=True)
     ticket = Single()
     item = Observe(
         ticket,
@@ -176,10 +187,22 @@ async def _observe(request: Request) -> Response:
         with service_of(request).at_work.alone(unique_id, key.text):
             engine.submit([item])
             outcome = await ticket.future
-    reply = json_reply(outcome.reply, version=outcome.record.version)
-    if outcome.replayed:
+    return _observed(outcome.reply, outcome.record.version, replayed=outcome.replayed)
+
+
+def _observed(body: bytes | None, version: int, *, replayed: bool) -> Response:
+    reply = json_reply(body, version=version)
+    if replayed:
         reply.raw_headers.append((b"idempotent-replayed", b"true"))
     return reply
+
+
+async def _kept(service: Service, unique_id: str, key: IdempotencyKey) -> StoredReply | None:
+    """What the very same request was answered before, if that is still known."""
+    name, since = (unique_id, key.text), int(time.time() - 3600 * service.settings.idempotency_hours)
+    found = await service.questions.ask(partial(service.store.replies, [name], since))
+    kept = found.get(name)
+    return kept if kept is not None and kept.key == key else None
 
 
 async def _forecast(request: Request) -> Response:

@@ -6,6 +6,7 @@ synchronous=FULL on SQLite, the server's own synchronous commit on PostgreSQL).
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
 from service.errors import StoreError
 
@@ -91,8 +92,38 @@ def open_database(url: str) -> Engine:
         )
     options = {"timeout": _BUSY_SECONDS, "check_same_thread": False, "cached_statements": _PREPARED}
     engine = create_engine(parsed, connect_args=options)
+    same = _SameFile(str(parsed.database))
+    event.listen(engine, "connect", same.on_connect)
     event.listen(engine, "connect", _configure_sqlite)
+    event.listen(engine, "begin", same.on_begin)
     return engine
+
+
+class _SameFile:
+    """Refuses to work on where the file is not the one that was opened first.
+
+    SQLite goes on writing to a file that has been removed, and whatever it acknowledged would be gone with the process.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path if path.startswith("file:") else os.path.abspath(path)
+        self._first: tuple[int, int] | None = None
+
+    def on_connect(self, _connection: object, _record: object) -> None:
+        if self._first is None and not self._path.startswith("file:"):
+            self._first = self._found()
+
+    def on_begin(self, _connection: Connection) -> None:
+        if self._first is not None and self._found() != self._first:
+            gone = sqlite3.OperationalError("the file was removed or replaced while it was in use; start anew on it")
+            raise OperationalError("BEGIN", None, gone)
+
+    def _found(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
 
 def _hidden(url: str) -> str:

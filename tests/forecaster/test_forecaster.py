@@ -271,3 +271,15 @@ def test_a_model_without_anchors_starts_from_the_level_and_one_with_them_from_th
 
     assert np.ptp(medians[0]) > 1
     assert np.ptp(medians[1]) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("several", [1, 3])
+def test_a_forecast_after_several_values_is_not_the_one_after_the_first(
+    several: int, tiny_forecaster: Forecaster
+) -> None:
+    """What a state has at hand of its forecast goes where more is folded."""
+    state = tiny_forecaster.observe(tiny_forecaster.warm_up([np.arange(20.0)], [0]), torch.tensor([5.0]))
+
+    after = tiny_forecaster.fold(state, torch.full((1, several), 40.0))
+
+    np.testing.assert_allclose(tiny_forecaster.forecast(after), tiny_forecaster.forecast(after.select([0])), rtol=1e-6)

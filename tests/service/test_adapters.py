@@ -380,3 +380,33 @@ def test_adapters_keep_to_the_limits_and_keep_nothing(client, path):
     assert client.post(path, content=b"x" * 70_000, headers=JSON).status_code == 413
     assert client.post(f"{path}?a=1", content=b"{}", headers=JSON).status_code in (400, 422)
     assert client.get("/v1/streams").json() == before
+
+
+def test_timegpts_interval_of_no_width_is_the_median(client):
+    """Its client asks for it where it is asked for the quantile 0.5."""
+    reply = client.post("/v2/forecast", json=timegpt_body() | {"level": [0, 80]}).json()
+
+    assert reply["intervals"]["lo-0"] == reply["intervals"]["hi-0"] == reply["mean"]
+
+
+@pytest.mark.parametrize("mark", ["Z", "+00:00"])
+def test_times_marked_as_utc_are_taken_and_given_as_they_stand(client, mark):
+    marked = timegpt_body(start_datetime=[ds(first) + mark for first, _ in SERIES.values()])
+    assert (
+        client.post("/v2/forecast", json=marked).json()["mean"]
+        == client.post("/v2/forecast", json=timegpt_body()).json()["mean"]
+    )
+    name, (first, values) = next(iter(SERIES.items()))
+    body = {
+        "model": client.service.require_engine().model.name,
+        "inputs": [
+            {
+                "type": "univariate_time_series", "name": name, "series": values, "frequency": "H",
+                "start_timestamp": ds(first) + mark,
+            }
+        ],
+        "options": {"horizon": 2},
+    }  # fmt: skip
+    reply = client.post("/v1/timeseries/forecast", json=body)
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["outputs"][0]["content"][0]["start_timestamp"] == ds(first + len(values)) + mark

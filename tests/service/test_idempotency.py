@@ -6,13 +6,16 @@ import asyncio
 import json
 import socket
 import threading
+from dataclasses import replace
 
 import httpx
 import pytest
 
+from forecaster import CovariatesConfig
 from service.app import create_app
 from service.engine import engine
 from service.store import Store
+from tests.forecaster.kit import config_of, forecaster_of
 from tests.service.kit import LocalClient, ds, history, observations
 from tests.service.processes import HTTP, Server
 
@@ -316,3 +319,21 @@ def test_after_kills_and_cut_connections_every_request_has_been_done_once_and_is
         log = store.recover([client.name], "none")[client.name].tail
         assert log == [(BASE + hour, float(hour)) for hour in range(len(client.replies) + 1)]
     store.close()
+
+
+@pytest.mark.parametrize("other", [{"horizon": 2}, {"covariates": CovariatesConfig(known=("price",))}])
+def test_a_repeat_gets_the_reply_of_the_first_time_from_a_model_that_would_refuse_it(settings, tmp_path, other):
+    body = {**observations((10, 2.0)), "horizon": 20}
+    headers = {"idempotency-key": "one"}
+    with LocalClient(create_app(settings)) as client:
+        client.put("/v1/streams/a", json=history([1.0] * 10))
+        first = client.post(PATH, json=body, headers=headers)
+        assert first.status_code == 200, first.text
+    forecaster_of(replace(config_of(), **other)).save(tmp_path / "other")
+    with LocalClient(create_app(settings.model_copy(update={"model": str(tmp_path / "other")}))) as client:
+        again = client.post(PATH, json=body, headers=headers)
+        assert (again.status_code, again.content) == (200, first.content)
+        assert again.headers["idempotent-replayed"] == "true"
+        assert again.headers["etag"] == first.headers["etag"]
+        changed = client.post(PATH, json={**body, **observations((11, 2.0))}, headers=headers)
+        assert changed.status_code == client.post(PATH, json=body).status_code == 422

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 import sqlite3
 import threading
+import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from service import runtime
 from service.app import create_app
+from service.asking import Probe, Questions
 from service.engine.trimmer import Trimmer
 from service.metrics import Metrics
 from service.models.served import ServedModel
@@ -157,3 +162,50 @@ def test_who_leaves_is_not_ready_and_still_answers(client):
     assert_problem(client.get("/readyz"), 503, "service: leaving")
     assert "forecaster_ready 0.0" in client.get("/metrics").text
     assert client.put("/v1/streams/a", json=history([1.0])).status_code == 201
+
+
+def test_a_store_is_asked_anew_after_an_answer_that_nobody_waited_for():
+    asked = []
+
+    class Dying:
+        def probe(self) -> None:
+            asked.append(1)
+            if len(asked) > 1:
+                raise OSError("the disk died")
+            time.sleep(0.2)
+
+    async def twice() -> tuple[str | None, str | None]:
+        probe = Probe(Dying())
+        first = await probe.failure(0.02)
+        await asyncio.sleep(0.5)
+        return first, await probe.failure(5)
+
+    assert asyncio.run(twice()) == ("does not answer within 0.02 s", "not writable: the disk died")
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_nothing_is_acknowledged_into_a_file_that_is_gone(client, settings, tmp_path, replaced):
+    client.put("/v1/streams/a", json=history([1.0, 2.0])).raise_for_status()
+    path = Path(settings.store.removeprefix("sqlite:///"))
+    copy = tmp_path / "copy.db"
+    shutil.copy(path, copy)
+    for end in ("", "-wal", "-shm"):
+        Path(f"{path}{end}").unlink(missing_ok=True)
+    if replaced:
+        shutil.move(copy, path)
+
+    assert_problem(client.post("/v1/streams/a/observations", json=observations((2, 1.0))), 503, "")
+    assert_problem(client.get("/readyz"), 503, "removed or replaced")
+
+
+def test_a_question_that_raises_gives_its_place_back():
+    async def ask() -> list[str]:
+        questions, told = Questions(1, 5), []
+        for _ in range(3):
+            try:
+                await questions.ask(partial(int, "none"))
+            except ValueError as error:
+                told.append(str(error))
+        return told
+
+    assert len(asyncio.run(ask())) == 3

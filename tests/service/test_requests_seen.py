@@ -140,3 +140,19 @@ def test_the_service_writes_a_json_line_per_request_if_asked(template, artifact,
     mine = [line for line in lines if line.get("request_id") == "first"]
     assert [line["message"] for line in mine] == (["PUT /v1/streams/{unique_id:path} 201"] if switched_on else [])
     assert any("Uvicorn running" in line["message"] for line in lines)
+
+
+def test_half_a_character_in_a_line_does_not_end_the_log():
+    out = io.StringIO()
+    writer = LogWriter(out, "info", as_json=True)
+    writer.open()
+    try:
+        logging.getLogger("service.test").warning("a path of %s", "\udcff")
+        logging.getLogger("service.test").warning("the next line")
+    finally:
+        writer.close()
+
+    assert [json.loads(line)["message"] for line in out.getvalue().splitlines()] == [
+        "a path of \udcff",
+        "the next line",
+    ]

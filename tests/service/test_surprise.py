@@ -10,6 +10,7 @@ import torch
 
 from forecaster.marginals import surprise
 from service.app import create_app
+from service.engine.slab import Slab
 from tests.service.kit import LocalClient, ds, history, observations
 
 BASE = 473352
@@ -120,3 +121,17 @@ def test_the_most_surprising_rows_come_first(client):
     assert {row["row"] for row in found} >= {1}
     assert [row["surprise"] for row in found] == sorted((row["surprise"] for row in found), reverse=True)
     assert all(row["surprise"] >= 1 and row["unique_id"] == "a" and row["place"] > 0.5 for row in found[:1])
+
+
+def test_what_a_row_of_the_slab_foretells_is_of_the_state_that_is_there_now(tiny_forecaster):
+    slab = Slab(tiny_forecaster, 4)
+    rows = torch.tensor(slab.take(1))
+    first, second = (tiny_forecaster.warm_up([np.arange(12.0) * size + 5], [0]) for size in (1, 30))
+    slab.scatter(rows, first, tiny_forecaster.ahead(first))
+
+    slab.scatter(rows, second, None)
+
+    y = torch.tensor([60.0], dtype=torch.float64)
+    found = tiny_forecaster.place(slab.ahead(rows, None), y)
+    np.testing.assert_allclose(found, tiny_forecaster.place(tiny_forecaster.ahead(second), y), rtol=1e-6)
+    assert abs(found - tiny_forecaster.place(tiny_forecaster.ahead(first), y)) > 0.01

@@ -91,3 +91,9 @@ def test_without_traces_nothing_of_it_is_even_imported():
     )
 
     assert done.stdout == "False\n"
+
+
+def test_the_environment_names_the_service(monkeypatch):
+    assert Tracing.open()._provider.resource.attributes["service.name"] == "forecaster"
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "staging")
+    assert Tracing.open()._provider.resource.attributes["service.name"] == "staging"
