@@ -143,8 +143,8 @@ class TrainingConfig:
         where the panel is too small to tell what series are like. See `forecaster.training.imagining`.
     start
         What is known before the first update: the ``regression`` of what comes on cycles and anchors, the ``mean`` of
-        the anchors, or ``auto``: the regression, unless there are known columns, since it would lay to the cycles what
-        those explain. See `forecaster.training.starting`.
+        the anchors, or ``auto``: the regression, unless there are known columns, since it would credit the cycles
+        with what those explain. See `forecaster.training.starting`.
     pull
         Whether some of what is learnt after that is given up again where windows that were not learnt from call for it
         (``auto``), or nothing (``off``). See `forecaster.training.pulling`.
