@@ -129,8 +129,8 @@ class Calendar:
     def fitted(self, ds: pd.Series[Any]) -> Calendar:
         """The calendar that these timestamps lie on: of the same frequency, but maybe of another beginning.
 
-        The same one where `freq` names a beginning already, where no other fits all timestamps, or where there are fewer
-        than two of them.
+        The same one where `freq` names a beginning already, where no other fits all timestamps, or where there are
+        fewer than two of them.
 
         Examples
         --------

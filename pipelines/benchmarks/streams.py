@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from forecaster import Forecaster
+from forecaster import Forecaster, InputError
 from forecaster.baselines import seasonal_naive
 from pipelines.benchmarks.accuracy import AccuracyRequest
 from pipelines.benchmarks.evaluation import warm_state
@@ -131,9 +131,11 @@ def run_streams(request: AccuracyRequest, reporter: Reporter | None = None) -> I
     Raises
     ------
     InputError
-        As in `AccuracyRequest.check`.
+        As in `AccuracyRequest.check`, or a set has covariates: it knows its streams by y alone.
     """
     request.check()
+    if covered := [protocol.name for protocol in request.protocols if protocol.covariates.dynamic]:
+        raise InputError(f"bench streams measures sets without covariates, not {', '.join(covered)}")
     for protocol in request.protocols:
         task = load(protocol, request.folder)
         for part, rows in ((young(task), age_rows), (task, cold_rows)):

@@ -124,15 +124,18 @@ class Watcher:
             self._take_cached()
 
     def _take_version(self, version: str) -> None:
-        name = self._reference.name
+        name, step = self._reference.name, "fetched"
         try:
             at_hand = self._taker.recall(name, version)
             if at_hand is not None:
+                step = "served yet"
                 self._serve(at_hand, None)
                 return
             with tempfile.TemporaryDirectory(prefix="forecaster-") as folder:
                 artifact = self._registry.fetch(name, version, Path(folder))
-                self._serve(load_model(artifact, name, version), artifact)
+                model = load_model(artifact, name, version)
+                step = "served yet"
+                self._serve(model, artifact)
         except ServiceError as error:
             # Bad in itself: looked at again only when the alias moves.
             self._metrics.refused_models.inc()
@@ -140,8 +143,10 @@ class Watcher:
             self.trouble = self._refusal
             logging.getLogger("service").error("model %s %s", name, self.trouble)
         except Exception as error:
-            self._metrics.registry_errors.inc()
-            self.trouble = f"version {version} cannot be fetched: {_line(error)}"
+            # Once it has been fetched, it is the store of this service that fails.
+            if step == "fetched":
+                self._metrics.registry_errors.inc()
+            self.trouble = f"version {version} cannot be {step}: {_line(error)}"
             logging.getLogger("service").warning("model %s %s", name, self.trouble)
 
     def _serve(self, model: ServedModel, artifact: Path | None) -> None:

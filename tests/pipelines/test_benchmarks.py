@@ -36,6 +36,7 @@ from pipelines.benchmarks.streams import (
     age_rows,
     cold_rows,
     follower,
+    run_streams,
     sample,
     short_memory,
     streams_table,
@@ -430,3 +431,11 @@ def test_targets_may_be_shares_of_another_result() -> None:
     assert verdict("bike-sharing-known", [known], [plain]) == "must"
     assert verdict("bike-sharing-known", [known], [{**plain, "mase": 0.9}]) == "no"
     assert verdict("bike-sharing-known", [known]) == "-"
+
+
+def test_ages_of_streams_with_covariates_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    long_frame().to_parquet(tmp_path / "tiny.parquet")
+    covered = replace(TINY, name="covered", covariates=CovariatesConfig(known=("price",)))
+
+    with pytest.raises(InputError, match="sets without covariates, not covered"):
+        next(run_streams(AccuracyRequest(str(tmp_path), [covered])))

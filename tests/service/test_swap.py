@@ -245,6 +245,23 @@ def test_a_registry_that_has_no_such_model_any_more_is_not_away(artifact, tmp_pa
     assert [model.version for model in taken] == ["1", "1"]
 
 
+def test_a_version_that_the_store_keeps_from_serving_is_not_the_registrys_fault(artifact, tmp_path):
+    watching = watcher(FakeRegistry(v1=artifact), taken := [], tmp_path)
+
+    def busy(_model):
+        raise OperationalError("SELECT 1", None, Exception("database is locked"))
+
+    watching._taker.take = busy
+    watching.look()
+    assert watching.trouble.startswith("version 1 cannot be served yet: ")
+    assert "database is locked" in watching.trouble
+    assert watching._metrics.registry_errors._value.get() == 0
+
+    watching._taker.take = taken.append
+    watching.look()
+    assert (watching.trouble, [model.version for model in taken]) == (None, ["1"])
+
+
 def test_a_version_is_waited_for_whose_registry_is_not_there(tmp_path):
     registry, taken = MlflowRegistry(f"sqlite:///{tmp_path / 'none.db'}"), []
     watching = Watcher(
