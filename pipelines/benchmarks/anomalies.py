@@ -82,7 +82,7 @@ def read_recordings(folder: str) -> dict[str, list[Recording]]:
         step = pd.Timedelta(np.median(np.diff(moments)))
         freq = pd.tseries.frequencies.to_offset(step).freqstr
         at = [[int(np.flatnonzero(moments == pd.Timestamp(end))[0]) for end in pair] for pair in windows[unique_id]]
-        begin, y = moments[0].floor(freq), rows["y"].to_numpy(np.float64)
+        begin, y = moments[0].floor(freq), rows["y"].to_numpy(np.float64, copy=True)
         found.setdefault(freq, []).append(Recording(str(unique_id), begin, y, tuple((a, b) for a, b in at)))
     return found
 
