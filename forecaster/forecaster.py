@@ -22,6 +22,7 @@ from torch import Tensor
 
 from forecaster import artifact
 from forecaster.calendar import Calendar
+from forecaster.calibration import NOTHING_LEARNT
 from forecaster.config import Config
 from forecaster.covariates import static_numbers, table_of
 from forecaster.errors import InputError
@@ -539,6 +540,15 @@ class Forecaster:
         scored = tuple((self._network.calibration.scored + 1).tolist())
         total, recent = state.quality.double().unbind(1)
         return Quality(scored, total.numpy(), recent.numpy())
+
+    @property
+    def scored_from(self) -> int | None:
+        """Step of the earliest cutoff whose forecast is scored, the last one that the weights have learnt from.
+
+        They have seen the truth of earlier ones. None if they have learnt from nothing.
+        """
+        learnt = int(self._network.calibration.learnt)
+        return None if learnt == NOTHING_LEARNT else learnt
 
     # -- covariates as plain values --------------------------------------------------------------------------------
 

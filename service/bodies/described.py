@@ -151,6 +151,9 @@ class QualityReply(_Reply):
     unique_id: str
     cutoff: Ds
     model: ModelLabel
+    scored_from: Ds | None = Field(
+        description="the earliest cutoff whose forecast is scored: where the model learnt, it has seen the truth"
+    )
     total: dict[str, Any]
     recent: dict[str, Any]
     by_step: dict[str, Any]
@@ -160,6 +163,9 @@ class SurveyReply(_Reply):
     """What past forecasts of the streams in memory were worth, worst first."""
 
     model: ModelLabel
+    scored_from: Ds | None = Field(
+        description="the earliest cutoff whose forecast is scored: where the model learnt, it has seen the truth"
+    )
     streams: int
     total: dict[str, Any]
     recent: dict[str, Any]
@@ -327,6 +333,7 @@ EXAMPLES: dict[type[BaseModel], Any] = {
         "unique_id": "plant-1",
         "cutoff": "2025-01-01T03:00:00",
         "model": _LABEL,
+        "scored_from": "2024-12-31T23:00:00",
         "total": _FIGURES,
         "recent": _FIGURES,
         "by_step": {"step": [1], "total": {}, "recent": {}},
@@ -338,6 +345,7 @@ EXAMPLES: dict[type[BaseModel], Any] = {
     StreamsReply: {"streams": [_STREAM], "next_cursor": None},
     SurveyReply: {
         "model": _LABEL,
+        "scored_from": "2024-12-31T23:00:00",
         "streams": 1,
         "total": _FIGURES,
         "recent": _FIGURES,

@@ -17,6 +17,7 @@ from service.bodies.described import QualityReply, SurveyReply
 from service.bodies.replies import json_reply
 from service.engine.items import Look, Single
 from service.engine.survey import ORDERS, Rank, Survey
+from service.models.served import ServedModel
 from service.problems import invalid, unavailable
 from service.routes.common import (
     engine_of,
@@ -76,9 +77,16 @@ async def _stream(request: Request) -> Response:
         "unique_id": record.unique_id,
         "cutoff": model.dates.text(record.last_step),
         "model": model.label,
+        "scored_from": _scored_from(model),
         **_figures(model.forecaster.quality(outcome.state)),
     }
     return json_reply(reply, version=record.version)
+
+
+def _scored_from(model: ServedModel) -> str | int | None:
+    """The earliest cutoff whose forecast is scored, as a ds."""
+    first = model.forecaster.scored_from
+    return None if first is None else model.dates.text(first)
 
 
 def _figures(quality: Quality) -> dict[str, Any]:
@@ -114,6 +122,7 @@ def _page(survey: Survey, order: str, after: Rank | None, limit: int) -> dict[st
     columns = asdict(survey.by_stream)
     return {
         "model": survey.model.label,
+        "scored_from": _scored_from(survey.model),
         "streams": len(survey.unique_ids),
         "total": asdict(total),
         "recent": asdict(recent),

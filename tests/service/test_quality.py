@@ -8,6 +8,7 @@ import pytest
 from forecaster.quality import figures
 from service.app import create_app
 from service.models.served import load_model
+from tests.forecaster.kit import config_of, forecaster_of
 from tests.service.kit import LocalClient, ds, history, observations
 
 BASE = 473352
@@ -95,6 +96,20 @@ def test_a_swap_and_the_way_back_change_no_figure(client, artifact, challenger_a
     check(client, expected)
     assert other["total"]["count"] == before["total"]["count"]
     assert other["total"]["mae"] != pytest.approx(before["total"]["mae"], rel=1e-3)
+
+
+def test_nothing_is_scored_where_the_model_has_learnt_and_it_says_so(settings, tmp_path):
+    forecaster = forecaster_of(config_of())
+    forecaster._network.calibration.learnt.fill_(BASE + 69)
+    forecaster.save(tmp_path / "taught")
+    with LocalClient(create_app(settings.model_copy(update={"model": str(tmp_path / "taught")}))) as client:
+        client.put("/v1/streams/a", json=history(values("a")[:70])).raise_for_status()
+        found = quality(client, "a")
+        assert (found["scored_from"], found["total"]["count"]) == (ds(69), 0)
+        assert client.get("/v1/quality").json()["scored_from"] == ds(69)
+        feed_one = [(hour, values("a")[hour]) for hour in range(70, 90)]
+        client.post("/v1/streams/a/observations", json=observations(*feed_one)).raise_for_status()
+        assert quality(client, "a")["total"]["count"] > 0
 
 
 def test_the_worst_streams_come_first_a_page_at_a_time(client):
