@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from forecaster import Forecaster
 from forecaster.quality import figures
 from service.app import create_app
 from service.models.served import load_model
@@ -99,7 +100,8 @@ def test_a_swap_and_the_way_back_change_no_figure(client, artifact, challenger_a
 
 
 def test_nothing_is_scored_where_the_model_has_learnt_and_it_says_so(settings, tmp_path):
-    forecaster = forecaster_of(config_of())
+    forecaster_of(config_of()).save(tmp_path / "untaught")
+    forecaster = Forecaster.load(tmp_path / "untaught")  # one of its own: the other one is everybody's
     forecaster._network.calibration.learnt.fill_(BASE + 69)
     forecaster.save(tmp_path / "taught")
     with LocalClient(create_app(settings.model_copy(update={"model": str(tmp_path / "taught")}))) as client:
