@@ -249,7 +249,8 @@ def _describe_step(
     for i in range(width):
         relative[i] = min(max(relative[i] * factor, -bound), bound)
     # Then the scalars.
-    inverse = 1 / scale if scale > SMALLEST_SIZE else 1.0
+    # Where the window holds nothing but zeros, there is no unit to tell the sums of older changes in.
+    inverse = 1 / scale if scale > SMALLEST_SIZE else 0.0
     near = statistics[2] / max(statistics[0], 1e-9) * inverse
     seasonal = statistics[3] / max(statistics[1], 1e-9) * inverse
     line[width] = math.log(max(unit, SMALLEST_TOLD)) * 0.5

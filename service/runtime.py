@@ -227,7 +227,7 @@ class Service:
             snapshot_every=settings.snapshot_every,
             bases=2 if settings.retention else 0,
             check_versions=not settings.exclusive_store,
-            replies_seconds=round(settings.idempotency_hours * 3600),
+            replies_seconds=settings.replies_seconds,
             stall_seconds=settings.stall_seconds,
         )
         assert self._loop is not None

@@ -150,6 +150,11 @@ class Settings(BaseSettings):
     )
 
     @property
+    def replies_seconds(self) -> int:
+        """How long replies are kept."""
+        return round(self.idempotency_hours * 3600)
+
+    @property
     def names(self) -> list[str | None]:
         """Of the models to serve; None is the one without a name, at the root."""
         unnamed: list[str | None] = [None] if "model" in self.model_fields_set or not self.models else []

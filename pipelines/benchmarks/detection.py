@@ -127,7 +127,7 @@ def detect(recordings: Sequence[Recording], scores: Sequence[Float]) -> Detectio
     earned = np.full(windows, -1.0)
     total, false_alarms, best = -float(windows), 0, Detection(0.0, math.inf, 0, windows, 0)
     order = np.argsort(-score, kind="stable")
-    for place, row in enumerate(order):
+    for rank, row in enumerate(order):
         window = within[row]
         if window < 0:
             total += credit[row]
@@ -135,7 +135,7 @@ def detect(recordings: Sequence[Recording], scores: Sequence[Float]) -> Detectio
         elif credit[row] > earned[window]:
             total += credit[row] - earned[window]
             earned[window] = credit[row]
-        last_of_its_size = place + 1 == len(order) or score[order[place + 1]] < score[row]
+        last_of_its_size = rank + 1 == len(order) or score[order[rank + 1]] < score[row]
         normalised = 100 * (total + windows) / (2 * windows)
         if last_of_its_size and normalised > best.score:
             best = Detection(normalised, float(score[row]), int((earned > -1).sum()), windows, false_alarms)

@@ -6,7 +6,7 @@ that, with requests made from the description. Invariant: whatever is described 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -30,6 +30,10 @@ __all__ = [
 ]
 
 Ds = str | int
+ScoredFrom = Annotated[
+    Ds | None,
+    Field(description="the earliest cutoff whose forecast is scored: where the model learnt, it has seen the truth"),
+]
 
 
 class _Reply(BaseModel):
@@ -151,9 +155,7 @@ class QualityReply(_Reply):
     unique_id: str
     cutoff: Ds
     model: ModelLabel
-    scored_from: Ds | None = Field(
-        description="the earliest cutoff whose forecast is scored: where the model learnt, it has seen the truth"
-    )
+    scored_from: ScoredFrom
     total: dict[str, Any]
     recent: dict[str, Any]
     by_step: dict[str, Any]
@@ -163,9 +165,7 @@ class SurveyReply(_Reply):
     """What past forecasts of the streams in memory were worth, worst first."""
 
     model: ModelLabel
-    scored_from: Ds | None = Field(
-        description="the earliest cutoff whose forecast is scored: where the model learnt, it has seen the truth"
-    )
+    scored_from: ScoredFrom
     streams: int
     total: dict[str, Any]
     recent: dict[str, Any]

@@ -199,7 +199,7 @@ def _observed(body: bytes | None, version: int, *, replayed: bool) -> Response:
 
 async def _kept(service: Service, unique_id: str, key: IdempotencyKey) -> StoredReply | None:
     """What the very same request was answered before, if that is still known."""
-    name, since = (unique_id, key.text), int(time.time() - 3600 * service.settings.idempotency_hours)
+    name, since = (unique_id, key.text), int(time.time()) - service.settings.replies_seconds
     found = await service.questions.ask(partial(service.store.replies, [name], since))
     kept = found.get(name)
     return kept if kept is not None and kept.key == key else None

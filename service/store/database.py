@@ -93,8 +93,8 @@ def open_database(url: str) -> Engine:
     options = {"timeout": _BUSY_SECONDS, "check_same_thread": False, "cached_statements": _PREPARED}
     engine = create_engine(parsed, connect_args=options)
     same = _SameFile(str(parsed.database))
-    event.listen(engine, "connect", same.on_connect)
     event.listen(engine, "connect", _configure_sqlite)
+    event.listen(engine, "connect", same.on_connect)
     event.listen(engine, "begin", same.on_begin)
     return engine
 

@@ -219,7 +219,17 @@ def test_a_cut_file_is_noticed(folder: Path, name: str, keep: float) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "no json", "[]", "null", "5", "{}", '{"format_version": 8}', '{"format_version": 8, "sha256": 5}', "\udcff"],
+    [
+        "",
+        "no json",
+        "[]",
+        "null",
+        "5",
+        "{}",
+        '{"format_version": 8}',
+        f'{{"format_version": {FORMAT_VERSION}, "sha256": 5}}',
+        "\udcff",
+    ],
 )
 def test_a_manifest_that_makes_no_sense_is_noticed(folder: Path, text: str) -> None:
     (folder / "manifest.json").write_bytes(text.encode("utf-8", "surrogateescape"))

@@ -257,6 +257,20 @@ def test_multiplying_y_multiplies_the_forecast(
     assert_same_forecast(multiplied, plain * factor)
 
 
+@given(config=CONTINUOUS, y=series(min_size=1), zeros=st.integers(1, 90), factor=st.floats(1e-6, 1e6), data=st.data())
+def test_multiplying_y_multiplies_the_forecast_after_zeros_that_fill_the_ring(
+    config: Config, y: Float, zeros: int, factor: float, data: st.DataObject
+) -> None:
+    """Older changes are still remembered there, and nothing is left that tells their size."""
+    history = np.concatenate([y, np.zeros(zeros), data.draw(series(max_size=3))])
+    forecaster = forecaster_of(config)
+
+    plain = forecaster.forecast(warmed(forecaster, [history]))
+    multiplied = forecaster.forecast(warmed(forecaster, [history * factor]))
+
+    assert_same_forecast(multiplied, plain * factor)
+
+
 # 8 ----------------------------------------------------------------------------------------------------------------
 
 

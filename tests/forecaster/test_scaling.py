@@ -152,7 +152,7 @@ def oracle(y: Float, width: int, lag: int, kind: Transform) -> list[dict[str, ob
                 "raw": raw,
                 "filled": len(known) / width,
                 "differences": [
-                    t / max(c, 1e-9) / (scale if scale > 0 else 1) for t, c in zip(total, count, strict=True)
+                    t / max(c, 1e-9) / scale if scale > 0 else 0.0 for t, c in zip(total, count, strict=True)
                 ],
                 "age": age,
                 "silence": silence,
