@@ -77,24 +77,28 @@ def log_forecaster(
 def signature(config: Config) -> ModelSignature:
     """Columns in and out, and the parameters with their defaults.
 
-    Timestamps with a time zone travel as ISO 8601 text, because MLflow's column types know no time zones.
+    What comes in may be of any type that `Panel.from_frame` reads, which also tells what is wrong with it, and where:
+    MLflow's own types refuse whole numbers, truth values, categories and time zones that the model forecasts from.
+    Timestamps with a time zone go out as ISO 8601 text, because MLflow's column types know no time zones.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType
 
+    columns = dict.fromkeys(("unique_id", "ds", "y", *config.covariates.columns))
     ds = DataType.long if config.freq == INTEGER_FREQ else DataType.datetime
     if config.time_zone is not None:
         ds = DataType.string
-    index = [ColSpec(DataType.string, "unique_id"), ColSpec(ds, "ds")]
     levels = list(DEFAULT_LEVELS)
-    covariates = [
-        ColSpec(DataType.double if config.covariates.values_of(name) is None else DataType.string, name)
-        for name in config.covariates.columns
-        if name != "unique_id"
-    ]
     return ModelSignature(
-        inputs=Schema([*index, ColSpec(DataType.double, "y"), *covariates]),
-        outputs=Schema([*index, *(ColSpec(DataType.double, str(level)) for level in levels)]),
+        inputs=Schema([ColSpec(AnyType(), name) for name in columns]),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "unique_id"),
+                ColSpec(ds, "ds"),
+                *(ColSpec(DataType.double, f"{level:g}") for level in levels),
+            ]
+        ),
         params=ParamSchema(
             [
                 ParamSpec("horizon", DataType.long, config.horizon),

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import venv
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forecaster import Panel
+from forecaster import InputError, Panel
 from pipelines.connection import connect
 from pipelines.packaging import requirements
 from pipelines.tracking import start_run
@@ -92,17 +93,53 @@ def test_the_logged_model_has_a_signature_with_defaults(model_folder: str) -> No
     assert {param.name: param.default for param in signature.params.params}["horizon"] == 6
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        lambda frame: frame.dropna().astype({"y": "int64"}),
+        lambda frame: frame.astype({"y": "float32"}),
+        lambda frame: frame.convert_dtypes(),
+        lambda frame: frame.convert_dtypes(dtype_backend="pyarrow"),
+        lambda frame: frame.astype({"unique_id": "category"}),
+        lambda frame: frame.assign(ds=frame["ds"].astype(str)),
+    ],
+    ids=["whole numbers", "float32", "nullable", "arrow", "categories", "text"],
+)
+def test_the_logged_model_reads_columns_of_any_type_that_a_panel_is_made_from(
+    model_folder: str, told: Callable[[pd.DataFrame], pd.DataFrame]
+) -> None:
+    frame = long_frame()
+    frame["y"] = frame["y"].round()
+    expected = random_forecaster().forecast_frame(Panel.from_frame(frame, "h"))
+
+    answered = mlflow.pyfunc.load_model(model_folder).predict(told(frame))
+
+    assert answered["unique_id"].tolist() == expected["unique_id"].tolist()
+    assert answered["ds"].tolist() == expected["ds"].tolist()
+    np.testing.assert_allclose(answered.iloc[:, 2:], expected.iloc[:, 2:], rtol=1e-6)
+
+
+def test_the_logged_model_says_what_it_cannot_read(model_folder: str) -> None:
+    loaded = mlflow.pyfunc.load_model(model_folder)
+    frame = long_frame()
+
+    with pytest.raises(InputError, match="ds cannot be read as ISO 8601 timestamps: Time data soon"):
+        loaded.predict(frame.assign(ds="soon"))
+    with pytest.raises(InputError, match="y has type"):
+        loaded.predict(frame.assign(y="much"))
+
+
 def test_timestamps_with_a_zone_travel_as_text(tracking_uri: str) -> None:
     frame = long_frame(steps=60)
     frame["ds"] = frame["ds"].dt.tz_localize("UTC").dt.tz_convert("Europe/Berlin")
     panel = Panel.from_frame(frame, "h")
     loaded = mlflow.pyfunc.load_model(log(tracking_uri, panel, time_zone="Europe/Berlin"))
 
-    answered = loaded.predict(frame.assign(ds=[stamp.isoformat() for stamp in frame["ds"]]))
-
     expected = random_forecaster(time_zone="Europe/Berlin").forecast_frame(panel)
-    assert answered["ds"].tolist() == [stamp.isoformat() for stamp in expected["ds"]]
-    np.testing.assert_allclose(answered["0.5"], expected["0.5"], rtol=1e-6)
+    for ds in ([stamp.isoformat() for stamp in frame["ds"]], frame["ds"], frame["ds"].dt.tz_convert("UTC")):
+        answered = loaded.predict(frame.assign(ds=ds))
+        assert answered["ds"].tolist() == [stamp.isoformat() for stamp in expected["ds"]]
+        np.testing.assert_allclose(answered["0.5"], expected["0.5"], rtol=1e-6)
 
 
 def test_the_logged_model_takes_covariates_and_what_is_known_of_the_future(tracking_uri: str) -> None:
@@ -118,10 +155,15 @@ def test_the_logged_model_takes_covariates_and_what_is_known_of_the_future(track
     folder = log(tracking_uri, panel, covariates=covariates)
     loaded = mlflow.pyfunc.load_model(folder)
 
-    answered = loaded.predict(frame.assign(open=frame["open"].map({True: "true", False: "false"})))
-
     expected = random_forecaster(covariates=covariates).forecast_frame(panel)
-    np.testing.assert_allclose(answered.iloc[:, 2:], expected.iloc[:, 2:], rtol=1e-6)
+    texts = frame["open"].map({True: "true", False: "false"})
+    for columns in (
+        {},
+        {"open": texts},
+        {"open": texts.astype("category"), "place": frame["place"].astype("category")},
+    ):
+        answered = loaded.predict(frame.assign(**columns))
+        np.testing.assert_allclose(answered.iloc[:, 2:], expected.iloc[:, 2:], rtol=1e-6)
     signature = mlflow.models.get_model_info(folder).signature
     assert signature.inputs.input_names() == ["unique_id", "ds", "y", "price", "open", "place"]
     assert len(loaded.predict(loaded.input_example)) == 6
