@@ -10,6 +10,7 @@ import fcntl
 import logging
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,6 +109,8 @@ def connect(uri: str | None = None, *, create: bool = False) -> MlflowClient:
         with mlflow_errors(f"MLflow at {uri} cannot be opened", unknown), _alone(uri):
             if uri.startswith(POSTGRESQL):
                 _reach(uri)
+            if uri.startswith(SQLITE) and not database.exists():
+                _make(database)
             return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
@@ -120,6 +123,21 @@ def _reach(uri: str) -> None:
         engine.connect().close()
     finally:
         engine.dispose()
+
+
+def _make(database: Path) -> None:
+    """Make the tables in a folder of their own, then move the file: MLflow opens no store whose making was cut short."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    folder = database.with_name(f".{database.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+    folder.mkdir()
+    try:
+        partial = folder / database.name
+        SqlAlchemyStore(f"{SQLITE}{partial}", str(database.parent / ARTIFACTS)).engine.dispose()
+        partial.replace(database)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -183,6 +201,8 @@ def mlflow_errors(doing: str, missing: str | None = None) -> Iterator[None]:
             # What MLflow's insides do that newer libraries advise against is not our users' concern.
             warnings.filterwarnings("ignore", module="mlflow")
             yield
+    except OSError as error:  # artifacts go to the disk without MLflow's errors around them
+        raise RegistryError(shorten(f"{doing}: {error}")) from error
     except (MlflowException, SQLAlchemyError) as error:
         if missing is not None and getattr(error, "error_code", None) in MISSING_CODES:
             raise InputError(missing) from error

@@ -83,7 +83,7 @@ def load_judged(client: MlflowClient, run_id: str) -> Forecaster | None:
     RegistryError
         MLflow cannot be reached.
     """
-    with TemporaryDirectory(prefix="forecaster-") as folder, mlflow_errors(f"run {run_id} cannot be read"):
+    with mlflow_errors(f"run {run_id} cannot be read"), TemporaryDirectory(prefix="forecaster-") as folder:
         if not any(found.path == JUDGED for found in client.list_artifacts(run_id)):
             return None
         return _read(Path(client.download_artifacts(run_id, JUDGED, folder)), f"{JUDGED} of run {run_id}")

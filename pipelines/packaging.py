@@ -55,7 +55,7 @@ def log_forecaster(
     """
     from mlflow.pyfunc import log_model
 
-    with TemporaryDirectory(prefix="forecaster-") as folder, mlflow_errors("the model cannot be logged"):
+    with mlflow_errors("the model cannot be logged"), TemporaryDirectory(prefix="forecaster-") as folder:
         # MLflow keeps the base name of an artifact's path, so this name decides where the artifact lies in the model.
         artifact = Path(folder) / "forecaster"
         model.save(artifact)

@@ -160,7 +160,7 @@ class TrainingRun:
 
     def log_judged(self, model: Forecaster) -> None:
         """The model as the backtest judges it, before it was finished on all of the data."""
-        with TemporaryDirectory(prefix="forecaster-") as folder, mlflow_errors("the judged model cannot be logged"):
+        with mlflow_errors("the judged model cannot be logged"), TemporaryDirectory(prefix="forecaster-") as folder:
             model.save(Path(folder) / JUDGED)
             self._client.log_artifacts(self.run_id, folder)
 

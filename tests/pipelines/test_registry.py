@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import signal
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +11,7 @@ from mlflow.exceptions import MlflowException
 
 from forecaster import ArtifactError, InputError, Panel
 from pipelines import registry
-from pipelines.connection import RegistryError, connect, mlflow_errors
+from pipelines.connection import RegistryError, connect
 from pipelines.loading import load_model
 from pipelines.promotion import Decision
 from pipelines.tracking import PAUSE, TrainingRun, start_run
@@ -192,43 +187,6 @@ def test_what_another_process_makes_in_the_meantime_is_used(
     assert registry.register(client, NAME, uri, run_id=run.run_id) == "1"
 
 
-def test_a_store_is_opened_by_one_process_at_a_time(tracking_uri: str, tmp_path: Path) -> None:
-    """Of two that made its tables at once, one failed."""
-    other = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(other, fcntl.LOCK_EX)
-    opening = threading.Thread(target=connect, args=(tracking_uri,))
-
-    opening.start()
-    opening.join(0.5)
-    waits = opening.is_alive()
-    os.close(other)
-    opening.join()
-
-    assert waits
-
-
-def test_a_file_that_is_no_database_is_one_clear_sentence(tmp_path: Path) -> None:
-    (tmp_path / "mlflow.db").write_bytes(b"rubbish" * 100)
-
-    with pytest.raises(RegistryError, match=r"^MLflow at .* cannot be opened: file is not a database"):
-        connect(f"sqlite:///{tmp_path}/mlflow.db")
-
-
-@pytest.mark.parametrize("uri", ["nowhere://someone:secret@host/place", "./mlruns", "file:///mlruns"])
-def test_a_store_that_mlflow_does_not_open_is_bad_input(uri: str) -> None:
-    with pytest.raises(InputError, match=r"opens no store like [^@]+, expected sqlite:///FILE") as refused:
-        connect(uri, create=True)
-
-    assert "secret" not in str(refused.value)
-
-
-def test_asking_a_store_that_is_not_there_does_not_create_it(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no MLflow store"):
-        load_model("models:/demand@champion", f"sqlite:///{tmp_path}/nowhere.db")
-
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_model_in_a_folder_is_loaded_from_it_and_damage_is_noticed(tmp_path: Path) -> None:
     model = random_forecaster()
     model.save(tmp_path / "model")
@@ -268,32 +226,3 @@ def test_a_server_that_is_away_for_a_while_ends_no_training(
     run.log_epoch({"epoch": 8, "train_loss": 1.0})
     with pytest.raises(RegistryError, match="max retries"):
         run.log_rest()
-
-
-@pytest.fixture
-def _interruptible() -> Iterator[None]:
-    """As in a terminal."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("_interruptible")
-def test_ctrl_c_waits_for_what_is_being_written_but_not_the_second_time() -> None:
-    """Amid a transaction it left the database locked, and the run could not be marked as killed."""
-    written = []
-
-    def write(interrupts: int) -> None:
-        with mlflow_errors("nothing"):
-            for _ in range(interrupts):
-                signal.raise_signal(signal.SIGINT)
-            written.append(interrupts)
-
-    with pytest.raises(KeyboardInterrupt):
-        write(1)
-    with pytest.raises(KeyboardInterrupt):
-        write(2)
-    assert written == [1]
-    with pytest.raises(RegistryError, match="nothing: it broke"), mlflow_errors("nothing"):
-        raise MlflowException("it broke")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,0 +1,133 @@
+"""The door to MLflow: stores that are there, that are not, that are no stores, and what goes wrong behind it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow.exceptions import MlflowException
+
+from forecaster import InputError
+from pipelines.connection import ARTIFACTS, RegistryError, connect, mlflow_errors
+from pipelines.loading import load_model
+from pipelines.tracking import start_run
+
+
+def test_a_store_is_opened_by_one_process_at_a_time(tracking_uri: str, tmp_path: Path) -> None:
+    """Of two that made its tables at once, one failed."""
+    other = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    opening = threading.Thread(target=connect, args=(tracking_uri,))
+
+    opening.start()
+    opening.join(0.5)
+    waits = opening.is_alive()
+    os.close(other)
+    opening.join()
+
+    assert waits
+
+
+def test_a_file_that_is_no_database_is_one_clear_sentence(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"rubbish" * 100)
+
+    with pytest.raises(RegistryError, match=r"^MLflow at .* cannot be opened: file is not a database"):
+        connect(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+@pytest.mark.parametrize("uri", ["nowhere://someone:secret@host/place", "./mlruns", "file:///mlruns"])
+def test_a_store_that_mlflow_does_not_open_is_bad_input(uri: str) -> None:
+    with pytest.raises(InputError, match=r"opens no store like [^@]+, expected sqlite:///FILE") as refused:
+        connect(uri, create=True)
+
+    assert "secret" not in str(refused.value)
+
+
+def test_asking_a_store_that_is_not_there_does_not_create_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no MLflow store"):
+        load_model("models:/demand@champion", f"sqlite:///{tmp_path}/nowhere.db")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("tables", [0, 3, 20])
+def test_a_store_whose_making_was_cut_short_is_made_anew(tmp_path: Path, tables: int) -> None:
+    """Killed while the tables were made: MLflow would neither open such a file nor go on."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    making = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from pipelines.connection import connect; connect(sys.argv[1], create=True)",
+            uri,
+        ]
+    )
+    while making.poll() is None and _tables(tmp_path) <= tables:
+        time.sleep(0.001)
+    making.kill()
+    assert making.wait() == -signal.SIGKILL, "it was done before it was killed"
+
+    connect(uri, create=True).create_experiment("first")
+
+    assert connect(uri).get_experiment_by_name("first") is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def _tables(folder: Path) -> int:
+    """The most tables of a database in a folder, or in one in it."""
+    most = 0
+    for path in folder.rglob("*.db"):
+        with (
+            contextlib.suppress(sqlite3.Error),
+            contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as store,
+        ):
+            most = max(most, store.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+    return most
+
+
+def test_artifacts_that_cannot_be_written_are_one_clear_sentence(tracking_uri: str, tmp_path: Path) -> None:
+    (tmp_path / ARTIFACTS).write_text("in the way")
+
+    with (
+        pytest.raises(RegistryError, match=r"^the environment cannot be logged: .*mlartifacts"),
+        start_run(connect(tracking_uri), "full", tracking_uri=tracking_uri) as run,
+    ):
+        run.log_environment()
+
+
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """As in a terminal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
+def test_ctrl_c_waits_for_what_is_being_written_but_not_the_second_time() -> None:
+    """Amid a transaction it left the database locked, and the run could not be marked as killed."""
+    written = []
+
+    def write(interrupts: int) -> None:
+        with mlflow_errors("nothing"):
+            for _ in range(interrupts):
+                signal.raise_signal(signal.SIGINT)
+            written.append(interrupts)
+
+    with pytest.raises(KeyboardInterrupt):
+        write(1)
+    with pytest.raises(KeyboardInterrupt):
+        write(2)
+    assert written == [1]
+    with pytest.raises(RegistryError, match="nothing: it broke"), mlflow_errors("nothing"):
+        raise MlflowException("it broke")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
