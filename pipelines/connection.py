@@ -126,7 +126,7 @@ def _reach(uri: str) -> None:
 
 
 def _make(database: Path) -> None:
-    """Make the tables in a folder of their own, then move the file: MLflow opens no store whose making was cut short."""
+    """Make the tables in a folder of their own, then move the file: half of them make a store that never opens."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     folder = database.with_name(f".{database.name}.partial")

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -87,8 +88,8 @@ def _tables(folder: Path) -> int:
     most = 0
     for path in folder.rglob("*.db"):
         with (
-            contextlib.suppress(sqlite3.Error),
-            contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as store,
+            suppress(sqlite3.Error),
+            closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as store,
         ):
             most = max(most, store.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
     return most
