@@ -76,8 +76,6 @@ def read_panel(
     frame = frame[wanted].copy()
     frame["ds"] = parse_ds(frame["ds"], freq, str(data), time_zone)
     frame["y"] = _numbers(frame, str(data))
-    for name in covariates.columns:
-        frame[name] = frame["unique_id"] if name == "unique_id" else _covariate(frame[name], covariates)
     try:
         panel = Panel.from_frame(frame, freq, covariates)
     except InputError as error:
@@ -110,8 +108,6 @@ def read_future(
     wanted = ["unique_id", "ds", *covariates.known]
     frame = read_frame(data, wanted, _coded(covariates))[wanted].copy()
     frame["ds"] = parse_ds(frame["ds"], freq, str(data), time_zone)
-    for name in covariates.known:
-        frame[name] = _covariate(frame[name], covariates)
     return frame
 
 
@@ -221,6 +217,8 @@ def _read_file(path: Path, columns: Sequence[str], texts: Sequence[str]) -> pd.D
                 na_values={"y": MISSING_TEXT},
                 low_memory=False,
             )
+            for name in set(columns) & set(frame.columns) - set(COLUMNS):
+                frame[name] = _mended(frame[name], name in texts)
         else:
             raise InputError(f"{path} is neither CSV nor Parquet; expected a name that ends in .csv or .parquet")
     except pd.errors.EmptyDataError:
@@ -252,6 +250,17 @@ def _read_file(path: Path, columns: Sequence[str], texts: Sequence[str]) -> pd.D
             raise InputError(f"{path}: unique_id is {frame['unique_id'].iloc[row]!r} in row {row + 1}, expected text")
     frame["unique_id"] = frame["unique_id"].astype(str)
     return frame
+
+
+def _mended(column: pd.Series[Any], is_text: bool) -> pd.Series[Any]:
+    """Numbers that a CSV file has as text because some are missing; other text as it is, missing where empty."""
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        return column
+    known = column.mask(column.isin(MISSING_TEXT))
+    numbers = pd.to_numeric(known, errors="coerce")
+    if not is_text and numbers.notna().any() and not (numbers.isna() & known.notna()).any():
+        return numbers
+    return column.astype(object).mask(column == "", None)
 
 
 def _named_twice(path: Path, columns: Sequence[str]) -> list[str]:
@@ -323,17 +332,6 @@ def _numbers(frame: pd.DataFrame, source: str) -> pd.Series[Any]:
 def _coded(covariates: CovariatesConfig) -> list[str]:
     """Columns that are known to hold categories: their names may read like numbers, 007 among them."""
     return [entry[0] for entry in covariates.categories if entry[0] != "unique_id"]
-
-
-def _covariate(column: pd.Series[Any], covariates: CovariatesConfig) -> pd.Series[Any]:
-    """Numbers that a CSV file had as text because some were missing; other text as it is, missing where empty."""
-    if pd.api.types.is_numeric_dtype(column.dtype) or not pd.api.types.infer_dtype(column, skipna=True) == "string":
-        return column
-    known = column.mask(column.isin(MISSING_TEXT))
-    numbers = pd.to_numeric(known, errors="coerce")
-    if column.name not in _coded(covariates) and numbers.notna().any() and not (numbers.isna() & known.notna()).any():
-        return numbers
-    return column.astype(object).mask(column == "", None)
 
 
 def _is_data(path: Path) -> bool:

@@ -160,6 +160,21 @@ def test_a_category_keeps_its_name_where_it_reads_like_a_number(tmp_path: Path) 
         assert future["shop"].tolist() == ["007", "1.0"]
 
 
+def test_texts_of_a_parquet_file_are_what_the_library_makes_of_them(tmp_path: Path) -> None:
+    """Only CSV has no types: a file that says "text" is believed, also of post codes."""
+    covariates = CovariatesConfig(known=("shop",), past=("price",), static=("post_code",))
+    frame = hourly("a", 4).assign(shop=["007", "010", None, "007"], price=["1.5", "2", "", "1.5"], post_code="01067")
+    write_frame(frame, tmp_path / "data.parquet")
+
+    read, expected = read_panel(tmp_path / "data.parquet", "h", covariates), Panel.from_frame(frame, "h", covariates)
+
+    assert read.covariates == expected.covariates
+    assert dict((name, values) for name, *values in read.covariates.categories)["post_code"] == ["01067"]
+    np.testing.assert_array_equal(read.tables[0], expected.tables[0])
+    np.testing.assert_array_equal(read.static, expected.static)
+    assert read_future(tmp_path / "data.parquet", "h", covariates)["shop"].tolist()[:2] == ["007", "010"]
+
+
 NO_NUMBERS: dict[str, list[object]] = {
     "truth values, one missing": [True, None],
     "timestamps": [pd.Timestamp("2024-01-01"), pd.Timestamp("2024-01-02")],
