@@ -90,6 +90,8 @@ class Calendar:
 
     def __post_init__(self) -> None:
         """Refuse an unusable frequency or zone at once."""
+        if not isinstance(self.freq, str):
+            raise ConfigError(f"freq is {self.freq!r}, expected text: a pandas offset alias such as 'h' or 'D', or '1'")
         _ = self._grid
         if self.time_zone is not None:
             if self.is_integer:
@@ -258,7 +260,9 @@ class Calendar:
     def _instants(self, ds: pd.Series[Any]) -> Instants:
         """Of a column: naive local time, or that of the zone's standard time for sub-daily steps."""
         if not pd.api.types.is_datetime64_any_dtype(ds.dtype):
-            raise InputError(f"ds has type {ds.dtype}, but freq {self.freq!r} needs timestamps")
+            raise InputError(
+                f"ds has type {ds.dtype}, but freq {self.freq!r} needs timestamps (see pandas.to_datetime)"
+            )
         if ds.isna().any():
             raise InputError(f"ds is missing in {int(ds.isna().sum())} rows")
         zone = None if ds.dt.tz is None else str(ds.dt.tz)
@@ -334,9 +338,10 @@ class Calendar:
             first = int(np.argmax(off_grid))
             before, after = self._grid.instants(steps[first] + np.arange(2))
             found, floor = self._stamp(instants[first]), self._stamp(before)
-            step = (after - before).astype("timedelta64[us]").item()
             said = f"ds {found.isoformat()} is not on the grid of freq {self.freq!r}"
             said += f"; the step before it is {floor.isoformat()}"
+            found, floor = found.as_unit("us"), floor.as_unit("us")  # months later, nanoseconds may end
+            step = (after - before).astype("timedelta64[us]").item()
             for month in range(12):
                 shift = _offset(found + timedelta(30 * month)) - _offset(found)
                 if shift and (shift - (found - floor)) % step == timedelta():
@@ -353,8 +358,8 @@ class Calendar:
     def _stamp(self, instant: np.datetime64) -> pd.Timestamp:
         """As people write it: in local time, with its offset where it has one."""
         if self.time_zone is None or not self._grid.absolute:
-            return pd.Timestamp(instant).as_unit("us")
-        return pd.Timestamp(instant - self._standard_offset, tz="UTC").tz_convert(self.time_zone).as_unit("us")
+            return pd.Timestamp(instant)
+        return pd.Timestamp(instant - self._standard_offset, tz="UTC").tz_convert(self.time_zone)
 
     def _off_grid(self, instants: Instants, steps: Steps) -> npt.NDArray[np.bool_]:
         """Which instants are not those of their steps."""

@@ -82,6 +82,7 @@ class NetworkConfig:
         require(
             0 <= self.proj_size < self.hidden_size, "network.proj_size", self.proj_size, "0 or less than hidden_size"
         )
+        require(abs(self.forget_bias) <= 100, "network.forget_bias", self.forget_bias, "-100 to 100")
         require(0 <= self.members <= LARGEST_ENSEMBLE, "network.members", self.members, f"0 to {LARGEST_ENSEMBLE}")
         require(
             self.proj_size == 0 or self.cell == "lstm", "network.proj_size", self.proj_size, "0 unless cell is lstm"

@@ -6,6 +6,7 @@ It knows types and keys; no file, and not what any key means.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -84,7 +85,7 @@ def read_text(text: str, hint: Any, key: str) -> Any:
 
 
 def check_types(values: Any, prefix: str = "") -> None:
-    """Refuse values of the wrong type and unknown choices; whole numbers may stand for floats.
+    """Refuse values of the wrong type, unknown choices and infinities; whole numbers may stand for floats.
 
     Raises
     ------
@@ -94,7 +95,8 @@ def check_types(values: Any, prefix: str = "") -> None:
     for name, hint in fields_of(type(values)).items():
         value = getattr(values, name)
         origin, args = typing.get_origin(hint), typing.get_args(hint)
-        if hint is float and type(value) is int:
+        if hint is float:
+            require(type(value) in (int, float) and abs(value) < math.inf, prefix + name, value, "a finite number")
             object.__setattr__(values, name, float(value))
         elif origin is tuple:
             item = args[0]

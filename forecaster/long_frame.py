@@ -6,6 +6,7 @@ infinities are refused by series and timestamp, never mended; a skipped step bec
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -84,6 +85,8 @@ def parts_of(frame: pd.DataFrame, freq: str, covariates: CovariatesConfig) -> Pa
 
 
 def _check_columns(frame: pd.DataFrame, covariates: list[str]) -> None:
+    if not isinstance(frame, pd.DataFrame):
+        raise PanelError(f"a panel is made from a pandas DataFrame, not from {type(frame).__name__}")
     found, expected = [str(c) for c in frame.columns], [*COLUMNS, *covariates]
     missing = [c for c in expected if c not in found]
     if missing:
@@ -91,6 +94,17 @@ def _check_columns(frame: pd.DataFrame, covariates: list[str]) -> None:
     unknown = [c for c in found if c not in expected]
     if unknown:
         raise PanelError(f"columns {_short(unknown)} are unknown; expected only {_short(expected)}")
+    if len(found) > len(expected):
+        twice = sorted({name for name in found if found.count(name) > 1})
+        raise PanelError(f"columns {_short(twice)} are there more than once; expected one of each")
+    for name in covariates:
+        if pd.api.types.infer_dtype(frame[name], skipna=True) != "mixed":
+            continue
+        nested = next((value for value in frame[name] if not isinstance(value, Hashable)), None)
+        if nested is not None:
+            raise PanelError(
+                f"covariate {name!r} holds {columns.shown(nested)}, expected numbers, text or truth values"
+            )
 
 
 def _with_vocabularies(frame: pd.DataFrame, covariates: CovariatesConfig) -> CovariatesConfig:
@@ -169,8 +183,8 @@ def _constants(column: pd.Series[Any], name: str, names: list[str], bounds: Step
 
 
 def _timestamps(ds: pd.Series[Any]) -> pd.Series[Any]:
-    """Dates of Arrow, which pandas takes for objects, as timestamps."""
-    return ds.astype("datetime64[s]") if str(ds.dtype).startswith("date32") else ds
+    """Dates of Arrow, which pandas knows little of, as timestamps."""
+    return ds.astype("datetime64[s]") if str(ds.dtype).startswith(("date32", "date64")) else ds
 
 
 def _zone_name(ds: pd.Series[Any]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 import pytest
@@ -111,6 +112,11 @@ def test_the_longest_horizon_is_four_times_the_trained_one() -> None:
         ({"training": {"learning_rate": 0}}, "'training.learning_rate' is 0"),
         ({"training": {"learning_rate": float("nan")}}, "'training.learning_rate' is nan"),
         ({"training": {"gradient_clip_val": 0}}, "'training.gradient_clip_val' is 0"),
+        ({"training": {"gradient_clip_val": math.inf}}, "'training.gradient_clip_val' is inf, expected a finite"),
+        ({"training": {"weight_decay": math.inf}}, "'training.weight_decay' is inf, expected a finite number"),
+        ({"training": {"averaging": math.nan}}, "'training.averaging' is nan, expected a finite number"),
+        ({"network": {"forget_bias": math.nan}}, "'network.forget_bias' is nan, expected a finite number"),
+        ({"network": {"forget_bias": 1e308}}, r"'network.forget_bias' is 1e\+308, expected -100 to 100"),
         ({"training": {"averaging": 1}}, "'training.averaging' is 1"),
         ({"training": {"precision": "16"}}, "'training.precision' is '16'"),
         ({"training": {"seed": -1}}, "'training.seed' is -1"),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,15 +79,6 @@ def test_any_numeric_type_of_y_is_read(y: object) -> None:
     assert panel.series(0)[[0, 2]].tolist() == [1.0, 3.0]
 
 
-def test_dates_of_arrow_are_timestamps() -> None:
-    days = pd.date_range("2024-03-01", periods=3, freq="D")
-    frame = pd.DataFrame({"unique_id": "a", "ds": days, "y": 1.0})
-
-    of_arrow = Panel.from_frame(frame.astype({"ds": "date32[pyarrow]"}), "D")
-
-    assert of_arrow.fingerprint() == Panel.from_frame(frame, "D").fingerprint()
-
-
 def test_a_panel_is_on_the_grid_that_its_timestamps_begin() -> None:
     half_hours = two_series().assign(ds=lambda f: f["ds"] + pd.Timedelta(30, "min"))
 
@@ -135,6 +129,8 @@ def replaced(column: str, row: int, value: object) -> pd.DataFrame:
     [
         (two_series().drop(columns="y"), ["columns ['y'] are missing"]),
         (two_series().assign(price=1.0), ["columns ['price'] are unknown"]),
+        (pd.concat([two_series(), two_series()[["y"]]], axis=1), ["columns ['y'] are there more than once"]),
+        ({"unique_id": ["a"], "ds": HOURS[:1], "y": [1.0]}, ["pandas DataFrame, not from dict"]),
         (two_series().iloc[:0], ["no rows"]),
         (replaced("unique_id", 3, None), ["unique_id is missing in 1 rows"]),
         (replaced("y", 6, "much"), ["y has type", "'much'", "row 6"]),
@@ -146,6 +142,7 @@ def replaced(column: str, row: int, value: object) -> pd.DataFrame:
         (replaced("ds", 6, HOURS[2]), ["series 'b'", "repeats", "2024-03-01 02:00", "unique per unique_id"]),
         (replaced("ds", 6, HOURS[1]), ["series 'b'", "goes back", "2024-03-01 01:00", "time order"]),
         (replaced("ds", 6, pd.Timestamp("2024-03-01 03:30")), ["series 'b'", "2024-03-01T03:30", "grid of freq 'h'"]),
+        (replaced("ds", 6, pd.Timestamp("2024-03-01 03:00:00.000000001")), ["series 'b'", "03:00:00.000000001 is not"]),
         (replaced("ds", 7, pd.NaT), ["series 'b'", "ds is missing in 1 rows"]),
         (two_series().assign(ds=lambda f: f["ds"].astype(str)), ["series 'a'", "needs timestamps"]),
         (two_series().assign(ds=range(8)), ["series 'a'", "needs timestamps"]),
@@ -167,8 +164,26 @@ def test_timestamps_are_refused_where_integer_steps_are_expected() -> None:
 
 
 def test_an_unknown_frequency_is_refused_as_such() -> None:
-    with pytest.raises(ConfigError, match="'fortnight'"):
-        Panel.from_frame(two_series(), "fortnight")
+    for freq in ("fortnight", None, 1, pd.offsets.Hour()):
+        with pytest.raises(ConfigError, match=re.escape(repr(freq))):
+            Panel.from_frame(two_series(), freq)  # type: ignore[arg-type]
+
+
+def test_a_covariate_of_lists_is_refused_by_name() -> None:
+    frame = two_series().assign(tags=[["new", "red"]] * 8)
+
+    for role in ("known", "past", "static"):
+        with pytest.raises(PanelError, match=r"covariate 'tags' holds \['new', 'red'\], expected numbers, text"):
+            Panel.from_frame(frame, "h", CovariatesConfig(**{role: ("tags",)}))
+
+
+@pytest.mark.parametrize("kind", [pa.date32(), pa.date64(), pa.timestamp("s")], ids=str)
+def test_dates_of_arrow_are_timestamps(kind: pa.DataType) -> None:
+    frame = pd.DataFrame({"unique_id": "a", "ds": pd.date_range("2024-03-01", periods=3), "y": 1.0})
+
+    panel = Panel.from_frame(frame.astype({"ds": pd.ArrowDtype(kind)}), "D")
+
+    assert panel.fingerprint() == Panel.from_frame(frame, "D").fingerprint()
 
 
 def test_a_refused_frame_is_not_changed_and_neither_is_an_accepted_one() -> None:
