@@ -382,7 +382,8 @@ class Forecaster:
             Paths per row, 1 to 10,000.
         seed
             Of all rows: a row's paths then follow from it and from the row alone, so that different series draw
-            independently (rows that observed the very same draw the same). Or one per row.
+            independently (rows that observed the very same draw the same). Or one per row. Rounding differs from batch
+            to batch: two draws that all but agree may then change places, and with them the rest of their paths.
         future
             Values of the known columns, as in `forecast`.
 

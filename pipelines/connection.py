@@ -111,7 +111,10 @@ def connect(uri: str | None = None, *, create: bool = False) -> MlflowClient:
                 _reach(uri)
             if uri.startswith(SQLITE) and not database.exists():
                 _make(database)
-            return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+            try:
+                return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+            except ModuleNotFoundError as error:  # MLflow brings no drivers of databases
+                raise InputError(f"package {error.name} is needed for the MLflow store {_public(uri)}") from error
 
 
 def _reach(uri: str) -> None:

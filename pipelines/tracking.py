@@ -231,6 +231,13 @@ def start_run(
         Of the run, for people; None: MLflow draws one.
     tracking_uri
         Where the store is, to place the artifacts of a local one beside it.
+
+    Raises
+    ------
+    InputError
+        The experiment is deleted.
+    RegistryError
+        MLflow cannot open a run.
     """
     import mlflow
 
@@ -239,8 +246,13 @@ def start_run(
             root = artifact_root(tracking_uri_or_default(tracking_uri))
             with unless_there():
                 client.create_experiment(experiment, artifact_location=root)
-        experiment_id = cast(Any, client.get_experiment_by_name(experiment)).experiment_id
-        run = mlflow.start_run(experiment_id=experiment_id, run_name=name)
+        found = cast(Any, client.get_experiment_by_name(experiment))
+        if found.lifecycle_stage != "active":
+            raise InputError(
+                f"experiment {experiment!r} is deleted in MLflow; expected another name, or one that is there again "
+                f"(mlflow experiments restore -x {found.experiment_id})"
+            )
+        run = mlflow.start_run(experiment_id=found.experiment_id, run_name=name)
     with _ending(run.info.run_id):
         yield TrainingRun(client, run.info.run_id)
 
@@ -286,7 +298,7 @@ def _ending(run_id: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        with suppress(MlflowException):  # why it ended matters more than where that is written
+        with suppress(MlflowException, OSError):  # why it ended matters more than where that is written
             mlflow.end_run("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     with mlflow_errors(f"run {run_id} cannot be closed"):

@@ -53,6 +53,11 @@ def test_a_store_that_mlflow_does_not_open_is_bad_input(uri: str) -> None:
     assert "secret" not in str(refused.value)
 
 
+def test_a_database_without_its_driver_is_bad_input() -> None:
+    with pytest.raises(InputError, match=r"^package pyodbc is needed for the MLflow store mssql://host/db$"):
+        connect("mssql://someone:secret@host/db")
+
+
 def test_asking_a_store_that_is_not_there_does_not_create_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no MLflow store"):
         load_model("models:/demand@champion", f"sqlite:///{tmp_path}/nowhere.db")

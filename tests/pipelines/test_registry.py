@@ -187,6 +187,17 @@ def test_what_another_process_makes_in_the_meantime_is_used(
     assert registry.register(client, NAME, uri, run_id=run.run_id) == "1"
 
 
+def test_a_deleted_experiment_is_bad_input_that_says_how_it_comes_back(client: MlflowClient, tracking_uri: str) -> None:
+    number = client.get_experiment_by_name(NAME).experiment_id
+    client.delete_experiment(number)
+
+    with (
+        pytest.raises(InputError, match=rf"experiment '{NAME}' is deleted in MLflow.* restore -x {number}\)"),
+        start_run(client, NAME, tracking_uri=tracking_uri),
+    ):
+        pass
+
+
 def test_a_model_in_a_folder_is_loaded_from_it_and_damage_is_noticed(tmp_path: Path) -> None:
     model = random_forecaster()
     model.save(tmp_path / "model")
