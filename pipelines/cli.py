@@ -498,6 +498,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         return str(error), FAILED
     if isinstance(error, SystemExit):
         return f"ended with status {error.code}", FAILED
+    if isinstance(error, ModuleNotFoundError):
+        return f"package {error.name} is not installed; an extra of forecaster, such as [schedule], brings it", FAILED
     detail = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return f"unexpected {detail} (FORECASTER_DEBUG=1 shows where)", FAILED
 
@@ -507,7 +509,3 @@ def complain(text: str, status: int) -> int:
     sys.stderr.write("forecaster: " + " ".join(text.split()) + "\n")
     sys.stderr.flush()
     return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())

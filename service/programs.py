@@ -24,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name != "serve":  # which has an orderly end of its own; others take back what they have begun, as at Ctrl-C
             signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         status: int = import_module(_MODULES[name]).main(given)
+    except ModuleNotFoundError as error:
+        sys.stderr.write(f"forecaster: package {error.name} is not installed; forecaster[service] brings it\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("forecaster: interrupted\n")
         return _INTERRUPTED

@@ -91,7 +91,7 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
 def run_cli(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 120) -> Ran:
     """Run `forecaster` as a process of its own, as a user would."""
     done = subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", *arguments],
+        [sys.executable, "-m", "pipelines", *arguments],
         cwd=cwd,
         env=environment(env or {}),
         capture_output=True,

@@ -419,6 +419,48 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_only_when_asked_for(
     assert ("Traceback" in done.err) == bool(debug)
 
 
+@pytest.mark.parametrize(
+    ("fault", "status", "said"),
+    [
+        ("ModuleNotFoundError('', name='typer')", 1, "package typer is not installed; forecaster[pipelines] brings it"),
+        ("KeyboardInterrupt", 130, "interrupted"),
+    ],
+)
+def test_a_command_that_cannot_be_imported_says_so_in_one_line(
+    tmp_path: Path, fault: str, status: int, said: str
+) -> None:
+    (tmp_path / "typer.py").write_text(f"raise {fault}")
+
+    done = run_cli(
+        "models", cwd=tmp_path, env={"PYTHONPATH": os.pathsep.join([str(tmp_path), environment({})["PYTHONPATH"]])}
+    )
+
+    assert (done.status, done.out, done.complaints) == (status, "", [f"forecaster: {said}"])
+
+
+@pytest.mark.parametrize(
+    ("command", "package", "said"),
+    [("serve", "uvicorn", "forecaster[service] brings it"), ("train", "lightning", "an extra of forecaster")],
+)
+def test_a_command_without_its_packages_says_so_in_one_line(
+    folder: Path, tmp_path: Path, command: str, package: str, said: str
+) -> None:
+    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('', name={package!r})")
+    arguments = {"serve": ["--model", "model"], "train": [*TRAIN[1:], *SMALL]}[command]
+
+    done = run_cli(
+        command,
+        *arguments,
+        cwd=folder,
+        env={"PYTHONPATH": os.pathsep.join([str(tmp_path), environment({})["PYTHONPATH"]])},
+    )
+
+    assert done.status == 1
+    assert done.complaints[-1].startswith(f"forecaster: package {package} is not installed; ")
+    assert said in done.complaints[-1]
+    assert "Traceback" not in done.err
+
+
 @pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
 def test_ctrl_c_and_sigterm_end_training_with_a_status_of_their_own_and_a_killed_run(
     folder: Path, number: signal.Signals, said: str
@@ -427,7 +469,7 @@ def test_ctrl_c_and_sigterm_end_training_with_a_status_of_their_own_and_a_killed
         [
             sys.executable,
             "-m",
-            "pipelines.cli",
+            "pipelines",
             *TRAIN,
             *SMALL,
             "--set",

@@ -203,7 +203,7 @@ def test_what_is_damaged_or_does_not_fit_is_refused_and_changes_nothing(machine,
 
 def test_the_commands_export_what_training_can_read_and_import_it(machine, tmp_path, capsys):
     out, url = tmp_path / "out", f"sqlite:///{tmp_path / 'new.db'}"
-    command = [sys.executable, "-m", "pipelines.cli", "streams", "export", str(out), "--store", machine.url, "--json"]
+    command = [sys.executable, "-m", "pipelines", "streams", "export", str(out), "--store", machine.url, "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr
