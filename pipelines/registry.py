@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from forecaster import InputError
-from pipelines.connection import mlflow_errors, unless_there
+from pipelines.connection import mlflow_errors, shorten, unless_there
 from pipelines.promotion import Decision
 
 if TYPE_CHECKING:
@@ -252,7 +252,9 @@ def versions(client: MlflowClient, name: str | None = None) -> list[ModelVersion
 
 
 def _named(name: str) -> str:
-    """MLflow's filter for one model. It cannot ask for a name with both kinds of quotes, and then finds none."""
+    """MLflow's filter for one model, which cannot ask for a name with both kinds of quotes."""
+    if "'" in name and '"' in name:
+        raise InputError(f"model name {shorten(name, 80)} has both kinds of quotes; no model has such a name")
     return f'name = "{name}"' if "'" in name else f"name = '{name}'"
 
 

@@ -70,7 +70,7 @@ def launch(
     Raises
     ------
     InputError
-        The cron expression is none, or another schedule already runs on this folder.
+        The cron expression is none, the folder cannot be used, or another schedule already runs on it.
     ForecasterError
         The definitions did not load; the reason is in the output above.
     """
@@ -117,10 +117,13 @@ def launch(
 def prepare_home(home: Path) -> Path:
     """Create the folder and its settings if they are not there; return its absolute path."""
     folder = home.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
     settings = folder / "dagster.yaml"
-    if not settings.exists():
-        settings.write_text(INSTANCE, encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not settings.exists():
+            settings.write_text(INSTANCE, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--home: {folder} cannot be the scheduler's folder: {error.strerror}") from error
     return folder
 
 

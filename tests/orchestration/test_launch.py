@@ -47,6 +47,13 @@ def test_a_folders_own_settings_are_left_alone(tmp_path):
     assert written.read_text() == "telemetry: {enabled: false}\n"
 
 
+def test_a_file_in_the_place_of_the_folder_is_bad_input(tmp_path):
+    (tmp_path / "home").write_text("in the way")
+
+    with pytest.raises(InputError, match=r"--home: .*home cannot be the scheduler's folder: File exists"):
+        prepare_home(tmp_path / "home")
+
+
 @pytest.mark.slow
 def test_definitions_that_do_not_load_are_an_error_and_leave_no_process(tmp_path):
     settings = settings_in(tmp_path).model_copy(update={"horizon": -1})

@@ -139,6 +139,11 @@ def test_an_unknown_model_is_one_clear_sentence(tracking_uri: str, reference: st
     assert "\n" not in str(caught.value)
 
 
+def test_a_name_that_mlflow_cannot_be_asked_for_is_bad_input(client: MlflowClient) -> None:
+    with pytest.raises(InputError, match="has both kinds of quotes"):
+        registry.versions(client, "a'b\"c")
+
+
 def test_the_challenger_is_the_newest_version_whichever_training_names_it_last(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
