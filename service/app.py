@@ -22,11 +22,20 @@ from service.front import AT_ROOT, KEY_SCHEME, Front, scope_of
 from service.hosting import Host
 from service.logs import Answered
 from service.naming import prefix_of
-from service.routes import events, forecasts, listing, observations, operations, quality, streams
+from service.routes import events, forecasts, listing, observations, operations, pages, quality, streams
 from service.routes.describing import NO_MODEL
 from service.settings import Settings
 
 __all__ = ["create_app"]
+
+_TAGS = {  # in the order of the page that describes them
+    "streams": "A series each: its log of observations, its state, its forecasts as they are made.",
+    "observations": "Of many streams at once.",
+    "forecasts": "Of many streams, or of histories that are not kept.",
+    "quality": "What past forecasts were worth, as their truth came.",
+    "operations": "What operators and their tools ask.",
+    "adapters": "For callers of other systems, as those describe them.",
+}
 
 
 def create_app(settings: Settings, host: Host | None = None, log: Callable[[Answered], None] | None = None) -> FastAPI:
@@ -66,14 +75,29 @@ def create_app(settings: Settings, host: Host | None = None, log: Callable[[Answ
         title="Forecaster",
         summary="Probabilistic forecasts from durable recurrent state",
         version="1",
+        openapi_tags=[{"name": name, "description": said} for name, said in _TAGS.items()],
         lifespan=lifespan,
         generate_unique_id_function=lambda route: route.name,
         redirect_slashes=False,
+        docs_url=None,  # FastAPI's own pages load their scripts from elsewhere; see `routes.pages`
+        redoc_url=None,
         # Its question to each provider, whether it is configured, would be asked anew for every request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     # The busiest first, as routes are tried in order; but names may hold slashes, so what ends longer comes before.
-    for resource in (quality, events, streams, listing, observations, forecasts, operations, mlflow, kserve, timegpt):
+    for resource in (
+        quality,
+        events,
+        streams,
+        listing,
+        observations,
+        forecasts,
+        operations,
+        mlflow,
+        kserve,
+        timegpt,
+        pages,
+    ):
         resource.add_to(app)
     problems.install(app)
     return app
@@ -123,7 +147,7 @@ class _Application(FastAPI):
         scheme = {"type": "http", "scheme": "bearer", "description": "An API key, with the scope that is named."}
         components["securitySchemes"] = {KEY_SCHEME: scheme}
         for route in self.routes:
-            if isinstance(route, APIRoute):
+            if isinstance(route, APIRoute) and route.include_in_schema:
                 for method in route.methods or ():
                     needed = scope_of(route, method)
                     operation = document["paths"][route.path_format][method.lower()]

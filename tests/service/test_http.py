@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urljoin
 
 import numpy as np
 import orjson
@@ -306,6 +308,25 @@ def test_operations_tell_the_truth(client, stream):
     metrics = client.get("/metrics").text
     assert 'forecaster_requests_total{method="PUT",route="/v1/streams/{unique_id}",status="201"} 1.0' in metrics
     assert client.get("/openapi.json").json()["components"]["schemas"]["ObservationsRequest"]
+
+
+def test_the_page_about_the_api_asks_no_other_host(client):
+    """Many networks have no way to any."""
+    page = client.get("/docs")
+    asked = [urljoin("/docs", found) for found in re.findall(r"""(?:src|href|url)[:=]\s*["']([^"']+)""", page.text)]
+
+    assert page.headers["content-type"].startswith("text/html")
+    assert {"/openapi.json", "/docs/assets/swagger-ui.css", "/docs/assets/swagger-ui-bundle.js"} <= set(asked)
+    assert "//" not in page.text.partition("<script>")[0]
+    for path in asked:
+        assert path == "data:," or client.get(path).status_code == 200, path
+
+
+def test_operations_are_grouped_by_tags_that_are_described(client):
+    document = client.get("/openapi.json").json()
+    used = {tag for path in document["paths"].values() for operation in path.values() for tag in operation["tags"]}
+
+    assert used == {tag["name"] for tag in document["tags"]}
 
 
 # -- what is wrong -----------------------------------------------------------------------------------------------------
