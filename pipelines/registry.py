@@ -23,6 +23,7 @@ __all__ = [
     "CHAMPION",
     "PREVIOUS",
     "apply_decision",
+    "describe_version",
     "known_instead",
     "promote",
     "register",
@@ -103,6 +104,12 @@ def apply_decision(client: MlflowClient, name: str, version: str, decision: Deci
             client.delete_model_version_tag(name, version, REFUSED)
     if decision.promoted:
         _make_champion(client, name, version, replaced=champion)
+
+
+def describe_version(client: MlflowClient, name: str, version: str, text: str) -> None:
+    """Give a version its description, Markdown for people."""
+    with mlflow_errors(f"version {version} of model {name!r} cannot be described"):
+        client.update_model_version(name, version, text)
 
 
 def promote(client: MlflowClient, name: str, version: str | None = None, *, force: bool = False) -> str:

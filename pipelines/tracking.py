@@ -11,7 +11,7 @@ import platform
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import distributions
@@ -31,10 +31,15 @@ from pipelines.plots import backtest_page, learning_curve, page
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["TrainingRun", "backtest_metrics", "model_uri_of", "resume_run", "start_run"]
+__all__ = ["TrainingRun", "backtest_metrics", "choices_of", "model_uri_of", "resume_run", "start_run"]
 
 MODEL_URI = "model.uri"
 BACKTEST = "backtest/"
+CHOICE = "choice."
+
+# What MLflow's pages look for: on a run, its description; on an experiment, whether it is of models or of prompts.
+NOTE = "mlflow.note.content"
+KIND = {"mlflow.experimentKind": "custom_model_development"}
 TABLES = ("by_window", "by_step", "by_series")
 PAUSE = 60.0
 """Seconds between two tries to log an epoch while the server is away."""
@@ -66,13 +71,14 @@ class TrainingRun:
         with mlflow_errors("parameters cannot be logged"):
             mlflow.log_params({key: str(value) for key, value in flatten(config.to_dict()).items()})
 
-    def log_chosen(self, given: Config, chosen: Config) -> None:
-        """What `given` left open, as it was chosen: so that runs can be compared and searched by it."""
+    def log_chosen(self, given: Config, chosen: Config, reasons: Sequence[str]) -> None:
+        """What `given` left open, as it was chosen: so that runs can be compared and searched by it; and why."""
         import mlflow
 
         before, after = (flatten(config.to_dict()) for config in (given, chosen))
         with mlflow_errors("choices cannot be logged"):
             mlflow.log_params({f"chosen.{key}": str(value) for key, value in after.items() if value != before.get(key)})
+            mlflow.set_tags({CHOICE + reason.split(maxsplit=1)[0]: reason for reason in reasons})
 
     def log_panel(self, panel: Panel, *, source: str, context: str) -> None:
         """Fingerprint, size and source of the data, as an MLflow data set.
@@ -214,6 +220,10 @@ class TrainingRun:
         with mlflow_errors("tags cannot be written"):
             mlflow.set_tags(dict(tags))
 
+    def describe(self, text: str) -> None:
+        """Give the run its description, Markdown for people."""
+        self.tag({NOTE: text})
+
 
 @contextmanager
 def start_run(
@@ -245,7 +255,7 @@ def start_run(
         if client.get_experiment_by_name(experiment) is None:
             root = artifact_root(tracking_uri_or_default(tracking_uri))
             with unless_there():
-                client.create_experiment(experiment, artifact_location=root)
+                client.create_experiment(experiment, artifact_location=root, tags=KIND)
         found = cast(Any, client.get_experiment_by_name(experiment))
         if found.lifecycle_stage != "active":
             raise InputError(
@@ -288,6 +298,13 @@ def backtest_metrics(client: MlflowClient, run_id: str) -> dict[str, float] | No
     with mlflow_errors(f"run {run_id} cannot be read", f"there is no run {run_id}"):
         metrics = client.get_run(run_id).data.metrics
     return {key.removeprefix(BACKTEST): value for key, value in metrics.items() if key.startswith(BACKTEST)} or None
+
+
+def choices_of(client: MlflowClient, run_id: str) -> list[str]:
+    """What a run's data chose, and why, a sentence each."""
+    with mlflow_errors(f"run {run_id} cannot be read", f"there is no run {run_id}"):
+        tags = client.get_run(run_id).data.tags
+    return [tags[key] for key in sorted(tags) if key.startswith(CHOICE)]
 
 
 @contextmanager

@@ -19,10 +19,19 @@ from pipelines.backtesting import Rival, measure_champion, run_backtest
 from pipelines.connection import connect, tracking_uri_or_default
 from pipelines.console import Reporter
 from pipelines.loading import load_judged, load_model
+from pipelines.notes import note_of
 from pipelines.plan import Plan, TrainRequest, prepare
 from pipelines.promotion import Decision, decide, lacking
-from pipelines.registry import CHALLENGER, CHAMPION, apply_decision, register, run_of_version, version_of_alias
-from pipelines.tracking import backtest_metrics, model_uri_of, resume_run, start_run
+from pipelines.registry import (
+    CHALLENGER,
+    CHAMPION,
+    apply_decision,
+    describe_version,
+    register,
+    run_of_version,
+    version_of_alias,
+)
+from pipelines.tracking import backtest_metrics, choices_of, model_uri_of, resume_run, start_run
 
 if TYPE_CHECKING:
     from forecaster.training import Fitted
@@ -196,8 +205,7 @@ def fit_step(
             fitted.forecaster.save(request.out)
             (reporter or Reporter(quiet=True)).notice(f"the model is in {request.out}, whatever becomes of its run")
         run.log_rest()
-        run.log_chosen(plan.config, fitted.forecaster.config)
-        run.tag({f"choice.{reason.split(maxsplit=1)[0]}": reason for reason in fitted.reasons})
+        run.log_chosen(plan.config, fitted.forecaster.config, fitted.reasons)
         run.log_model(fitted.forecaster, plan.panel)
         run.log_judged(fitted.judged)
         run.log_learning_curve(fitted.history)
@@ -279,8 +287,9 @@ def promotion_step(version: str, plan: Plan, request: TrainRequest) -> tuple[Riv
         rival = measure_champion(client, request.name, plan.windows, tracking_uri=request.tracking_uri)
         if version_of_alias(client, request.name, CHAMPION) == (None if rival is None else rival.version):
             break  # if not, another became champion meanwhile, and that is the one to beat
+    metrics = backtest_metrics(client, run_id)
     decision = decide(
-        backtest_metrics(client, run_id),
+        metrics,
         None if rival is None else rival.metrics,
         margin=request.margin,
         lacks=() if rival is None or rival.config is None else lacking(plan.config, rival.config),
@@ -288,7 +297,10 @@ def promotion_step(version: str, plan: Plan, request: TrainRequest) -> tuple[Riv
     if rival is not None and rival.problem is not None:
         decision = Decision(decision.promoted, (*decision.reasons, f"champion {rival.version}: {rival.problem}"))
     apply_decision(client, request.name, version, decision)
+    note = note_of(request, plan, metrics or {}, rival, decision, choices_of(client, run_id))
+    describe_version(client, request.name, version, note)
     with resume_run(client, run_id) as run:
+        run.describe(note)
         if rival is not None:
             run.log_metrics(rival.metrics, "champion/")
         status = "promoted" if decision.promoted else "refused"

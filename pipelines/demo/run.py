@@ -23,6 +23,9 @@ from pipelines.train import TrainResult, train
 __all__ = ["run_demo"]
 
 FIRST_MINUTES = 1.5
+RUNS = "/#/experiments?workflowType=machine_learning"
+"""Where MLflow's pages list runs; they begin with what they have for prompts."""
+
 SWAP_OBSERVATIONS = 192
 """Kept for the model swap: the last four days of both cities."""
 
@@ -125,7 +128,7 @@ def epilogue(stage: Stage, *, keep: bool) -> None:
     reporter.heading("5. Look around")
     if not keep:
         reporter.notice(
-            f"MLflow UI: mlflow ui --backend-store-uri {stage.tracking_uri}   then open http://127.0.0.1:5000"
+            f"MLflow UI: mlflow ui --backend-store-uri {stage.tracking_uri}   then open http://127.0.0.1:5000{RUNS}"
         )
         reporter.notice(
             f"service:   forecaster serve --model models:/{MODEL}@{CHAMPION} "
@@ -141,7 +144,7 @@ def epilogue(stage: Stage, *, keep: bool) -> None:
         stage.folder / "mlflow-ui.log",
     )
     ui.start()
-    reporter.notice(f"MLflow UI: http://127.0.0.1:{port}")
+    reporter.notice(f"MLflow UI: http://127.0.0.1:{port}{RUNS}")
     reporter.notice(f"API docs:  {stage.url}/docs")
     reporter.notice(f"still running; stop with: kill {stage.server.pid} {ui.pid}")
     stage.results["kept"] = {

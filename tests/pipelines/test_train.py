@@ -260,6 +260,33 @@ def test_who_became_champion_while_another_was_measured_has_to_be_beaten(
     assert rival.version == client.get_model_version("demand", "3").tags["promotion.compared_with"] == "2"
 
 
+def test_runs_and_versions_say_in_words_what_came_of_them(request_: TrainRequest, tracking_uri: str) -> None:
+    """On MLflow's pages, where a list of numbers is all there is otherwise."""
+    client = connect(tracking_uri)
+    train(request_)
+
+    result = train(request_)
+
+    notes = [
+        client.get_model_version("demand", "2").description,
+        client.get_run(result.run_id).data.tags["mlflow.note.content"],
+    ]
+    assert notes[0] == notes[1]
+    said = " ".join(notes[0].split())
+    assert f"3 series of `{Path(request_.data).name}`, 358 values up to 2024-01-05T23:00:00" in said
+    assert result.reason in said
+    assert "| metric | model | seasonal naive | champion 1 |" in said
+    assert f"| wql | {result.metrics['wql']:.4g} | {result.metrics['seasonal_naive_wql']:.4g} |" in said
+    assert "- transform" in said
+    assert client.get_experiment_by_name("demand").tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_a_training_without_windows_has_a_note_without_a_table(request_: TrainRequest, tracking_uri: str) -> None:
+    train(changed(request_, n_windows=0))
+
+    assert "|" not in connect(tracking_uri).get_model_version("demand", "1").description
+
+
 def test_a_model_keeps_the_grid_that_the_data_begin(request_: TrainRequest, tmp_path: Path) -> None:
     frame = long_frame(steps=120 + HORIZON).assign(ds=lambda frame: frame["ds"] + pd.Timedelta(30, "min"))
     truth = frame.groupby("unique_id").tail(HORIZON)
