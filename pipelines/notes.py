@@ -22,7 +22,7 @@ def note_of(
     decision: Decision,
     choices: Sequence[str],
 ) -> str:
-    """The data, the gate's decision, what it rests on, and what the data chose.
+    """The gate's decision, the data, what it rests on, and what the data chose.
 
     Parameters
     ----------
@@ -40,9 +40,9 @@ def note_of(
     panel, windows = plan.panel, plan.windows
     (latest,) = panel.calendar.format([int(panel.last_steps.max())])
     parts = [
+        f"{'Let in' if decision.promoted else 'Refused'} by the gate: {decision.reason}.",  # lists show but a few words
         f"{len(panel):,} series of `{Path(request.data).name}`, {panel.observed:,} values up to {latest}; "
         f"freq {plan.config.freq}, horizon {plan.config.horizon}.",
-        f"**{'Let in' if decision.promoted else 'Refused'} by the gate**: {decision.reason}.",
     ]
     if metrics:
         # What the champion could not be measured by has no column.
