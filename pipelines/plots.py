@@ -142,12 +142,14 @@ def example_forecasts(result: Backtest, panel: Panel, config: Config) -> go.Figu
         for trace in traces:
             trace.update(showlegend=first_of_legend, legendgroup=trace.name)
             figure.add_trace(trace, row=row, col=1)
+    height = 140 + 240 * len(shown)
+    # One below the other, however high the figure is: as shares of the plots they would meet in a low one.
     figure.update_layout(
-        title="Forecasts of the last backtest window",
-        height=140 + 240 * len(shown),
+        height=height,
         **LAYOUT
         | {
-            "legend": {"orientation": "h", "y": 1.0 + 0.06, "yanchor": "bottom"},
+            "title": {"text": "Forecasts of the last backtest window", "y": 1 - 20 / height, "yanchor": "top"},
+            "legend": {"orientation": "h", "yref": "container", "y": 1 - 50 / height, "yanchor": "top"},
             "margin": LAYOUT["margin"] | {"t": 110},
         },
     )
