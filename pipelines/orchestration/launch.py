@@ -32,6 +32,8 @@ INSTANCE = """\
 # Dagster's settings for this folder; edit as you like, a start leaves the file alone.
 telemetry:
   enabled: false
+nux: # no invitation to a newsletter
+  enabled: false
 concurrency:
   runs:
     max_concurrent_runs: 1
