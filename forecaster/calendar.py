@@ -1,9 +1,8 @@
 """The calendar: a bijection between timestamps `ds` and whole step numbers on the grid of one frequency.
 
-Everything below the data frame counts steps; only this module knows dates. A grid is either fixed (so many
-nanoseconds per step), monthly (so many months per step, at month start or end) or by business day. It never rounds:
-a timestamp that is not on the grid is refused by name. Where a grid begins is part of the frequency: "2D@1970-01-02" is
-every other day, "h@1970-01-01T00:30" half past every hour, "QS@1970-02-01" February, May, August and November.
+Everything below the data frame counts steps; only this module knows dates and time zones. It never rounds: a timestamp
+that is not on the grid is refused by name. Where a grid begins is part of the frequency: "2D@1970-01-02" is every other
+day, "h@1970-01-01T00:30" half past every hour, "QS@1970-02-01" February, May, August and November.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import re
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any
@@ -20,17 +19,15 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from pandas.tseries import offsets
 
 from forecaster.errors import ConfigError, InputError
+from forecaster.grids import Grid, Instants, IntegerGrid, Steps, grid_of
 
 __all__ = ["INTEGER_FREQ", "Calendar"]
 
 INTEGER_FREQ = "1"
 """The frequency of series whose `ds` is a bare integer step."""
 
-_NS = 1_000_000_000
-_DAY_NS = 86_400 * _NS
 _FIRST_YEAR, _LAST_YEAR = 1678, 2261  # the whole years that 64-bit nanoseconds can tell apart
 _MOST_SHOWN = 80  # characters
 _LAST_INTEGER = 2**53 - 1  # that JSON readers tell apart from its neighbours
@@ -43,11 +40,6 @@ _ISO_8601 = re.compile(
     re.ASCII,
 )
 _TOO_FINE = re.compile(r"[.,]\d{6}0*[1-9]", re.ASCII)
-_SEASONALITY = {"h": (24, 168), "D": (7,), "B": (5,), "W": (52,), "M": (12,), "Q": (4,), "Y": (1,)}
-_RENAMED = {"H": "h", "T": "min", "S": "s", "M": "ME", "Q": "QE", "Y": "YE", "A": "YE"}  # by pandas 3
-
-Steps = npt.NDArray[np.int64]
-Instants = npt.NDArray[np.datetime64]
 
 
 @dataclass(frozen=True)
@@ -109,11 +101,11 @@ class Calendar:
         return self.freq == INTEGER_FREQ
 
     @cached_property
-    def _grid(self) -> _Grid:
+    def _grid(self) -> Grid:
         if self.is_integer:
-            return _IntegerGrid()
+            return IntegerGrid()
         alias, _, origin = self.freq.partition("@")
-        grid = _grid_of(alias)
+        grid = grid_of(alias)
         if not origin:
             return grid
         try:
@@ -390,161 +382,5 @@ def _beyond(ds: pd.Series[Any]) -> npt.NDArray[np.bool_]:
     return beyond
 
 
-class _Grid:
-    """Arithmetic of one kind of grid: floor to a step, and back."""
-
-    absolute = False
-    whole_seconds = True
-    seasonality: tuple[int, ...] = (1,)
-
-    def steps(self, instants: Instants) -> Steps:
-        """Latest step at or before each instant."""
-        return instants.astype(np.int64)
-
-    def instants(self, steps: Steps) -> Instants:
-        """Instant of each step."""
-        return steps.astype("datetime64[ns]")
-
-    def through(self, instant: np.datetime64) -> _Grid:
-        """The same with this instant on it.
-
-        Raises
-        ------
-        ValueError
-            There is none.
-        """
-        raise ValueError(f"a grid of this kind does not begin at {instant}")
-
-
-class _IntegerGrid(_Grid):
-    """Bare integer steps; parse and format never ask it for instants."""
-
-
-@dataclass(frozen=True)
-class _FixedGrid(_Grid):
-    """So many nanoseconds per step, counted from an origin."""
-
-    step_ns: int
-    origin_ns: int
-    seasonality: tuple[int, ...]
-
-    @property
-    def absolute(self) -> bool:  # type: ignore[override]
-        return self.step_ns < _DAY_NS
-
-    @property
-    def whole_seconds(self) -> bool:  # type: ignore[override]
-        return self.step_ns % _NS == 0
-
-    def steps(self, instants: Instants) -> Steps:
-        return (instants.astype("datetime64[ns]").astype(np.int64) - self.origin_ns) // self.step_ns
-
-    def instants(self, steps: Steps) -> Instants:
-        return (steps * self.step_ns + self.origin_ns).astype("datetime64[ns]")
-
-    def through(self, instant: np.datetime64) -> _Grid:
-        return replace(self, origin_ns=int(instant.astype(np.int64)) % self.step_ns)
-
-
-@dataclass(frozen=True)
-class _MonthGrid(_Grid):
-    """So many months per step, at the first or the last day of the month."""
-
-    months: int
-    anchor: int
-    at_end: bool
-    seasonality: tuple[int, ...]
-
-    def steps(self, instants: Instants) -> Steps:
-        months = instants.astype("datetime64[M]").astype(np.int64)
-        if self.at_end:  # before the last day of its month, the step before is the floor
-            last_day = (months + 1).astype("datetime64[M]").astype("datetime64[D]") - np.timedelta64(1, "D")
-            months = months - (instants.astype("datetime64[D]") < last_day)
-        return (months - self.anchor) // self.months
-
-    def instants(self, steps: Steps) -> Instants:
-        months = steps * self.months + self.anchor
-        if self.at_end:
-            days = (months + 1).astype("datetime64[M]").astype("datetime64[D]") - np.timedelta64(1, "D")
-        else:
-            days = months.astype("datetime64[M]").astype("datetime64[D]")
-        return days.astype("datetime64[ns]")
-
-    def through(self, instant: np.datetime64) -> _Grid:
-        grid = replace(self, anchor=int(instant.astype("datetime64[M]").astype(np.int64)) % self.months)
-        return grid if (grid.instants(grid.steps(np.array([instant]))) == instant).all() else super().through(instant)
-
-
-@dataclass(frozen=True)
-class _BusinessDayGrid(_Grid):
-    """Monday to Friday, one step each; 1970-01-01, a Thursday, is step 0."""
-
-    seasonality: tuple[int, ...] = _SEASONALITY["B"]
-
-    def steps(self, instants: Instants) -> Steps:
-        days = np.busday_offset(instants.astype("datetime64[D]"), 0, roll="backward")
-        return np.asarray(np.busday_count("1970-01-01", days), dtype=np.int64)
-
-    def instants(self, steps: Steps) -> Instants:
-        return np.busday_offset(np.datetime64("1970-01-01"), steps).astype("datetime64[ns]")
-
-
 def _offset(stamp: pd.Timestamp) -> timedelta:
     return stamp.utcoffset() or timedelta()
-
-
-def _grid_of(freq: str) -> _Grid:
-    try:
-        offset = pd.tseries.frequencies.to_offset(freq)
-    except (ValueError, TypeError, OverflowError):
-        offset = None
-    if offset is None or offset.n < 1:
-        letter = freq.lstrip("0123456789").partition("-")[0]
-        hint = f"; pandas now writes {_RENAMED[letter]!r} for {letter!r}" if letter in _RENAMED else ""
-        raise ConfigError(
-            f"freq {freq!r} is not a pandas offset alias such as 'h', 'D', 'W', 'MS' or '15min', nor '1'{hint}"
-        )
-    if isinstance(offset, offsets.Week):
-        weekday = getattr(offset, "weekday", None)
-        weekday = 6 if weekday is None else int(weekday)
-        # 1970-01-01 was a Thursday (weekday 3).
-        step = _bounded(freq, 7 * _DAY_NS * offset.n)
-        return _FixedGrid(step, (weekday - 3) * _DAY_NS, _SEASONALITY["W"] if offset.n == 1 else (1,))
-    if isinstance(offset, offsets.Day | offsets.Tick):
-        step = _bounded(freq, int(offset.nanos) if isinstance(offset, offsets.Tick) else _DAY_NS * offset.n)
-        if step < 1000:
-            raise ConfigError(f"freq {freq!r} is finer than a microsecond, the finest that timestamps in JSON can tell")
-        return _FixedGrid(step, 0, _cycles(step))
-    if type(offset) is offsets.BusinessDay and offset.n == 1:
-        return _BusinessDayGrid()
-    for kinds, months, name in (
-        ((offsets.MonthBegin, offsets.MonthEnd), 1, "M"),
-        ((offsets.QuarterBegin, offsets.QuarterEnd), 3, "Q"),
-        ((offsets.YearBegin, offsets.YearEnd), 12, "Y"),
-    ):
-        if type(offset) in kinds:
-            anchor = getattr(offset, "startingMonth", None) or getattr(offset, "month", None) or 1
-            _bounded(freq, 28 * _DAY_NS * months * offset.n)
-            seasonality = _SEASONALITY[name] if offset.n == 1 else (1,)
-            return _MonthGrid(months * offset.n, (anchor - 1) % months, type(offset) is kinds[1], seasonality)
-    raise ConfigError(
-        f"freq {freq!r} has no regular grid of steps; use a fixed, weekly, monthly, quarterly or yearly frequency"
-    )
-
-
-def _bounded(freq: str, step_ns: int) -> int:
-    """The same, or ConfigError where a step is too long for a calendar to have a few of them."""
-    if step_ns > 2**62:
-        raise ConfigError(f"freq {freq!r} has steps of more than 146 years, a quarter of those that timestamps reach")
-    return step_ns
-
-
-def _cycles(step_ns: int) -> tuple[int, ...]:
-    """Daily and weekly cycles, in steps, of a grid of at most one day."""
-    if step_ns == _DAY_NS:
-        return _SEASONALITY["D"]
-    daily, rest = divmod(_DAY_NS, step_ns)
-    if rest or daily < 2:
-        return (1,)
-    # Below a quarter of an hour a week has too many steps to keep in every series' state.
-    return (daily, 7 * daily) if daily <= 96 else (daily,)
