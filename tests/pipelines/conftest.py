@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,3 +37,11 @@ def tracking_uri(tmp_path: Path, empty_database: Path) -> Iterator[str]:
 def panel() -> Panel:
     """Three hourly series of 120 steps."""
     return Panel.from_frame(long_frame(), "h")
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """As in a terminal: a shell starts what it runs in the background with SIGINT ignored, the tests too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

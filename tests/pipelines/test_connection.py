@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -108,15 +107,7 @@ def test_artifacts_that_cannot_be_written_are_one_clear_sentence(tracking_uri: s
         run.log_environment()
 
 
-@pytest.fixture
-def _interruptible() -> Iterator[None]:
-    """As in a terminal."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("_interruptible")
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_waits_for_what_is_being_written_but_not_the_second_time() -> None:
     """Amid a transaction it left the database locked, and the run could not be marked as killed."""
     written = []

@@ -8,6 +8,8 @@ import pytest
 
 from pipelines.interruption import undisturbed
 
+pytestmark = pytest.mark.usefixtures("interruptible")
+
 
 def test_who_asks_amid_a_block_is_heard_after_it() -> None:
     done = []
