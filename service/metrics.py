@@ -72,6 +72,11 @@ class Metrics(Requests):
             ("quantity",),
             registry=registry,
         )
+        self.refused_forecasts = Counter(
+            "forecaster_refused_forecasts",
+            "Observations of one stream that were taken without the forecast asked for with them",
+            registry=registry,
+        )
         self.filled = Counter("forecaster_filled_steps", "Missing steps filled in gaps", registry=registry)
         self.batch_size = Histogram(
             "forecaster_batch_streams", "Streams in a micro-batch", registry=registry, buckets=_SIZES

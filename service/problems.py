@@ -27,6 +27,7 @@ __all__ = [
     "conflict",
     "explained",
     "failed",
+    "from_library",
     "install",
     "invalid",
     "nothing_there",

@@ -70,7 +70,7 @@ class ForecastReply(_Forecast):
 
 
 class ObservedReply(_Forecast):
-    """The new forecast, and what became of the observations."""
+    """The new forecast, or why there is none, and what became of the observations."""
 
     quantiles: dict[str, list[float | None]] = Field(
         description="level -> one value per ds; null as long as none of the stream's values are known"
@@ -83,6 +83,10 @@ class ObservedReply(_Forecast):
     filled: int = Field(description="missing steps filled before new ones")
     places: list[float | None] = Field(description="where each value lay in what was forecast for it, if that is known")
     surprises: list[float | None] = Field(description="how far out each lay: 2 is one in a hundred")
+    no_forecast: Problem | None = Field(
+        None,
+        description="why the model that serves cannot make the forecast asked for; ds and quantiles are empty then",
+    )
 
 
 class Refused(Problem):

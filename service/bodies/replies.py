@@ -142,7 +142,7 @@ def stream_forecast(outcome: Outcome, want: Want) -> bytes:
 
 
 def observed(outcome: Outcome, want: Want) -> bytes:
-    """The new forecast of a stream, with what became of its observations."""
+    """The new forecast of a stream, or why there is none, with what became of its observations."""
     reply = _stream_forecast(outcome, want)
     judgement = outcome.judgement
     assert judgement is not None
@@ -152,6 +152,8 @@ def observed(outcome: Outcome, want: Want) -> bytes:
     else:
         reply.update((word.value, verdicts.count(word)) for word in _TAKEN)
     reply["filled"] = judgement.filled
+    if outcome.refusal is not None:
+        reply["no_forecast"] = outcome.refusal.members()
     if outcome.places is None:
         reply["places"] = reply["surprises"] = [None] * len(verdicts)
     else:

@@ -420,7 +420,7 @@ class Engine:
             found = taken.get(item)
             if found is None:
                 results[item] = self._attempt([item])[0][item] if len(items) > 1 else failed()
-            elif isinstance(item, Observe) and item.want is not None:
+            elif isinstance(item, Observe) and item.render is not None:
                 results[item] = self._answered(item, found) if len(items) > 1 else unanswered(found.record.version)
         return results
 
@@ -435,7 +435,9 @@ class Engine:
         written: Render | None = None if render is None else lambda looked, want: render(completed(looked), want)
         look = Look(item.ticket, item.unique_id, item.want, written, item.future)
         looked = self._attempt([look])[0][look]
-        return unanswered(found.record.version) if isinstance(looked, Problem) else completed(looked)
+        if isinstance(looked, Problem) or looked.reply is None:
+            return unanswered(found.record.version)
+        return completed(looked)
 
     def _deliver(self, results: dict[Item, Result]) -> None:
         def settle() -> None:
@@ -464,6 +466,8 @@ class Engine:
         judgements = [outcome.judgement for outcome in outcomes if outcome.judgement is not None]
         for verdict, count in Counter(chain.from_iterable(found.verdicts for found in judgements)).items():
             metrics.observed(verdict, count)
+        if refused := sum(outcome.refusal is not None for outcome in outcomes):
+            metrics.refused_forecasts.inc(refused)
         filled = sum(found.filled for found in judgements)
         surprises = [outcome.surprises for outcome in outcomes if outcome.surprises is not None]
         if surprises:

@@ -69,6 +69,9 @@ class Outcome:
         that are missing, refused or known already. None if the request changed nothing.
     surprises
         How far out each of them lay: `forecaster.marginals.surprise` of `places`.
+    refusal
+        Why there is no forecast, though one was asked for with observations: they are taken all the same, and
+        `quantiles` are of no level and no step.
     """
 
     record: StreamRecord
@@ -81,6 +84,7 @@ class Outcome:
     replayed: bool = False
     places: npt.NDArray[np.float64] | None = None
     surprises: npt.NDArray[np.float64] | None = None
+    refusal: Problem | None = None
 
 
 Result = Outcome | Problem
@@ -226,10 +230,11 @@ class _Carrying(Item):
 class Observe(_Carrying):
     """Take observations; all or none of them if `whole`, and once only if under a `key`.
 
-    Each is placed in what was forecast for it if the caller wants it `placed`.
+    Each is placed in what was forecast for it if the caller wants it `placed`. What cannot be forecast costs the
+    forecast alone; `refusal` says so beforehand.
     """
 
-    __slots__ = ("future", "key", "placed", "render", "revise", "want", "whole")
+    __slots__ = ("future", "key", "placed", "refusal", "render", "revise", "want", "whole")
 
     def __init__(
         self,
@@ -242,6 +247,7 @@ class Observe(_Carrying):
         whole: bool = True,
         placed: bool = True,
         want: Want | None = None,
+        refusal: Problem | None = None,
         render: Render | None = None,
         future: Coming | None = None,
         precondition: Precondition | None = None,
@@ -254,6 +260,7 @@ class Observe(_Carrying):
         self.whole = whole
         self.placed = placed
         self.want = want
+        self.refusal = refusal
         self.future = future
 
 

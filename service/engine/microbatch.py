@@ -23,7 +23,7 @@ from forecaster import StreamState
 from forecaster.marginals import Decoded, surprise
 from service.engine.coming import Coming
 from service.engine.folding import LONGEST, begin, dense, fold_ragged, numbers, stretch_of
-from service.engine.items import Create, Item, Look, Observe, Outcome, Result, wanted
+from service.engine.items import Create, Item, Look, Observe, Outcome, Result
 from service.engine.planning import Plan, Planner, Step
 from service.engine.residents import Resident, Residents
 from service.engine.verdicts import Verdict
@@ -35,6 +35,8 @@ from service.store.values import count_missing
 __all__ = ["MicroBatch", "warm_up"]
 
 Float = npt.NDArray[np.float64]
+
+_NOTHING = Want(0, ())
 
 
 class _Folded(NamedTuple):
@@ -339,9 +341,9 @@ class MicroBatch:
     ) -> tuple[dict[Item, Float], Decoded | None]:
         """The forecasts asked for; and what appended rows say of the next step, if that came out on the way."""
         wants: dict[Want, list[tuple[Step, int]]] = {}
-        reads = [step for step in plan.reads if wanted(step.item)]
+        reads = [step for step in plan.reads if step.want]
         for position, step in enumerate((*plan.appends, *plan.rewinds, *reads)):
-            if want := wanted(step.item):
+            if want := step.want:
                 wants.setdefault(want, []).append((step, position))
         if not wants:
             return {}, None
@@ -401,9 +403,13 @@ class MicroBatch:
                 forecasts.get(item),
                 places=step.places,
                 surprises=step.surprises,
+                refusal=step.refusal,
             )
-            if outcome.quantiles is not None and isinstance(item, Observe | Look) and item.want and item.render:
-                outcome.reply = item.render(outcome, item.want)
+            want = step.want
+            if step.refusal is not None:
+                outcome.quantiles, want = np.empty((0, 0)), _NOTHING
+            if outcome.quantiles is not None and isinstance(item, Observe | Look) and want and item.render:
+                outcome.reply = item.render(outcome, want)
             if isinstance(item, Look) and item.copy:
                 outcome.state = self._copies.get(item) or self._residents.slab.gather([step.resident.row])
             self._results[item] = outcome

@@ -15,9 +15,10 @@ import numpy.typing as npt
 import torch
 
 from forecaster import InputError
-from service.engine.items import Create, Delete, Item, Look, Observe, Precondition, Result
+from service.engine.items import Create, Delete, Item, Look, Observe, Precondition, Result, wanted
 from service.engine.residents import Resident, Residents
 from service.engine.verdicts import Judgement, Verdict, judge
+from service.models.served import Want
 from service.problems import Problem, conflict, from_library, unknown_stream
 from service.store import Store, StreamRecord
 from service.store.values import Value, count_missing
@@ -38,11 +39,18 @@ class Step:
     places: Float | None = None
     surprises: Float | None = None
     folded: int = 0  # steps, anew
+    refusal: Problem | None = None
+    """Why there is no forecast with what was observed."""
 
     @property
     def inserted(self) -> dict[int, Value]:
         """What it adds to the log: step → value."""
         return {} if self.judgement is None else self.judgement.inserted
+
+    @property
+    def want(self) -> Want | None:
+        """The forecast that it gets."""
+        return wanted(self.item) if self.refusal is None else None
 
     @property
     def follows(self) -> bool:
@@ -154,9 +162,6 @@ class Planner:
             if item.whole and judgement.refuses and (refusal := self._refusal(item, record, judgement)):
                 self._results[item] = refusal
                 continue
-            if refusal := self._refused_want(item, judgement.last_step):
-                self._results[item] = refusal
-                continue
             after = record
             if judgement.changes:
                 inserted, updated = judgement.inserted, judgement.updated
@@ -175,7 +180,9 @@ class Planner:
                     record.static,
                     record.retained_step,
                 )
-            step = Step(item, resident, after, judgement)
+            # What is observed is never refused for what a forecast would need.
+            refusal = item.refusal or self._refused_want(item, judgement.last_step)
+            step = Step(item, resident, after, judgement, refusal=refusal)
             if not judgement.changes:
                 plan.reads.append(step)
             elif judgement.updated or min(judgement.inserted) <= record.last_step:

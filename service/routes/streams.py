@@ -21,7 +21,7 @@ from service.engine.coming import Coming
 from service.engine.items import Create, Delete, Look, Observe, Outcome, Single
 from service.engine.microbatch import warm_up
 from service.models.served import ServedModel, Want
-from service.problems import invalid
+from service.problems import Problem, from_library, invalid
 from service.routes.common import (
     body_of,
     engine_of,
@@ -66,7 +66,7 @@ _KEY: dict[str, Any] = {
     "FORECASTER_IDEMPOTENCY_HOURS, 24 unless set otherwise",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
 }
-_OBSERVED = answer("durable, exactly once, and the new forecast", ObservedReply, headers=ETAG)
+_OBSERVED = answer("durable, exactly once, and the new forecast, or why there is none", ObservedReply, headers=ETAG)
 _FOUND = {200: answer("the forecast", ForecastReply, content=ARROW_CONTENT, headers=ETAG)}
 _WRITES = (IF_MATCH, IF_NONE_MATCH)
 _TAKEN = ("/forecast", "/quality", "/events")
@@ -86,7 +86,7 @@ def add_to(app: FastAPI) -> None:
         _observe,
         name="observe",
         methods=["POST"],
-        summary="Observe, durably, all or nothing, and forecast",
+        summary="Observe, durably, all or nothing, and forecast where this model can",
         openapi_extra=described(
             {200: _OBSERVED},
             *(404, 409, 412, 428),
@@ -156,8 +156,6 @@ async def _observe(request: Request) -> Response:
     unique_id = unique_id_of(request)
     key = idempotency_key_of(request, content)
     try:
-        want = model.want(body.horizon, body.quantile_levels)
-        future = read_future(model, body.future, want.horizon, model.dates)
         steps = model.dates.steps([o.ds for o in body.observations])
         given = [o.covariates for o in body.observations]
         values = read_values(model.forecaster, [o.y for o in body.observations], given)
@@ -167,6 +165,7 @@ async def _observe(request: Request) -> Response:
         if kept is None:
             raise
         return _observed(kept.body, kept.version, replayed=True)
+    want, future, refusal = _asked(model, body)
     ticket = Single()
     item = Observe(
         ticket,
@@ -175,6 +174,7 @@ async def _observe(request: Request) -> Response:
         values,
         revise=body.on_conflict == "revise",
         want=want,
+        refusal=refusal,
         render=observed,
         future=future,
         precondition=precondition_of(request),
@@ -188,6 +188,15 @@ async def _observe(request: Request) -> Response:
             engine.submit([item])
             outcome = await ticket.future
     return _observed(outcome.reply, outcome.record.version, replayed=outcome.replayed)
+
+
+def _asked(model: ServedModel, body: ObservationsRequest) -> tuple[Want | None, Coming | None, Problem | None]:
+    """The forecast asked for with observations, or why this model cannot make it."""
+    try:
+        want = model.want(body.horizon, body.quantile_levels)
+        return want, read_future(model, body.future, want.horizon, model.dates), None
+    except InputError as error:
+        return None, None, from_library(error)
 
 
 def _observed(body: bytes | None, version: int, *, replayed: bool) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import torch
 from forecaster import Forecaster
 from forecaster.quality import figures
 from service.app import create_app
+from service.models.served import ServedModel, load_model
 from service.settings import Settings
 from service.store import Store
-from tests.forecaster.kit import COVERED, network_of
+from tests.forecaster.kit import COVERED, TINY, network_of
 from tests.service.kit import LocalClient, ds
 
 CONFIG = COVERED[0]
@@ -271,9 +273,8 @@ def test_a_model_without_covariates_reads_the_same_log(settings: Settings, artif
 ONE = {"ds": ds(HOURS), "y": 1.0}
 EARLIER = {"ds": [ds(h) for h in range(6)], **future(0)}
 LATER = {"ds": [ds(h) for h in range(HOURS + 3, HOURS + 9)], **future(HOURS + 3)}
-REFUSED = {
+UNMET = {
     "no future": ({"observations": [ONE]}, "needs price, weather of the 6 steps"),
-    "another word": ({"observations": [ONE], "future": "none"}, "future"),
     "a column lacks": ({"observations": [ONE], "future": {"price": [1.0] * 6}}, "future lacks weather"),
     "unknown column": ({"observations": [ONE], "future": {**future(0), "rain": [1] * 6}}, "rain unknown"),
     "past is not known": ({"observations": [ONE], "future": {**future(0), "visitors": [1] * 6}}, "visitors unknown"),
@@ -282,6 +283,9 @@ REFUSED = {
     "begins later": ({"observations": [ONE], "future": LATER}, f"after ds {ds(HOURS + 1)}"),
     "ends before": ({"observations": [ONE], "future": EARLIER}, "step 1 of the 6"),
     "gap in ds": ({"observations": [ONE], "future": {"ds": [ds(2 * h) for h in range(6)], **future(0)}}, "consecutive"),
+}  # fmt: skip
+REFUSED = {
+    "another word": ({"observations": [ONE], "future": "none"}, "future"),
     "text for a number": ({"observations": [{**ONE, "covariates": {"price": "1"}}], "future": "missing"}, "'price'"),
     "truth for a number": ({"observations": [{**ONE, "covariates": {"price": True}}], "future": "missing"}, "'price'"),
     "infinite": ({"observations": [{**ONE, "covariates": {"price": 1e31}}], "future": "missing"}, "finite"),
@@ -295,6 +299,49 @@ REFUSED = {
     ),
     "unknown name": ({"observations": [{**ONE, "covariates": {"prize": 1}}], "future": "missing"}, "prize unknown"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNMET)
+def test_what_the_forecast_lacks_costs_the_forecast_alone(stream: LocalClient, name: str) -> None:
+    body, word = UNMET[name]
+
+    reply = stream.post("/v1/streams/a/observations", json=body)
+
+    assert reply.status_code == 200, reply.text
+    found = reply.json()
+    assert (found["accepted"], found["version"], found["ds"], found["quantiles"]) == (1, 2, [], {})
+    assert word in found["no_forecast"]["detail"]
+    # It was observed, with its covariates unknown.
+    later = quantiles(stream.post("/v1/streams/a/forecast", json={"future": future(HOURS + 1)}))
+    np.testing.assert_allclose(later, expected(HOURS + 1, changed=[(HOURS, (1.0, {}))]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("word", ["needs price, weather of the 6 steps", "expected 1 to 4"])
+def test_writers_that_know_nothing_of_a_new_model_lose_no_observation(
+    settings: Settings, tmp_path: Path, artifact: Path, word: str
+) -> None:
+    """The alias is moved by hand to a model with known covariates, or with a shorter horizon, and back."""
+    config = CONFIG if "needs" in word else replace(TINY, horizon=1)
+    other = ServedModel("other", "2", Forecaster(network_of(config)))
+    body = {"ds": [ds(hour) for hour in range(30)], "y": [float(hour % 4) for hour in range(30)]}
+    wish = {} if "needs" in word else {"horizon": 6}
+    with LocalClient(create_app(settings.model_copy(update={"model": str(artifact)}))) as client:
+        client.put("/v1/streams/a", json=body)
+        replies = []
+        for hour in range(30, 36):
+            if hour in (32, 34):
+                client.service.switch.take(other if hour == 32 else load_model(artifact))
+            row = {"ds": ds(hour), "y": float(hour % 4)}
+            replies.append(client.post("/v1/streams/a/observations", json={"observations": [row], **wish}))
+        found = quantiles(client.get("/v1/streams/a/forecast"))
+        client.put("/v1/streams/b", json={"ds": [ds(h) for h in range(36)], "y": [float(h % 4) for h in range(36)]})
+        undisturbed = quantiles(client.get("/v1/streams/b/forecast"))
+
+    assert [(reply.status_code, reply.json()["accepted"]) for reply in replies] == [(200, 1)] * 6
+    assert ["no_forecast" in reply.json() for reply in replies] == [False, False, True, True, False, False]
+    assert [reply.json()["version"] for reply in replies] == [2, 3, 4, 5, 6, 7]
+    assert word in replies[2].json()["no_forecast"]["detail"]
+    np.testing.assert_allclose(found, undisturbed, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -361,9 +361,7 @@ BAD_OBSERVATIONS = {
         '{"observations":[{"ds":"2024-01-02T16:00","y":1},{"ds":"2024-01-02T16:00","y":2}]}', 409, "revise",
     ),
     "horizon 0": ('{"observations":[{"ds":"2024-01-02T16:00","y":1}],"horizon":0}', 422, "horizon"),
-    "horizon too long": ('{"observations":[{"ds":"2024-01-02T16:00","y":1}],"horizon":25}', 422, "1 to 24"),
     "level 1": ('{"observations":[{"ds":"2024-01-02T16:00","y":1}],"quantile_levels":[1.0]}', 422, "less than 1"),
-    "untrained level": ('{"observations":[{"ds":"2024-01-02T16:00","y":1}],"quantile_levels":[0.001]}', 422, "0.025"),
     "on_conflict": ('{"observations":[{"ds":"2024-01-02T16:00","y":1}],"on_conflict":"maybe"}', 422, "revise"),
 }  # fmt: skip
 
@@ -376,6 +374,55 @@ def test_a_bad_observation_is_one_clear_problem_and_changes_nothing(client, stre
     assert_problem(client.post(f"{stream}/observations", content=body), status, word)
 
     assert state_of(client) == before
+
+
+@pytest.mark.parametrize(
+    ("wish", "word"),
+    [({"horizon": 25}, "1 to 24"), ({"quantile_levels": [0.001]}, "0.025"), ({"future": "missing"}, "no cov")],
+)
+def test_what_cannot_be_forecast_costs_the_forecast_and_nothing_that_was_observed(client, stream, wish, word):
+    counted = "forecaster_refused_forecasts_total 1.0"
+    assert counted not in client.get("/metrics").text
+
+    reply = client.post(f"{stream}/observations", json=observations((40, 12.5), (41, 11.0), **wish))
+
+    assert (reply.status_code, reply.headers["etag"]) == (200, '"2"')
+    body = reply.json()
+    assert (body["accepted"], body["cutoff"], body["ds"], body["quantiles"]) == (2, ds(41), [], {})
+    assert (body["no_forecast"]["status"], body["no_forecast"]["type"]) == (422, "urn:forecaster:problem:invalid")
+    assert word in body["no_forecast"]["detail"]
+    until(lambda: counted in client.get("/metrics").text)
+    found = state_of(client)
+    client.put("/v1/streams/b", json=history([*VALUES, 12.5, 11.0]))
+    for level, values in state_of(client, "/v1/streams/b")[1]["quantiles"].items():
+        np.testing.assert_allclose(found[1]["quantiles"][level], values, rtol=1e-5)
+    again = client.post(f"{stream}/observations", json=observations((41, 11.0), **wish)).json()
+    assert (again["duplicate"], again["version"], again["no_forecast"]) == (1, 2, body["no_forecast"])
+
+
+def test_a_forecast_that_cannot_be_made_takes_none_from_streams_of_the_same_micro_batch(client):
+    """Requests that wait together, some of them refused their forecast: each gets what it would have got alone."""
+    names = [f"s{i}" for i in range(9)]
+    for place, name in enumerate(names):
+        client.put(f"/v1/streams/{name}", json=history([value + place for value in VALUES]))
+
+    async def observe(place):
+        body = observations((40, 12.0 + place), horizon=99 if place % 3 == 1 else None)
+        return await client._client.post(f"/v1/streams/{names[place]}/observations", json=body)
+
+    async def observe_all():
+        return await asyncio.gather(*map(observe, range(len(names))))
+
+    replies = client.call(observe_all())
+
+    for place, reply in enumerate(replies):
+        assert reply.status_code == 200, reply.text
+        assert ("no_forecast" in reply.json()) == (place % 3 == 1)
+        later = client.get(f"/v1/streams/{names[place]}/forecast").json()
+        assert later["cutoff"] == ds(40)
+        if place % 3 != 1:
+            for level, values in reply.json()["quantiles"].items():
+                np.testing.assert_allclose(values, later["quantiles"][level], rtol=1e-5)
 
 
 BAD_HISTORIES = {
@@ -469,20 +516,23 @@ def test_head_of_endless_events_has_an_end(client, stream):
     assert (reply.status_code, reply.headers["content-type"], reply.content) == (200, "text/event-stream", b"")
 
 
-def test_forecasts_beyond_the_last_timestamp_are_refused_by_name_before_anything_changes(client, stream):
+def test_forecasts_beyond_the_last_timestamp_are_refused_by_name_and_what_is_observed_is_taken(client, stream):
     last = "2261-12-31T21:00:00"
     assert_problem(
         client.post("/v1/forecasts", json={"series": [{"unique_id": "far", "ds": [last], "y": [1.0]}]}),
         422, "series 'far'", "cannot be forecast",
     )  # fmt: skip
     assert client.put(f"{stream}-far", json={"ds": [last], "y": [1.0]}).status_code == 201
-    refused = client.post(
-        f"{stream}-far/observations", json={"observations": [{"ds": "2261-12-31T22:00:00", "y": 2.0}]}
-    )
-    assert_problem(refused, 422, "6 steps after ds 2261-12-31T22:00:00 cannot be forecast")
-    assert_problem(client.get(f"{stream}-far/forecast"), 422, last)
+    for version, hour in ((2, 22), (3, 23)):
+        taken = client.post(
+            f"{stream}-far/observations", json={"observations": [{"ds": f"2261-12-31T{hour}:00:00", "y": 2.0}]}
+        ).json()
+        assert (taken["version"], taken["accepted"], taken["ds"]) == (version, 1, [])
+        word = f"6 steps after ds 2261-12-31T{hour}:00:00 cannot be forecast"
+        assert word in taken["no_forecast"]["detail"]
+    assert_problem(client.get(f"{stream}-far/forecast"), 422, "2261-12-31T23:00:00")
+    client.put(f"{stream}-far", json={"ds": [last], "y": [1.0]})
     assert client.get(f"{stream}-far/forecast?horizon=2").json()["ds"][-1] == "2261-12-31T23:00:00"
-    assert client.get(f"{stream}-far").json()["version"] == 1
 
 
 def test_streams_at_the_ends_of_the_calendar_are_like_any_other(client, stream):

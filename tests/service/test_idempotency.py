@@ -336,4 +336,10 @@ def test_a_repeat_gets_the_reply_of_the_first_time_from_a_model_that_would_refus
         assert again.headers["idempotent-replayed"] == "true"
         assert again.headers["etag"] == first.headers["etag"]
         changed = client.post(PATH, json={**body, **observations((11, 2.0))}, headers=headers)
-        assert changed.status_code == client.post(PATH, json=body).status_code == 422
+        assert changed.json()["type"] == "urn:forecaster:problem:key-reused"
+        # What this model cannot forecast is kept as well as any other reply.
+        new, key = {**body, **observations((11, 3.0))}, {"idempotency-key": "two"}
+        refused, repeated = client.post(PATH, json=new, headers=key), client.post(PATH, json=new, headers=key)
+        assert (refused.status_code, refused.json()["accepted"]) == (200, 1)
+        assert refused.json()["no_forecast"]["status"] == 422
+        assert (repeated.content, repeated.headers["idempotent-replayed"]) == (refused.content, "true")
