@@ -156,6 +156,7 @@ async def _observe(request: Request) -> Response:
     unique_id = unique_id_of(request)
     key = idempotency_key_of(request, content)
     try:
+        want = model.want(body.horizon, body.quantile_levels)
         steps = model.dates.steps([o.ds for o in body.observations])
         given = [o.covariates for o in body.observations]
         values = read_values(model.forecaster, [o.y for o in body.observations], given)
@@ -165,7 +166,7 @@ async def _observe(request: Request) -> Response:
         if kept is None:
             raise
         return _observed(kept.body, kept.version, replayed=True)
-    want, future, refusal = _asked(model, body)
+    future, refusal = _coming(model, body, want)
     ticket = Single()
     item = Observe(
         ticket,
@@ -190,13 +191,12 @@ async def _observe(request: Request) -> Response:
     return _observed(outcome.reply, outcome.record.version, replayed=outcome.replayed)
 
 
-def _asked(model: ServedModel, body: ObservationsRequest) -> tuple[Want | None, Coming | None, Problem | None]:
-    """The forecast asked for with observations, or why this model cannot make it."""
+def _coming(model: ServedModel, body: ObservationsRequest, want: Want) -> tuple[Coming | None, Problem | None]:
+    """What is told of the coming steps, or why this model cannot forecast by it."""
     try:
-        want = model.want(body.horizon, body.quantile_levels)
-        return want, read_future(model, body.future, want.horizon, model.dates), None
+        return read_future(model, body.future, want.horizon, model.dates), None
     except InputError as error:
-        return None, None, from_library(error)
+        return None, from_library(error)
 
 
 def _observed(body: bytes | None, version: int, *, replayed: bool) -> Response:

@@ -336,9 +336,14 @@ def test_a_repeat_gets_the_reply_of_the_first_time_from_a_model_that_would_refus
         assert again.headers["idempotent-replayed"] == "true"
         assert again.headers["etag"] == first.headers["etag"]
         changed = client.post(PATH, json={**body, **observations((11, 2.0))}, headers=headers)
-        assert changed.json()["type"] == "urn:forecaster:problem:key-reused"
-        # What this model cannot forecast is kept as well as any other reply.
-        new, key = {**body, **observations((11, 3.0))}, {"idempotency-key": "two"}
+        assert changed.status_code == 422
+
+
+def test_a_reply_without_the_forecast_is_kept_as_any_other(settings, tmp_path):
+    forecaster_of(replace(config_of(), covariates=CovariatesConfig(known=("price",)))).save(tmp_path / "other")
+    with LocalClient(create_app(settings.model_copy(update={"model": str(tmp_path / "other")}))) as client:
+        client.put("/v1/streams/a", json=history([1.0] * 10))
+        new, key = observations((10, 3.0)), {"idempotency-key": "one"}
         refused, repeated = client.post(PATH, json=new, headers=key), client.post(PATH, json=new, headers=key)
         assert (refused.status_code, refused.json()["accepted"]) == (200, 1)
         assert refused.json()["no_forecast"]["status"] == 422
