@@ -13,7 +13,7 @@ from forecaster import Forecaster, InputError
 from service.engine.coming import Coming
 from service.models.dates import Dates
 from service.models.served import ServedModel
-from service.store.values import Value, value_of, written
+from service.store.values import UNKNOWN, Value, value_of, written
 
 __all__ = ["read_columns", "read_future", "read_static", "read_values"]
 
@@ -21,9 +21,23 @@ Cells = Mapping[str, Any]
 
 
 def read_values(
-    forecaster: Forecaster, values: Sequence[float | None], covariates: Sequence[Cells | None]
+    forecaster: Forecaster,
+    values: Sequence[float | None],
+    covariates: Sequence[Cells | None],
+    *,
+    takes_back: bool = False,
 ) -> list[Value]:
     """Values as the log keeps them, from y and covariates by name of each observation.
+
+    Parameters
+    ----------
+    forecaster
+        Knows the names.
+    values, covariates
+        Of each observation.
+    takes_back
+        Whether covariates of which none is known tell that they are unknown, and not nothing, as the empty cells of a
+        table do.
 
     Raises
     ------
@@ -34,7 +48,8 @@ def read_values(
         return list(values)
     _check_names("covariates", {name for row in covariates if row for name in row}, _dynamic(forecaster))
     forecaster.table(covariates)
-    return [value_of(y, written(row)) for y, row in zip(values, covariates, strict=True)]
+    texts = map(written, covariates)
+    return [value_of(y, text if takes_back or text != UNKNOWN else None) for y, text in zip(values, texts, strict=True)]
 
 
 def read_columns(
@@ -69,7 +84,8 @@ def read_static(forecaster: Forecaster, unique_id: str, static: Cells | None) ->
     declared = forecaster.config.covariates.static
     _check_names("static", set(static), tuple(name for name in declared if name != "unique_id"))
     forecaster.static([unique_id], [static])
-    return written(static)
+    text = written(static)
+    return None if text == UNKNOWN else text
 
 
 def read_future(

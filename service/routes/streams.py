@@ -159,7 +159,7 @@ async def _observe(request: Request) -> Response:
         want = model.want(body.horizon, body.quantile_levels)
         steps = model.dates.steps([o.ds for o in body.observations])
         given = [o.covariates for o in body.observations]
-        values = read_values(model.forecaster, [o.y for o in body.observations], given)
+        values = read_values(model.forecaster, [o.y for o in body.observations], given, takes_back=True)
     except InputError:
         # It may have been answered by another version, which understood it.
         kept = None if key is None else await _kept(service_of(request), unique_id, key)

@@ -11,11 +11,25 @@ from typing import Any, NamedTuple, cast
 
 import orjson
 
-__all__ = ["Covered", "Value", "count_missing", "covariates_of", "merged", "value_of", "written", "y_of", "ys_of"]
+__all__ = [
+    "UNKNOWN",
+    "Covered",
+    "Value",
+    "count_missing",
+    "covariates_of",
+    "merged",
+    "value_of",
+    "written",
+    "y_of",
+    "ys_of",
+]
+
+UNKNOWN = "{}"
+"""Covariates that are told to be unknown, all of them: no covariates, but those that were known are so no longer."""
 
 
 class Covered(NamedTuple):
-    """A value with covariates; y None = missing."""
+    """A value with covariates, if only told to be unknown; y None = missing."""
 
     y: float | None
     covariates: str
@@ -25,9 +39,11 @@ Value = float | None | Covered
 
 
 def written(covariates: Mapping[str, Any] | None) -> str | None:
-    """Covariates as the log keeps them: without missing ones, None if none are left."""
-    known = {name: value for name, value in (covariates or {}).items() if value is not None}
-    return orjson.dumps(known, option=orjson.OPT_SORT_KEYS).decode() if known else None
+    """Covariates as the log keeps them: without missing ones; None if nothing is told of any."""
+    if not covariates:
+        return None
+    known = {name: value for name, value in covariates.items() if value is not None}
+    return orjson.dumps(known, option=orjson.OPT_SORT_KEYS).decode()
 
 
 def value_of(y: float | None, covariates: str | None) -> Value:
@@ -64,9 +80,29 @@ def covariates_of(value: Value) -> dict[str, Any] | None:
 def merged(present: Value, new: Value) -> Value:
     """What a new value for a known step comes to: one without covariates says nothing about those that are known.
 
+    Covariates that mean the same are the same, however they are written.
+
     Examples
     --------
     >>> merged(Covered(1.0, '{"t":2}'), 3.0)
     Covered(y=3.0, covariates='{"t":2}')
+    >>> merged(Covered(1.0, '{"t":2}'), Covered(3.0, '{"t":2.0}'))
+    Covered(y=3.0, covariates='{"t":2}')
+    >>> merged(1.0, Covered(1.0, UNKNOWN))
+    1.0
     """
-    return Covered(new, present.covariates) if isinstance(present, Covered) and not isinstance(new, Covered) else new
+    if not isinstance(new, Covered):
+        return Covered(new, present.covariates) if isinstance(present, Covered) else new
+    if not isinstance(present, Covered):
+        return new.y if new.covariates == UNKNOWN else new
+    return Covered(new.y, present.covariates) if _mean_the_same(present.covariates, new.covariates) else new
+
+
+def _mean_the_same(one: str, other: str) -> bool:
+    """Whether two texts name the same values; true is not 1."""
+    if one == other:
+        return True
+    mine, yours = (
+        {name: (isinstance(value, bool), value) for name, value in orjson.loads(text).items()} for text in (one, other)
+    )
+    return mine == yours

@@ -192,6 +192,61 @@ def test_a_bulk_row_that_cannot_be_read_costs_only_itself(stream: LocalClient) -
     assert "prize unknown; this model has price, weather, visitors" in reply["refused"][1]["detail"]
 
 
+def test_covariates_can_be_taken_back(stream: LocalClient) -> None:
+    """All null is a statement, where it is made: that they are unknown. A table's empty cells are none."""
+    hour, ahead = HOURS - 1, {"future": future(HOURS)}
+    known = {"price": 2.0, "weather": "sun", "visitors": 3}
+
+    def tell(covariates: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
+        row = {"ds": ds(hour), "y": y_at(hour)} | ({} if covariates is None else {"covariates": covariates})
+        reply = stream.post("/v1/streams/a/observations", json={"observations": [row], **ahead, **more})
+        return dict(reply.json()) if reply.status_code == 200 else {"status": reply.status_code}
+
+    def holds(covariates: dict[str, Any]) -> None:
+        found = quantiles(stream.post("/v1/streams/a/forecast", json=ahead))
+        np.testing.assert_allclose(found, expected(HOURS, changed=[(hour, (y_at(hour), covariates))]), rtol=1e-5)
+
+    assert tell(known, on_conflict="revise")["revised"] == 1
+    holds(known)
+    assert tell({"price": None, "weather": None, "visitors": None})["status"] == 409
+    line = {"unique_id": "a", "ds": ds(hour), "y": y_at(hour), "price": None, "weather": None, "visitors": None}
+    bulk = stream.post(
+        "/v1/observations?on_conflict=revise",
+        content=json.dumps(line),
+        headers={"content-type": "application/x-ndjson"},
+    )
+    assert bulk.json()["counts"] == {"duplicate": 1}
+    holds(known)
+    assert tell({"price": None}, on_conflict="revise")["revised"] == 1
+    holds({})
+    for again in ({"price": None, "visitors": None}, None):
+        assert tell(again)["duplicate"] == 1
+    assert tell(known)["status"] == 409
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "same"),
+    [
+        ({"price": 2.0, "visitors": 3}, {"visitors": 3.0, "price": 2}, True),
+        ({"weather": "sun"}, {"weather": "sun", "price": None}, True),
+        ({"weather": True}, {"weather": 1}, False),
+        ({"price": 2.0}, {"price": 2.5}, False),
+    ],
+)
+def test_covariates_that_mean_the_same_are_a_duplicate(
+    stream: LocalClient, first: dict[str, Any], again: dict[str, Any], same: bool
+) -> None:
+    replies = [
+        stream.post(
+            "/v1/streams/a/observations",
+            json={"observations": [{"ds": ds(HOURS), "y": 1.0, "covariates": given}], "future": future(HOURS + 1)},
+        )
+        for given in (first, again)
+    ]
+
+    assert [reply.status_code for reply in replies] == [200, 200 if same else 409]
+
+
 def test_a_late_and_a_revised_value_fold_with_the_covariates_of_the_log(stream: LocalClient) -> None:
     """A revision of y alone leaves the covariates that are known."""
     observe(stream, HOURS + 2, future="missing")
