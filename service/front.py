@@ -124,7 +124,7 @@ class Front:
                 if route is None or (named is not None and _is_at_root(route)):
                     raise nothing_there(method, scope["path"], others)
                 if hosted is not None or named is None:
-                    template = route.path
+                    template = route.path_format
                 keys = host.keys
                 if keys is not None and needed is not None:
                     asked = None if _is_at_root(route) else ROOT if named is None else named
@@ -157,7 +157,7 @@ class Front:
             if named is not None and template != "none":
                 template = PREFIX + named + template
             if span is not None:
-                host.tracing.end(span, method, template.replace(":path", ""), status, request_id)
+                host.tracing.end(span, method, template, status, request_id)
             if self._log is not None:
                 self._log(Answered(time(), request_id, method, template, scope["path"], status, seconds, key))
 

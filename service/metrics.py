@@ -43,7 +43,6 @@ class Requests:
         pair = self._requests.get(key)
         if pair is None:
             # Looking labels up costs more than counting, so the children are kept.
-            route = route.replace(":path", "")
             pair = self._request_count.labels(method, route, str(status)), self._request_seconds.labels(method, route)
             self._requests[key] = pair
         pair[0].inc()

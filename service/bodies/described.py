@@ -183,6 +183,14 @@ class StatusReply(_Reply):
     status: str
 
 
+class Covariate(_Reply):
+    """A column that a model reads beside y."""
+
+    name: str
+    role: str = Field(description="known (also of the steps to forecast), past, or static")
+    values: list[str] | None = Field(description="the categories that it tells apart; null: a number")
+
+
 class ServedReply(ModelLabel):
     """A model that serves."""
 
@@ -194,6 +202,7 @@ class ServedReply(ModelLabel):
     seasonality: list[int]
     quantile_levels: list[float]
     max_gap_steps: int
+    covariates: list[Covariate]
 
 
 class HostedModel(_Reply):
@@ -307,6 +316,10 @@ EXAMPLES: dict[type[BaseModel], Any] = {
                 "seasonality": [24, 168],
                 "quantile_levels": [0.1, 0.5, 0.9],
                 "max_gap_steps": 336,
+                "covariates": [
+                    {"name": "temperature", "role": "known", "values": None},
+                    {"name": "site", "role": "static", "values": ["north", "south"]},
+                ],
             }
         ],
         "reference": "models:/load@champion",

@@ -107,6 +107,12 @@ async def _models(request: Request) -> Response:
         "horizon": config.horizon,
         "max_horizon": config.max_horizon,
         "seasonality": config.seasonality,
+        "covariates": [
+            {"name": name, "role": role, "values": config.covariates.values_of(name)}
+            for role in ("known", "past", "static")
+            for name in getattr(config.covariates, role)
+            if name != "unique_id"  # of which nobody tells it more than the name
+        ],
         "quantile_levels": config.quantile_levels,
         "max_gap_steps": service.max_gap_steps(model),
     }

@@ -192,6 +192,29 @@ def test_a_bulk_row_that_cannot_be_read_costs_only_itself(stream: LocalClient) -
     assert "prize unknown; this model has price, weather, visitors" in reply["refused"][1]["detail"]
 
 
+def test_a_client_learns_what_to_send_from_the_description_of_the_model(client: LocalClient) -> None:
+    (model,) = client.get("/v1/models").json()["models"]
+    told: dict[str, dict[str, list[str] | None]] = {"known": {}, "past": {}, "static": {}}
+    for column in model["covariates"]:
+        told[column["role"]][column["name"]] = column["values"]
+
+    assert told == {
+        "known": {"price": None, "weather": ["rain", "sun"]},
+        "past": {"visitors": None},
+        "static": {"size": None, "country": ["DE", "FR"]},
+    }
+    categories = {name: values or [1.0] for name, values in told["known"].items()}
+    body = {
+        "ds": [ds(hour) for hour in range(HOURS)],
+        "y": [1.0] * HOURS,
+        "covariates": {name: [cells[-1]] * HOURS for name, cells in categories.items()},
+        "static": {name: (values or [1.0])[0] for name, values in told["static"].items()},
+    }
+    assert client.put("/v1/streams/a", json=body).status_code == 201
+    ahead = {name: [cells[0]] * model["horizon"] for name, cells in categories.items()}
+    assert quantiles(client.post("/v1/streams/a/forecast", json={"future": ahead})).shape[1] == model["horizon"]
+
+
 def test_covariates_can_be_taken_back(stream: LocalClient) -> None:
     """All null is a statement, where it is made: that they are unknown. A table's empty cells are none."""
     hour, ahead = HOURS - 1, {"future": future(HOURS)}

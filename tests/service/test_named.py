@@ -551,7 +551,7 @@ def test_log_lines_name_the_model_in_route_and_path(folders, store_url):
         client.get("/models/none/v1/streams/a")
 
     assert [(entry.route, entry.path, entry.status) for entry in entries] == [
-        ("/models/steps/v1/streams/{unique_id:path}", "/models/steps/v1/streams/a", 404),
+        ("/models/steps/v1/streams/{unique_id}", "/models/steps/v1/streams/a", 404),
         ("none", "/models/none/v1/streams/a", 404),
     ]
 
