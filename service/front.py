@@ -11,6 +11,7 @@ the same routes as the one at the root.
 from __future__ import annotations
 
 import re
+from asyncio import CancelledError
 from collections.abc import Callable, Coroutine
 from itertools import count
 from secrets import token_hex
@@ -27,7 +28,7 @@ from service.errors import let_go
 from service.logs import Answered
 from service.naming import PREFIX, ROOT
 from service.negotiation import header_of
-from service.problems import MEDIA_TYPE, Problem, explained, nothing_there, overloaded, problem_response
+from service.problems import MEDIA_TYPE, Problem, explained, nothing_there, overloaded, problem_response, unavailable
 
 __all__ = ["AT_ROOT", "KEY_SCHEME", "Front", "TooLarge", "scope_of"]
 
@@ -222,7 +223,7 @@ class _Call(Request):
         ClientDisconnect
             The client has gone before it was complete.
         Problem
-            It cannot be unpacked, or not within the limit; 503 if too much of others is held.
+            It cannot be unpacked, or not within the limit; 503 if too much of others is held, or the service ends.
         """
         packed = await self._packed_body()
         return await unpack(packed, self._coding, self._limit) if self._coding else packed
@@ -230,7 +231,10 @@ class _Call(Request):
     async def _packed_body(self) -> bytes:
         parts = bytearray()
         while True:
-            message = await self._receive()
+            try:
+                message = await self._receive()
+            except CancelledError:  # by the server, at the end of its time to drain
+                raise unavailable("the service ends, and the request is not complete") from None
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
             body: bytes = message.get("body", b"")

@@ -219,3 +219,16 @@ def test_a_port_in_use_ends_the_process_with_a_failure():
         done = subprocess.run([sys.executable, "-c", code, str(taken.getsockname()[1])], cwd=ROOT, check=False)
 
     assert done.returncode == 1
+
+
+def test_a_body_that_is_not_complete_when_the_service_ends_is_refused_in_one_line(template, artifact, tmp_path):
+    with serving(template, artifact, tmp_path, drain_seconds="1") as server, connect(server) as slow:
+        slow.sendall(HEAD + b"content-length: 1000\r\nexpect: 100-continue\r\n\r\n")
+        assert slow.recv(100).startswith(b"HTTP/1.1 100 ")  # the route waits for the body now
+        slow.sendall(b"{")
+        status, reply = server.stop(), everything(slow)
+
+        assert status == 0
+        assert reply.startswith(b"HTTP/1.1 503 ")
+        assert b"the service ends, and the request is not complete" in reply
+        assert "Traceback" not in server.log_text()

@@ -138,7 +138,7 @@ def test_the_service_writes_a_json_line_per_request_if_asked(template, artifact,
     lines = [json.loads(line) for line in server.log_text().splitlines()]
 
     mine = [line for line in lines if line.get("request_id") == "first"]
-    assert [line["message"] for line in mine] == (["PUT /v1/streams/{unique_id:path} 201"] if switched_on else [])
+    assert [line["message"] for line in mine] == (["PUT /v1/streams/{unique_id} 201"] if switched_on else [])
     assert any("Uvicorn running" in line["message"] for line in lines)
 
 
