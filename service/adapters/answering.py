@@ -22,7 +22,7 @@ from service.bodies.schemas import ForecastsRequest
 from service.front import TooLarge
 from service.models.served import ServedModel
 from service.problems import Problem, explained
-from service.routes.common import needs, refuse_query, service_of
+from service.routes.common import hosted_of, needs, refuse_query, service_of
 from service.routes.describing import answer as answer_of
 from service.routes.describing import described
 
@@ -44,6 +44,7 @@ class Asked(NamedTuple):
     body: bytes
     kind: str
     model: ServedModel
+    named: str | None  # how the model is called at this address
     max_history_steps: int
 
 
@@ -77,9 +78,8 @@ def add_forecast(
             refuse_query(request)
             service = service_of(request)
             kind = request.headers.get("content-type", "").lower()
-            asked = Asked(
-                await request.body(), kind, service.require_engine().model, service.settings.max_history_steps
-            )
+            model, named = service.require_engine().model, hosted_of(request).name
+            asked = Asked(await request.body(), kind, model, named, service.settings.max_history_steps)
             return Response(await service.beside(answer, asked), media_type="application/json")
         except (ClientDisconnect, TooLarge):
             raise  # the front door's

@@ -159,7 +159,7 @@ def _refusal(problem: Problem) -> Response:
 def _answer(asked: Asked) -> bytes:
     body = KServeRequest.model_validate(read_json(asked.body))
     model = asked.model
-    if body.model != model.name:
+    if body.model not in (model.name, asked.named):
         raise Problem(404, "model-not-found", f"model {body.model!r} does not serve here; {model.name!r} does")
     asked_levels = body.options.quantiles or []
     levels = list(dict.fromkeys([*asked_levels, _MEDIAN]))

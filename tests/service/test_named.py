@@ -175,6 +175,22 @@ def not_routed(reply: httpx.Response) -> bool:
     return reply.status_code == 404 and "unknown-route" in reply.text
 
 
+def test_kserves_route_takes_the_name_that_stands_in_its_path_or_the_models_own(client):
+    """The champion of a registered model is served under another name than that, or from a folder."""
+    own = client.get("/models/other/v1/models").json()["models"][0]["name"]
+    series = {"type": "univariate_time_series", "name": "a", "series": [1.0, 2.0] * 9, "frequency": "H"}
+    found = {
+        name: client.post(
+            "/models/other/v1/timeseries/forecast",
+            json={"model": name, "inputs": [series], "options": {"horizon": 2}},
+        ).status_code
+        for name in (own, "other", "steps")
+    }
+
+    assert own != "other"
+    assert found == {own: 200, "other": 200, "steps": 404}
+
+
 # -- names -------------------------------------------------------------------------------------------------------------
 
 
