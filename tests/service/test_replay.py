@@ -270,9 +270,7 @@ def test_looking_changes_nothing(tiny_forecaster, tmp_path):
 
 
 @pytest.mark.parametrize("want", [Want(25, (0.5,)), Want(3, (0.999,))])
-def test_a_forecast_that_the_model_cannot_make_any_more_is_refused_before_anything_changes(
-    tiny_forecaster, tmp_path, want
-):
+def test_a_forecast_that_the_model_cannot_make_any_more_costs_no_observation(tiny_forecaster, tmp_path, want):
     """A request is checked against the model of that moment, and may meet another one."""
     machine = Machine(tiny_forecaster, tmp_path)
     for name in "abc":
@@ -281,10 +279,12 @@ def test_a_forecast_that_the_model_cannot_make_any_more_is_refused_before_anythi
     machine.create("d", [3], [1.0])
 
     items = Observe(Box(), "a", [4], [4.0], want=want), Observe(Box(), "b", [2], [4.0], want=want)
-    *refused, taken = machine.run(*items, Look(Box(), "c", want), good)
+    *observed, refused, taken = machine.run(*items, Look(Box(), "c", want), good)
 
-    assert [problem.status for problem in refused] == [422] * 3
-    assert taken.quantiles.shape == (1, 3)
+    assert refused.status == 422
+    assert [(found.refusal.status, found.quantiles.size) for found in observed] == [(422, 0)] * 2
+    assert (taken.quantiles.shape, taken.refusal) == ((1, 3), None)
+    machine.logs["a"][4] = machine.logs["b"][2] = 4.0
     machine.logs["d"][4] = 1.0
     machine.check()
     machine.close()
