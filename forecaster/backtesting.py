@@ -17,6 +17,7 @@ import torch
 from forecaster.baselines import naive2, seasonal_naive
 from forecaster.errors import PanelError
 from forecaster.forecaster import DEFAULT_LEVELS, Forecaster
+from forecaster.marginals import level_name
 from forecaster.metrics import coverage, mase, msis, naive_error, owa, smape, wql
 from forecaster.panel import Panel
 
@@ -209,7 +210,7 @@ def _frame(forecaster: Forecaster, window: Window, cutoffs: npt.NDArray[np.int64
         "seasonal_naive": window.seasonal_naive.ravel(),
     }
     for level in DEFAULT_LEVELS:
-        columns[f"{level:g}"] = window.at(level).ravel()
+        columns[level_name(level)] = window.at(level).ravel()
     return pd.DataFrame(columns)
 
 

@@ -27,7 +27,7 @@ from forecaster.config import Config
 from forecaster.covariates import static_numbers, table_of
 from forecaster.errors import InputError
 from forecaster.heads import DistributionHead
-from forecaster.marginals import Decoded, Marginals, locate
+from forecaster.marginals import Decoded, Marginals, level_name, locate
 from forecaster.network import Encoded, ForecastNetwork
 from forecaster.panel import Panel
 from forecaster.quality import Quality
@@ -527,7 +527,7 @@ class Forecaster:
             }
         )
         for place, level in enumerate(levels):
-            frame[f"{level:g}"] = quantiles[:, :, place].ravel()
+            frame[level_name(level)] = quantiles[:, :, place].ravel()
         return frame
 
     def quality(self, state: StreamState) -> Quality:
@@ -761,7 +761,7 @@ def _checked_levels(levels: tuple[float, ...], lowest: float, highest: float) ->
             raise InputError(
                 f"quantile level {level:g} is outside {lowest:g} to {highest:g}, the levels this model was trained for"
             )
-    if len({f"{level:g}" for level in levels}) < len(set(levels)):
+    if len(set(map(level_name, levels))) < len(set(levels)):
         raise InputError(f"quantile levels are {', '.join(map(str, levels))}: six digits name them, and must differ")
     return levels
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from forecaster.heads import Head, Levels
 from forecaster.scaling import Frame
 
-__all__ = ["Decoded", "Marginals", "locate", "surprise"]
+__all__ = ["Decoded", "Marginals", "level_name", "locate", "surprise"]
 
 
 class Decoded(NamedTuple):
@@ -31,6 +31,17 @@ class Decoded(NamedTuple):
     def steps(self, steps: slice) -> Decoded:
         """Some of its horizon steps."""
         return Decoded(self.parameters[..., steps], self.frame)
+
+
+def level_name(level: float) -> str:
+    """What a quantile level is called, in columns and replies: six digits at most.
+
+    Examples
+    --------
+    >>> level_name(0.1), level_name(0.975), level_name(1 / 3)
+    ('0.1', '0.975', '0.333333')
+    """
+    return f"{level:g}"
 
 
 def locate(head: Head, block: Decoded, y: Tensor) -> Tensor:

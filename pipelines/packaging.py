@@ -19,6 +19,7 @@ import forecaster
 from forecaster import Config, Forecaster, Panel
 from forecaster.calendar import INTEGER_FREQ
 from forecaster.forecaster import DEFAULT_LEVELS
+from forecaster.marginals import level_name
 from pipelines.connection import mlflow_errors
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def signature(config: Config) -> ModelSignature:
             [
                 ColSpec(DataType.string, "unique_id"),
                 ColSpec(ds, "ds"),
-                *(ColSpec(DataType.double, f"{level:g}") for level in levels),
+                *(ColSpec(DataType.double, level_name(level)) for level in levels),
             ]
         ),
         params=ParamSchema(

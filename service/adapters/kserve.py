@@ -14,6 +14,7 @@ from fastapi import FastAPI, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from forecaster import InputError
+from forecaster.marginals import level_name
 from service.adapters.answering import (
     Asked,
     add_forecast,
@@ -230,7 +231,7 @@ def _output(one: SeriesInput, found: Forecast, levels: list[float], model: Serve
                 "mean_forecast": found.at(_MEDIAN),
                 "frequency": one.frequency,
                 "start_timestamp": start,
-                "quantiles": {f"{level:g}": found.at(level) for level in levels},
+                "quantiles": {level_name(level): found.at(level) for level in levels},
             }
         ],
         "error": None,

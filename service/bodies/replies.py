@@ -14,8 +14,9 @@ import numpy.typing as npt
 import orjson
 from fastapi import Response
 
+from forecaster.marginals import level_name
 from service.engine.items import Outcome
-from service.engine.verdicts import Verdict
+from service.engine.verdicts import TAKEN
 from service.models.served import ServedModel, Want
 from service.store import StreamRecord
 
@@ -31,9 +32,7 @@ __all__ = [
 ]
 
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
-_TAKEN = (Verdict.ACCEPTED, Verdict.LATE, Verdict.DUPLICATE, Verdict.REVISED)
-
-_COUNTS_OF_ONE = {only: {word.value: int(word is only) for word in _TAKEN} for only in _TAKEN}
+_COUNTS_OF_ONE = {only: {word.value: int(word is only) for word in TAKEN} for only in TAKEN}
 _JSON_TYPE = (b"content-type", b"application/json")
 _VARIES = (b"vary", b"Accept")
 
@@ -133,7 +132,7 @@ def forecast_json(found: Forecast) -> Json:
 @lru_cache(1024)
 def level_names(levels: tuple[float, ...]) -> tuple[str, ...]:
     """Quantile levels as replies name them."""
-    return tuple(f"{level:g}" for level in levels)
+    return tuple(map(level_name, levels))
 
 
 def stream_forecast(outcome: Outcome, want: Want) -> bytes:
@@ -150,7 +149,7 @@ def observed(outcome: Outcome, want: Want) -> bytes:
     if len(verdicts) == 1:
         reply.update(_COUNTS_OF_ONE[verdicts[0]])
     else:
-        reply.update((word.value, verdicts.count(word)) for word in _TAKEN)
+        reply.update((word.value, verdicts.count(word)) for word in TAKEN)
     reply["filled"] = judgement.filled
     if outcome.refusal is not None:
         reply["no_forecast"] = outcome.refusal.members()

@@ -26,7 +26,7 @@ from enum import StrEnum
 
 from service.store.values import Value, merged
 
-__all__ = ["Judgement", "Verdict", "judge"]
+__all__ = ["TAKEN", "Judgement", "Verdict", "judge"]
 
 
 class Verdict(StrEnum):
@@ -46,10 +46,11 @@ class Verdict(StrEnum):
     @property
     def refused(self) -> bool:
         """Whether the observation was not taken."""
-        return self not in _TAKEN
+        return self not in TAKEN
 
 
-_TAKEN = frozenset((Verdict.ACCEPTED, Verdict.LATE, Verdict.DUPLICATE, Verdict.REVISED))
+TAKEN = (Verdict.ACCEPTED, Verdict.LATE, Verdict.DUPLICATE, Verdict.REVISED)
+"""Of observations that are in the log now, in the order of replies."""
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ import typer
 from forecaster import Config, Forecaster, NetworkConfig
 from pipelines.cli import app
 from pipelines.demo.processes import ServerProcess, free_port
-from tests.house.tree import ROOT, code_blocks, project, read
+from tests.house.tree import ROOT, code_blocks, project, read, tracked_files
 
 COMMANDS = typer.main.get_command(app).commands
 
@@ -125,10 +125,12 @@ def test_the_changelog_knows_this_version():
 
 
 def test_links_between_the_documents_lead_somewhere():
-    for name in ("README.md", "ARCHITECTURE.md", "CHANGELOG.md"):
-        links = re.findall(r"\]\((?!https?://|#)([^)#]+)", read(name))
+    documents = [path for path in tracked_files() if path.suffix == ".md"]
+    assert len(documents) > 5
+    for document in documents:
+        links = re.findall(r"\]\((?!https?://|#)([^)#]+)", document.read_text(encoding="utf-8"))
 
-        assert [link for link in links if not (ROOT / link).exists()] == [], name
+        assert [link for link in links if not (document.parent / link).exists()] == [], document
 
 
 def makefile_targets() -> set[str]:

@@ -212,10 +212,8 @@ def test_a_failed_commit_changes_nothing_in_memory(tiny_forecaster, tmp_path, mo
 
     with monkeypatch.context() as patch:
         replace_commit(patch, machine.store, fail)
-        try:
+        with pytest.raises(OSError, match="disk full"):
             machine.observe({"a": [(3, 4.0)]}, revise=False, whole=True)
-        except OSError:
-            pass
     machine.check()
     machine.close()
 
