@@ -29,6 +29,17 @@ def test_places_are_those_of_the_wall_clock(steps: list[int]):
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@given(steps=st.lists(st.integers(-1_000_000, 2_000_000), min_size=1, max_size=5))
+def test_minutes_have_places_in_the_hour_and_whole_days_in_the_month(steps: list[int]):
+    calendar = Calendar("15min")
+    places = Almanac(calendar, ("hour", "month")).places(torch.tensor(steps)).numpy()
+
+    for found, stamp in zip(places, calendar.to_index(steps), strict=True):
+        turns = [stamp.minute / 60, (stamp.day - 1) / stamp.days_in_month]
+        expected = np.array([f(2 * np.pi * turn) for turn in turns for f in (np.sin, np.cos)])
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_the_hour_of_a_day_follows_the_clocks_when_they_change():
     steps = BERLIN.to_steps(
         pd.Series(pd.to_datetime(["2024-03-30 12:00", "2024-03-31 12:00"]).tz_localize(BERLIN.time_zone))
@@ -66,6 +77,16 @@ def test_holidays_fall_on_whole_days_of_their_country():
     days = found.reshape(3, 4, 24)
     assert (days == days[..., :1]).all()
     assert days[..., 0].tolist() == [[0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_a_business_day_has_none_of_the_holidays_of_the_weekend_after_it():
+    """New Year 2022 was a Saturday."""
+    calendar = Calendar("B")
+    steps = torch.from_numpy(calendar.parse(["2021-12-30", "2021-12-31", "2022-01-03", "2022-04-15"]))
+
+    found = Almanac(calendar, ()).holidays(steps.unsqueeze(0), torch.tensor([country_number("DE")]))
+
+    assert found.tolist() == [[0, 0, 0, 1]]
 
 
 def test_longer_steps_count_the_holidays_that_fall_on_them():

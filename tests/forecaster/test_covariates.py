@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from forecaster import Config, ConfigError, CovariatesConfig, Forecaster, InputError, Panel, PanelError, backtest
+from forecaster.covariates import LARGEST_DEVIATIONS, Columns, CovariateInputs
 from forecaster.training import fit
 from forecaster.training.choosing import choose_covariates
 
@@ -273,6 +274,31 @@ def test_a_step_that_is_not_known_is_named(trained: Forecaster):
         trained.forecast_frame(panel, future=FRAME.loc[FRAME.index.repeat(1 + (FRAME["ds"] == "2024-03-01"))])
     with pytest.raises(InputError, match=r"needs values of price, promo at the 4 coming steps"):
         trained.forecast(trained.warm_up_panel(panel))
+
+
+def test_a_value_far_from_all_that_was_learnt_from_counts_as_one_not_so_far():
+    """An order of magnitude too much, by mistake or not, must not make the forecast as absurd."""
+    columns = Columns(("price",), CovariatesConfig(known=("price",)))
+    columns.standardise(torch.tensor([[4.0], [6.0]], dtype=torch.float64))
+
+    told = columns(torch.tensor([[1e9], [5 + LARGEST_DEVIATIONS], [5.5], [-1e9]], dtype=torch.float64))
+
+    assert told[:, 0].tolist() == [LARGEST_DEVIATIONS, LARGEST_DEVIATIONS, 0.5, -LARGEST_DEVIATIONS]
+
+
+@pytest.mark.parametrize(("seasonality", "horizon"), [((7,), 4), ((3, 7), 20), ((1,), 4)])
+def test_holidays_of_the_steps_that_anchors_repeat_are_told_too(seasonality: tuple[int, ...], horizon: int):
+    """Of each season's latest cycle that is over at the cutoff; where there is no season, of none."""
+    config = Config("D", horizon, seasonality, covariates=CovariatesConfig(holidays="DE", calendar=()))
+    inputs = CovariateInputs(config)
+    seasons = [season for season in seasonality if season > 1]
+
+    assert inputs.decoder_size == 1 + len(seasons)
+    for step, row in enumerate(inputs.offsets.tolist(), start=1):
+        assert row[0] == step
+        for season, repeated in zip(seasons, row[1:], strict=True):
+            assert -season < repeated <= 0
+            assert (step - repeated) % season == 0
 
 
 def test_missing_cells_and_unknown_values_still_have_a_forecast(trained: Forecaster):

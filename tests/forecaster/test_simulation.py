@@ -106,6 +106,17 @@ def test_rows_draw_independently_with_one_seed_for_all() -> None:
     assert abs(stats.spearmanr(paths[0, :, 0], paths[1, :, 0]).statistic) < 0.08
 
 
+def test_the_same_values_at_other_steps_are_another_series() -> None:
+    """Or series that start alike, as those without a value do, would rise and fall together."""
+    forecaster = forecaster_of(TINY)
+    state = forecaster.warm_up([HISTORY, HISTORY], [0, 7 * TINY.ring_length])
+    assert torch.equal(*state.ring)
+
+    paths = forecaster.simulate(state, 1, 2000, 3)
+
+    assert abs(stats.spearmanr(paths[0, :, 0], paths[1, :, 0]).statistic) < 0.08
+
+
 def test_fewer_paths_are_the_first_of_more_and_a_shorter_horizon_the_beginning_of_a_longer_one() -> None:
     forecaster = forecaster_of(TINY)
     state = forecaster.warm_up([HISTORY], [0])

@@ -14,7 +14,7 @@ import pytest
 from service.app import create_app
 from service.models.served import ServedModel
 from tests.forecaster.kit import config_of, forecaster_of
-from tests.service.kit import LocalClient, history, observations
+from tests.service.kit import LocalClient, history, observations, until
 from tests.service.processes import Server
 
 PATH = "/v1/streams/a"
@@ -83,6 +83,11 @@ class Reader:
                 await self._arrived.wait()
 
     @property
+    def text(self):
+        """What has come and was not taken."""
+        return self._text
+
+    @property
     def silent(self):
         """Whether nothing has come that was not taken."""
         return "event" not in self._text
@@ -121,6 +126,15 @@ def test_bulk_bodies_replacements_and_late_values_make_events_and_repeats_do_not
         versions.append(reader.next()["data"]["version"])
 
     assert versions == [1, 2, 3]
+
+
+def test_a_line_now_and_then_keeps_proxies_from_closing_a_quiet_connection(stream, monkeypatch):
+    monkeypatch.setattr("service.routes.events._HEARTBEAT", 0.05)
+
+    with Reader(stream) as reader:
+        assert reader.next()["event"] == "forecast"
+        until(lambda: reader.text.count(": nothing new\n\n") >= 2)
+        assert reader.silent
 
 
 def test_a_reader_that_comes_back_gets_an_event_only_if_something_is_new(stream):
