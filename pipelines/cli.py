@@ -102,6 +102,10 @@ Margin = Annotated[
         help="Share by which a challenger has to beat the champion; negative lets a slightly worse, fresher one in."
     ),
 ]
+Windows = Annotated[
+    int | None, typer.Option(help="Backtest windows held out of training.", show_default="1 to 4, by length")
+]
+Step = Annotated[int | None, typer.Option(help="Steps between two backtest cutoffs.", show_default="horizon")]
 Model = Annotated[
     str, typer.Option(help="Artifact folder, models:/NAME@ALIAS or models:/NAME/VERSION.", show_default=False)
 ]
@@ -121,12 +125,8 @@ def train(
     overrides: Overrides = None,
     max_minutes: MaxMinutes = None,
     seed: Seed = None,
-    windows: Annotated[
-        int | None, typer.Option(help="Backtest windows held out of training.", show_default="1 to 4, by length")
-    ] = None,
-    step: Annotated[
-        int | None, typer.Option(help="Steps between two backtest cutoffs.", show_default="horizon")
-    ] = None,
+    windows: Windows = None,
+    step: Step = None,
     margin: Margin = 0.0,
     out: Annotated[
         str | None, typer.Option(metavar="DIR", help="Also save the artifact here.", show_default=False)
@@ -419,6 +419,8 @@ def schedule(
     overrides: Overrides = None,
     max_minutes: MaxMinutes = None,
     seed: Seed = None,
+    windows: Windows = None,
+    step: Step = None,
     margin: Margin = 0.0,
     tracking_uri: TrackingUri = None,
     home: Annotated[str, typer.Option(metavar="DIR", help="What the scheduler remembers.")] = ".dagster",
@@ -440,6 +442,8 @@ def schedule(
         "config": config,
         "max_minutes": max_minutes,
         "seed": seed,
+        "windows": windows,
+        "step": step,
         "margin": margin,
         "tracking_uri": tracking_uri,
     }

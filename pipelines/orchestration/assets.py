@@ -101,6 +101,8 @@ def train_request(settings: ScheduleSettings, data: str | None = None) -> TrainR
         overrides=settings.overrides,
         name=settings.name,
         max_minutes=settings.max_minutes,
+        n_windows=settings.windows,
+        step_size=settings.step,
         margin=settings.margin,
         tracking_uri=settings.tracking_uri,
     )

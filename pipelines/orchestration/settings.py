@@ -40,6 +40,8 @@ class ScheduleSettings(BaseSettings):
     seed: int | None = Field(None, description="seed of the training; default by the library")
     config: str | None = Field(None, description="TOML or JSON file with the keys of the library's Config")
     overrides: Mapping[str, str] = Field(default_factory=dict, description="dotted key to text, as with --set")
+    windows: int | None = Field(None, ge=0, description="backtest windows; default by the length of the series")
+    step: int | None = Field(None, ge=1, description="steps between two backtest cutoffs; default the horizon")
     margin: float = Field(0.0, lt=1, description="share by which a challenger has to beat the champion")
     tracking_uri: str | None = Field(None, description="MLflow server or store; default as on the command line")
 

@@ -131,11 +131,14 @@ def test_a_run_whose_process_died_does_not_block_the_schedule(settings, instance
     assert fail_orphans(instance) == []
 
 
-def test_the_request_says_the_same_as_the_settings(settings):
-    request = train_request(settings, "copy.parquet")
+def test_the_request_says_the_same_as_the_settings(tmp_path):
+    given = {"max_minutes": 2.5, "seed": 4, "windows": 3, "step": 2, "margin": 0.1, "config": "some.toml"}
+    request = train_request(settings_in(tmp_path, **given), "copy.parquet")
 
     assert (request.data, request.freq, request.horizon) == ("copy.parquet", "h", 6)
     assert (request.seasonality, request.name, request.overrides) == ((24,), "waves", OVERRIDES)
+    assert (request.max_minutes, request.seed, request.n_windows, request.step_size) == (2.5, 4, 3, 2)
+    assert (request.margin, request.config_file) == (0.1, "some.toml")
 
 
 def instance_in(folder: Path) -> dg.DagsterInstance:

@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 
 from forecaster import Forecaster, Panel
 from forecaster.baselines import naive2
+from pipelines.cli import app
 from tests.pipelines.kit import (
     HORIZON,
     QUICK,
@@ -502,6 +504,13 @@ def test_ctrl_c_and_sigterm_end_training_with_a_status_of_their_own_and_a_killed
     experiment = client.get_experiment_by_name("forecaster")
     assert experiment is not None
     assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["KILLED"]
+
+
+def test_what_can_be_trained_can_be_trained_on_a_schedule() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    options = {name: {option.name for option in commands[name].params} for name in ("train", "schedule")}
+
+    assert options["train"] - options["schedule"] == {"out", "json"}
 
 
 COMMANDS = ("train", "predict", "backtest", "score", "promote", "models", "keys", "serve", "demo", "schedule", "bench")
