@@ -272,6 +272,9 @@ def test_runs_and_versions_say_in_words_what_came_of_them(request_: TrainRequest
         client.get_run(result.run_id).data.tags["mlflow.note.content"],
     ]
     assert notes[0] == notes[1]
+    assert not result.promoted, "the same once more beats nobody"
+    assert notes[0].startswith("Refused by the gate: ")
+    assert client.get_model_version("demand", "1").description.startswith("Let in by the gate: ")
     said = " ".join(notes[0].split())
     assert f"3 series of `{Path(request_.data).name}`, 358 values up to 2024-01-05T23:00:00" in said
     assert result.reason in said

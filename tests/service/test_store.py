@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from service.errors import StaleStreams, StoreError
-from service.store import Changes, NewStream, Store, StreamRecord
+from service.store import Changes, IdempotencyKey, NewStream, Store, StoredReply, StreamRecord
 
 
 def created(store: Store, name: str = "a", steps: int = 3) -> StreamRecord:
@@ -60,6 +60,26 @@ def test_a_commit_that_expected_another_version_changes_nothing(store):
 
     assert store.log(record.id) == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 9.0)]
     assert [found.unique_id for found in store.page("", 10)] == ["a"]
+
+
+def test_two_that_answer_one_request_do_not_both_win(store):
+    """Each has judged it before the other's reply was there; what the loser would have changed is undone, too."""
+    first, other = created(store), created(store, "b")
+    key = IdempotencyKey("key", b"digest")
+
+    def commit(changes: Changes, body: bytes, at: int, since: int) -> None:
+        replies: Future[list[StoredReply]] = Future()
+        replies.set_result([StoredReply("a", key, 2, body, at)])
+        store.commit(changes, replies, since)
+
+    commit(advanced(first), b"one", 100, 50)
+    with pytest.raises(StaleStreams):
+        commit(advanced(other), b"two", 110, 60)
+    assert store.log(other.id) == [(step, float(step)) for step in range(3)]
+    assert store.replies([("a", "key")], 60)["a", "key"].body == b"one"
+
+    commit(advanced(other), b"three", 200, 150)  # the first has run out
+    assert store.replies([("a", "key")], 150)["a", "key"].body == b"three"
 
 
 def test_two_creators_of_one_stream_do_not_both_win(store):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from service.engine.verdicts import Verdict, judge
@@ -41,6 +41,23 @@ def test_one_by_one_the_verdicts_are_those_of_a_dict(log, pairs, revise):
         assert found.verdicts == [expected]
         assert log.get(step) == y or expected.refused
         assert found.last_step == max(log)
+
+
+@example({0: 1.0}, [(MAX_GAP + 1, 1.0), (MAX_GAP + 3, 1.0)], False)
+@example({0: 1.0}, [(MAX_GAP + 2, 1.0), (MAX_GAP + 4, 1.0)], False)
+@given(LOGS, st.lists(st.tuples(STEPS, VALUES), max_size=6), st.booleans())
+def test_together_in_order_of_time_the_verdicts_are_those_of_one_by_one(log, pairs, revise):
+    pairs = sorted(pairs, key=lambda pair: pair[0])
+    verdicts, after = [], log
+    for pair in pairs:
+        found, after = judged(after, [pair], revise=revise)
+        verdicts += found.verdicts
+
+    whole, at_once = judged(log, pairs, revise=revise)
+
+    # Of two values for one new step the second is a conflict or a revision in either case; so is a step that is filled.
+    assert whole.verdicts == verdicts
+    assert at_once == {step: y for step, y in after.items() if step in at_once}
 
 
 @given(LOGS, st.dictionaries(STEPS, VALUES, max_size=12), st.data())
