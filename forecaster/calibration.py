@@ -25,15 +25,13 @@ from torch import Tensor, nn
 
 from forecaster import kernels
 from forecaster.heads import Head
+from forecaster.heads.widening import step_groups
 from forecaster.kernels import LARGEST_CORRECTION, Float64, Int64
 from forecaster.quality import KEPT
 from forecaster.scaling import Frame, inverse_breadth, measure
 from forecaster.state import StreamState
 
 __all__ = ["Calibration", "Issue"]
-
-GROUPS = 4
-"""Groups of horizon steps with factors of their own: G, at most."""
 
 LARGEST_SCORED = 12
 """Steps of a flight that are scored: S, at most. Errors of neighbouring steps are alike; more would tell little."""
@@ -80,17 +78,17 @@ class Calibration(nn.Module):
         super().__init__()
         self.known, self.horizon = known, head.sizes.horizon
         horizon = self.horizon
-        groups, stride = min(GROUPS, horizon), math.ceil(horizon / LARGEST_SCORED)
+        stride = math.ceil(horizon / LARGEST_SCORED)
         self.adaptive = adaptive and head.stretchable
         self.period = max(horizon + 1, SHORTEST_FLIGHT)
         lowest, highest = head.answered
         self.levels = max(OUTER, lowest), 0.5, min(1 - OUTER, highest)
-        group = torch.arange(horizon) * groups // horizon
+        group = step_groups(horizon)
         scored = torch.arange(stride - 1, horizon, stride)
         slot = torch.full((self.period,), len(scored))  # of each step of a flight; the last: not scored
         slot[scored] = torch.arange(len(scored))
         gain = _gain(group[scored])
-        self.groups = groups
+        self.groups = int(group[-1]) + 1
         self.group = self._constant("group", group)
         self.scored = self._constant("scored", scored)
         self.scored_group = self._constant("scored_group", group[scored])

@@ -119,11 +119,6 @@ class StreamState:
         return self.clocks[:, 2]
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of one row in memory."""
-        return sum(tensor.element_size() * (tensor.numel() // max(len(self), 1)) for tensor in self._tensors())
-
-    @property
     def blank(self) -> Tensor:
         """Rows that never observed a value, bool, shape [B]."""
         return self.age == self.silence

@@ -16,9 +16,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["UNSEEN", "observed", "widening"]
+__all__ = ["UNSEEN", "observed", "step_groups", "widening"]
 
 GROUPS = 4
+"""Groups of horizon steps with factors of their own: G, at most."""
 
 CAUTION = (8, 64)
 """Observations at which an estimate over all steps, and over a group of them, is believed by half."""
@@ -64,15 +65,25 @@ def widening(
     if observations is None:
         observations = observed(int((~torch.isnan(distance)).any(1).sum()), horizon)
     general, grouped = (observations / (observations + caution) for caution in CAUTION)
-    number = min(GROUPS, horizon)
-    groups = torch.arange(horizon) * number // horizon
+    groups = step_groups(horizon)
     beforehand = torch.as_tensor(expected).log().expand(len(tails), horizon)
     logs = torch.lerp(beforehand, _outward(distance, steps, tails).unsqueeze(1), general)
-    for group in range(number):
+    for group in range(int(groups[-1]) + 1):
         here = groups == group
         alone = _outward(distance[:, here], steps[..., here], tails).unsqueeze(1)
         logs[:, here] = torch.lerp(logs[:, here], alone, grouped)
     return logs.exp()
+
+
+def step_groups(horizon: int) -> Tensor:
+    """The group of each horizon step, of neighbours that share their factors, int64, shape [H].
+
+    Examples
+    --------
+    >>> step_groups(6), step_groups(2)
+    (tensor([0, 0, 1, 2, 2, 3]), tensor([0, 1]))
+    """
+    return torch.arange(horizon) * min(GROUPS, horizon) // horizon
 
 
 def observed(windows: int, horizon: int) -> float:
