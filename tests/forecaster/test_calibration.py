@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from forecaster import Config, Forecaster, StreamState
+from forecaster import Config, CovariatesConfig, Forecaster, StreamState
 from forecaster.calibration import OUTER, OWN, SHARED, SIDED
 from forecaster.kernels import BLUR, FADING, LARGEST_CORRECTION
 from forecaster.metrics import coverage
@@ -21,6 +21,10 @@ from forecaster.scaling import FLOOR, SHIFT
 from tests.forecaster.kit import COVERED, TINY, TINY_LINEAR, Float, config_of, forecaster_of
 
 HORIZON = TINY.horizon
+NONE = CovariatesConfig()
+PRICED = replace(TINY_LINEAR, covariates=CovariatesConfig(known=("price",)))
+"""Flights of a model that knows a column of the coming steps are scored when they have ended."""
+
 PERIOD = 8
 """Steps from flight to flight at a horizon of 6: the shortest there is."""
 
@@ -45,22 +49,26 @@ def log_above_floor(y: Float, center: float, shift: float) -> Float:
 @pytest.mark.parametrize(
     "config", [TINY, TINY_LINEAR, COVERED[0], COVERED[1]], ids=["log", "linear", "known, log", "known, linear"]
 )
-def test_the_correction_is_that_of_a_plain_loop_over_observations(config: Config) -> None:
-    """At once, or, where covariates are known, all of a flight where the next one begins."""
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_correction_is_that_of_a_plain_loop_over_observations(config: Config, first: int) -> None:
+    """At once, or, where covariates are known, all of a flight where the next one begins.
+
+    A flight begins once a whole period has been seen: of a stream from step 1, with the last step of that.
+    """
     forecaster = forecaster_of(config)
     y = stream(90, 8.0)[0]
     y[[20, 41, 42]] = np.nan
     groups = [0, 0, 1, 2, 2, 3]  # of the six horizon steps
     deferred = bool(config.covariates.known)
 
-    state, logs = forecaster.initial_state([0]), np.zeros((2, 4))
+    state, logs = forecaster.initial_state([first]), np.zeros((2, 4))
     bounds, center, shift = np.empty((0, 3)), 0.0, 0.0
     due: list[tuple[int, float]] = []
-    for step, value in enumerate(y):
+    for step, value in enumerate(y, first):
         ahead = (step - 1) % PERIOD
         if ahead < len(bounds) and not np.isnan(value):
             due.append((ahead, value))
-        begins = step % PERIOD == 0 and step >= PERIOD
+        begins = step % PERIOD == 0 and step - first + 1 >= PERIOD
         for ahead, value_then in due if begins or not deferred else ():
             places = np.array([*bounds[ahead], value_then])
             low, middle, high, place = log_above_floor(places, center, shift) if config.transform == "log" else places
@@ -91,18 +99,21 @@ def test_what_is_missing_corrects_nothing(tiny_forecaster: Forecaster) -> None:
     assert not torch.equal(come.correction, state.correction)
 
 
-def test_no_flight_begins_where_the_weights_have_learnt(tiny_forecaster: Forecaster) -> None:
-    network = copy.deepcopy(tiny_forecaster._network)
-    network.calibration.learnt.fill_(99)
+@pytest.mark.parametrize("config", [TINY, PRICED], ids=["at once", "deferred"])
+def test_no_flight_begins_where_the_weights_have_learnt(config: Config) -> None:
+    network = copy.deepcopy(forecaster_of(config)._network)
+    network.calibration.learnt.fill_(96)  # a multiple of the period: a flight begins with this very step
     y = stream(200)
 
-    before = fold(Forecaster(network), y[:, :100])
-    after = Forecaster(network).fold(before, torch.from_numpy(y[:, 100:]))
+    before = fold(Forecaster(network), y[:, :96])
+    first = Forecaster(network).fold(before, torch.from_numpy(y[:, 96:97]))
+    after = Forecaster(network).fold(first, torch.from_numpy(y[:, 97:]))
 
     assert not before.correction.any()
-    assert before.flight.isnan().all()
+    assert before.ruler.isnan().all()
+    assert not first.ruler.isnan().any()
     assert after.correction.any()
-    assert fold(tiny_forecaster, y[:, :100]).correction.any()
+    assert fold(forecaster_of(config), y[:, :96]).correction.any()
 
 
 def test_a_rolled_forecast_corrects_nothing(tiny_forecaster: Forecaster) -> None:
@@ -132,9 +143,14 @@ LAST, SEASON = 0, 3
 """Anchors of a season of 4: the latest value, and the mean over all seasons in the ring."""
 
 
-def repeating(anchor: int, calibration: str = "adaptive", spread: float = 0.05) -> Forecaster:
+def repeating(
+    anchor: int,
+    calibration: str = "adaptive",
+    spread: float = 0.05,
+    covariates: CovariatesConfig = NONE,
+) -> Forecaster:
     """Forecasts one anchor, within a band that is the same share of the unit at every step of the horizon."""
-    network = ForecastNetwork(config_of("linear", (4,), calibration=calibration))
+    network = ForecastNetwork(replace(config_of("linear", (4,), calibration=calibration), covariates=covariates))
     with torch.no_grad():
         decoder = network.head.decoders[0]
         decoder.bias[anchor] = 30.0
@@ -174,11 +190,13 @@ def test_a_side_that_is_missed_more_moves_more() -> None:
     assert above > below + 0.15
 
 
-def test_factors_are_bounded_and_come_back_from_the_bound() -> None:
-    forecaster = repeating(SEASON)
+@pytest.mark.parametrize("covariates", [NONE, PRICED.covariates], ids=["at once", "deferred"])
+def test_factors_are_bounded_and_come_back_from_the_bound(covariates: CovariatesConfig) -> None:
+    forecaster = repeating(SEASON, covariates=covariates)
     state = fold(forecaster, np.full((1, 4000), 5.0))
+    future = torch.full((1, HORIZON, 1), torch.nan) if covariates.known else None
 
-    low, high = np.moveaxis(forecaster.forecast(state, HORIZON, [0.1, 0.9]), -1, 0)
+    low, high = np.moveaxis(forecaster.forecast(state, HORIZON, [0.1, 0.9], future), -1, 0)
 
     assert -LARGEST_CORRECTION - 0.1 <= float(state.correction.min()) < -1.5
     assert (low < high).all()

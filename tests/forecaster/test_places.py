@@ -80,14 +80,15 @@ def test_a_chunk_places_its_values_as_one_observation_at_a_time_does(options, le
 
 
 def test_known_covariates_are_those_of_the_observation_itself():
-    """Over several flights, which correct where the next one begins."""
+    """Over several flights, which correct where the next one begins, and in chunks that are cut within one."""
     model = forecaster_of(replace(TINY, covariates=CovariatesConfig(known=("shift",), past=("wind",))), 3)
     with torch.no_grad():
         for weight in model._network.head.decoders[0].local.parameters():
             weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) * 0.3)
     y = torch.from_numpy(wave(90, missing=0)).unsqueeze(0)
     table = torch.randn(1, 90, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    _, places = model.fold_and_place(model.initial_state([0]), y, None, table)
+    after, early = model.fold_and_place(model.initial_state([0]), y[:, :37], None, table[:, :37])
+    _, late = model.fold_and_place(after, y[:, 37:], None, table[:, 37:])
 
     state, expected = model.initial_state([0]), []
     for step in range(90):
@@ -98,7 +99,7 @@ def test_known_covariates_are_those_of_the_observation_itself():
         expected.append(model.place(block, y[:, step]).item())
         state = model.observe(state, y[:, step], table[:, step])
 
-    np.testing.assert_allclose(places[0], expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose([*early[0], *late[0]], expected, rtol=1e-3, atol=1e-5)
 
 
 def test_nothing_below_zero_where_nothing_is_expected_there():
