@@ -6,12 +6,13 @@ import itertools
 from functools import partial
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from forecaster.calendar import Calendar
 from forecaster.chunks import Lanes
-from forecaster.holdout import SHARE, scatter_blocks, without_blocks
+from forecaster.holdout import MANY, SHARE, scatter_blocks, without_blocks
 from forecaster.panel import Panel
 
 
@@ -52,14 +53,22 @@ def test_blocks_cover_their_share_even_of_series_too_short_for_one_each() -> Non
 
 
 def test_many_short_series_spare_a_block_here_and_there_but_few_do_not() -> None:
-    many, few = panel_of([27] * 400), panel_of([27] * 12)
+    many, enough, few = panel_of([27] * 400), panel_of([27] * MANY), panel_of([27] * (MANY - 1))
     draw = partial(scatter_blocks, length=12, earliest=15)
 
     blocks = draw(many, generator=np.random.default_rng(0))
 
     assert abs(len(blocks) / 400 - SHARE) < 0.03
     assert {(b.start, b.end) for b in blocks} == {(15, 27)}
+    assert any(draw(enough, generator=np.random.default_rng(seed)) for seed in range(50))
     assert not any(draw(few, generator=np.random.default_rng(seed)) for seed in range(50))
+
+
+@pytest.mark.parametrize(("steps", "earliest", "spare"), [(24, 12, True), (23, 11, False), (24, 13, False)])
+def test_a_block_leaves_as_much_to_learn_from_and_a_history(steps: int, earliest: int, spare: bool) -> None:
+    blocks = scatter_blocks(panel_of([steps] * 400), length=12, earliest=earliest, generator=np.random.default_rng(0))
+
+    assert bool(blocks) is spare
 
 
 def test_no_training_target_lies_in_a_block_and_every_input_is_there() -> None:
@@ -87,6 +96,18 @@ def test_no_training_target_lies_in_a_block_and_every_input_is_there() -> None:
     assert forbidden <= inputs
     everything = {value for y in panel.values for value in y.tolist()}
     assert everything - forbidden - targets <= {1e5 * i + at for i in range(3) for at in range(20)}
+
+
+def test_of_very_many_blocks_some_of_all_places_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forecaster.holdout.LARGEST_NUMBER", 50)
+    panel = panel_of([2000] * 40)
+
+    blocks = scatter_blocks(panel, length=10, earliest=20, generator=np.random.default_rng(0))
+
+    places = [(int(block.unique_id[1:]), block.start) for block in blocks]
+    assert len(blocks) == 50
+    assert places == sorted(places)
+    assert {number // 10 for number, _ in places} == {0, 1, 2, 3}
 
 
 def test_the_panel_itself_is_left_alone() -> None:

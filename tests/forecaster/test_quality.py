@@ -116,6 +116,10 @@ def test_a_change_seldom_carries_scores(tiny_forecaster: Forecaster) -> None:
     assert [sum(column) for column in zip(*sizes, strict=True)] == [10, 1]
 
 
+def test_half_of_a_recent_sum_is_from_the_last_fourteen_forecasts() -> None:
+    assert 1 - KEPT**14 == pytest.approx(0.5, abs=0.02)
+
+
 def test_scores_survive_as_bytes_and_scale_with_the_series(tiny_forecaster: Forecaster) -> None:
     state = tiny_forecaster.warm_up([stream(90, 1), 1000 * stream(90, 1)], [0, 0])
     back: StreamState = tiny_forecaster.state_from_bytes(state.to_bytes())

@@ -97,6 +97,19 @@ def test_the_margin_moves_the_bar_of_the_champion_only(champion: float, margin: 
     assert not decide(metrics(bar * 0.999, bar * 0.5), metrics(champion), margin=margin).promoted
 
 
+@pytest.mark.parametrize(("margin", "enough"), [(0.25, 0.75), (-0.25, 1.25)])
+def test_a_stated_margin_is_met_when_it_is_reached(margin: float, enough: float) -> None:
+    assert decide(metrics(enough, 2.0), metrics(1.0), margin=margin).promoted
+    assert not decide(metrics(math.nextafter(enough, 9), 2.0), metrics(1.0), margin=margin).promoted
+
+
+def test_a_promotion_says_all_that_was_beaten() -> None:
+    naive, champion = "wql 1 beats the seasonal naive (2)", "wql 1 beats the champion (1.5)"
+
+    assert decide(metrics(1.0, 2.0), metrics(1.5)).reasons == (naive, champion)
+    assert decide(metrics(1.0, 2.0), None).reasons == ("there was no champion", naive)
+
+
 def test_a_challenger_without_a_backtest_is_refused_when_there_is_a_champion() -> None:
     decision = decide(None, metrics(1.0))
 
