@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import islice
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecaster import Calendar, Panel
+from forecaster import Calendar, CovariatesConfig, Panel
 from forecaster.chunks import Chunk, Lanes, Segment, cut_segments, validation_chunks
 
 H = 3
@@ -24,9 +25,30 @@ def panel_of(lengths: list[int]) -> Panel:
     )
 
 
-def lanes_of(lengths: list[int], lanes: int = 4, chunk_length: int = 5, seed: int = 0) -> Lanes:
+def covered_panel_of(lengths: list[int]) -> Panel:
+    """The same with covariates that say so, too, known for H steps more; series number i begins at step 7 i."""
+    values = [1000.0 * (i + 1) + np.arange(n + H) for i, n in enumerate(lengths)]
+    return Panel(
+        Calendar("1"),
+        [f"s{i}" for i in range(len(lengths))],
+        7 * np.arange(len(lengths)),
+        [told[:-H] for told in values],
+        CovariatesConfig(known=("here",), static=("whose",)),
+        [told[:, None] for told in values],
+        np.arange(1.0, len(lengths) + 1)[:, None],
+    )
+
+
+def told_of(values: Iterable[float], lengths: list[int]) -> list[float]:
+    """What the covariates above say of steps that are counted on from a series' value; NaN where they say nothing."""
+    return [value if value % 1000 < lengths[int(value) // 1000 - 1] + H else np.nan for value in values]
+
+
+def lanes_of(
+    lengths: list[int], lanes: int = 4, chunk_length: int = 5, seed: int = 0, panel: Panel | None = None
+) -> Lanes:
     return Lanes(
-        panel_of(lengths),
+        panel_of(lengths) if panel is None else panel,
         lanes=lanes,
         chunk_length=chunk_length,
         horizon=H,
@@ -69,6 +91,11 @@ def test_segments_cover_every_step_of_every_series_exactly_once(
 def test_many_short_series_stay_whole_and_few_long_ones_are_cut_for_all_lanes() -> None:
     assert cut_segments([50] * 100, lanes=16, chunk_length=10) == [Segment(i, 0, 50) for i in range(100)]
     assert len(cut_segments([100_000], lanes=16, chunk_length=10)) == 16
+
+
+def test_no_series_is_cut_so_short_that_much_of_it_only_warms_up() -> None:
+    """Where lanes are many: an eighth of each piece does."""
+    assert [s.end - s.start for s in cut_segments([800, 79], lanes=128, chunk_length=10)] == [80] * 10 + [79]
 
 
 def plays(chunks: list[Chunk]) -> list[list[int]]:
@@ -161,6 +188,23 @@ def test_a_prefix_is_what_came_just_before_the_segment(
 
 
 @given(**SIZES)
+def test_covariates_are_those_of_each_step_and_of_the_horizon_after_it(
+    lengths: list[int], lanes: int, chunk_length: int, seed: int
+) -> None:
+    stream = lanes_of(lengths, lanes, chunk_length, seed, covered_panel_of(lengths))
+
+    for chunk in islice(stream, 2 * stream.chunks_per_pass):
+        assert chunk.covariates.shape == (stream.lanes, chunk_length + H, 1)
+        for lane in range(stream.lanes):
+            expected = told_of(float(chunk.y[lane, 0]) + np.arange(chunk_length + H), lengths)
+            np.testing.assert_array_equal(chunk.covariates[lane, :, 0].numpy(), expected)
+        for place, lane in enumerate(chunk.reset.tolist()):
+            series, at = divmod(int(chunk.y[lane, 0]), 1000)
+            assert chunk.static[place].tolist() == [series]
+            assert int(chunk.step[place]) == 7 * (series - 1) + at
+
+
+@given(**SIZES)
 def test_the_first_chunk_of_a_piece_only_warms_up_and_all_else_up_to_the_end_of_a_segment_counts(
     lengths: list[int], lanes: int, chunk_length: int, seed: int
 ) -> None:
@@ -218,7 +262,7 @@ def test_validation_warms_up_on_what_may_be_seen_and_scores_every_held_out_step(
 ) -> None:
     chunks = list(
         validation_chunks(
-            panel_of(lengths), held_out=held_out, warm_up=warm_up, horizon=H, prefix_length=PREFIX, lanes=lanes
+            covered_panel_of(lengths), held_out=held_out, warm_up=warm_up, horizon=H, prefix_length=PREFIX, lanes=lanes
         )
     )
 
@@ -233,8 +277,14 @@ def test_validation_warms_up_on_what_may_be_seen_and_scores_every_held_out_step(
         assert len(scoring.reset) == 0
         for row, (series, n) in enumerate(group):
             base, cutoff = 1000.0 * (series + 1), n - held_out - 1
+            begin = max(0, cutoff - warm_up)
+            assert warm.static[row].tolist() == [series + 1]
+            assert (int(warm.start[row]), int(warm.step[row])) == (begin, 7 * series + begin)
+            for chunk, first in ((warm, begin), (scoring, cutoff)):
+                expected = told_of(base + first + np.arange(chunk.y.shape[1] + H), lengths)
+                np.testing.assert_array_equal(chunk.covariates[row, :, 0].numpy(), expected)
             folded = warm.y[row, : int(warm.lengths[row])].tolist()
-            assert folded == [base + t for t in range(max(0, cutoff - warm_up), cutoff)]
+            assert folded == [base + t for t in range(begin, cutoff)]
             assert scoring.y[row].tolist() == [base + t for t in range(cutoff, n - 1)]
             for k in range(held_out):
                 target = scoring.future[row, k : k + H].numpy()

@@ -117,6 +117,21 @@ def test_every_pass_plays_all_of_the_panels_own_and_some_of_their_company(
         assert (chunk.y[~chunk.y.isnan()] < len(sizes)).all()
 
 
+@pytest.mark.parametrize(("own", "company", "times"), [(1, 100, 10), (1, 10, 2), (4, 100, 2), (30, 100, 1)])
+def test_few_series_are_played_a_fifth_as_often_as_their_company_in_each_pass(
+    own: int, company: int, times: int
+) -> None:
+    """Less often, little is learnt of them; more often, they are learnt by heart. However many stand by: 48 play."""
+    panel = Panel.from_series(Calendar("1"), [(f"s{i}", 0, np.ones(40)) for i in range(own + company)])
+    draws = np.random.default_rng(0)
+    lanes = Lanes(panel, lanes=8, chunk_length=16, horizon=3, prefix_length=4, generator=draws, beside=company)
+
+    played = Counter(segment.series for segment in lanes._pass())
+
+    assert [played[series] for series in range(own)] == [times] * own
+    assert played.total() - own * times == min(company, 48)
+
+
 @pytest.mark.parametrize(
     ("lengths", "head", "imagined", "because"),
     [
