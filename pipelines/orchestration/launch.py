@@ -89,13 +89,13 @@ def launch(
         "DAGSTER_DISABLE_TELEMETRY": "yes",
     }
     with ExitStack() as stack:
-        stack.enter_context(exclusive(folder))
+        lock = stack.enter_context(exclusive(folder))
         stop = stack.enter_context(stop_signals())
         door = f"{stack.enter_context(TemporaryDirectory(prefix='forecaster-'))}/code"
         children = stack.enter_context(process_group())
 
         def start(name: str, *arguments: str) -> None:
-            children[name] = spawn(arguments, environment)
+            children[name] = spawn(arguments, environment, lock)
 
         start("code server", "pipelines.orchestration.code_server", "--socket", door)
         wait_for(door, children["code server"], stop)
@@ -130,14 +130,17 @@ def prepare_home(home: Path) -> Path:
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold the folder; two daemons on one memory would start every run twice."""
+def exclusive(folder: Path) -> Iterator[int]:
+    """Hold the folder, by a file whose descriptor children inherit; two daemons on one memory start every run twice.
+
+    It is held as long as any of them lives: children outlive a process that is killed.
+    """
     with (folder / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"another schedule already runs on {folder}; stop it, or choose another --home") from None
-        yield
+        yield file.fileno()
 
 
 @contextmanager
@@ -164,9 +167,10 @@ def process_group() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
             end(child)
 
 
-def spawn(arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start a Python module in a process group of its own, out of reach of the terminal's Ctrl-C."""
-    return subprocess.Popen([sys.executable, "-m", *arguments], env=dict(environment), start_new_session=True)
+def spawn(arguments: Sequence[str], environment: Mapping[str, str], lock: int) -> subprocess.Popen[bytes]:
+    """Start a Python module in a process group of its own, out of reach of the terminal's Ctrl-C, with the lock."""
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.Popen(command, env=dict(environment), start_new_session=True, pass_fds=(lock,))
 
 
 def end(child: subprocess.Popen[bytes]) -> None:

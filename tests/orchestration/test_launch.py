@@ -16,7 +16,7 @@ import pytest
 from forecaster import ForecasterError, InputError
 from pipelines.connection import connect
 from pipelines.console import Reporter
-from pipelines.orchestration.launch import exclusive, launch, prepare_home
+from pipelines.orchestration.launch import end, exclusive, launch, prepare_home, spawn
 from pipelines.orchestration.schedule import SCHEDULE
 from pipelines.registry import CHAMPION, version_of_alias
 from tests.house.tree import ROOT
@@ -37,6 +37,20 @@ def test_an_impossible_schedule_is_refused_before_anything_starts(tmp_path, chan
         launch(settings_in(tmp_path, **change), home=tmp_path / "home", reporter=QUIET)
 
     assert not (tmp_path / "home").exists()
+
+
+def test_a_folder_is_held_as_long_as_any_process_of_a_schedule_lives(tmp_path):
+    """Of one that was killed the daemon lives on, and starts runs."""
+    home = prepare_home(tmp_path)
+    with exclusive(home) as lock:
+        left = spawn(("timeit", "-n", "1", "-r", "1", "import time; time.sleep(600)"), os.environ, lock)
+    try:
+        with pytest.raises(InputError, match="another schedule already runs"), exclusive(home):
+            pass
+    finally:
+        end(left)
+    with exclusive(home):
+        pass
 
 
 def test_a_folders_own_settings_are_left_alone(tmp_path):
