@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pytest
+import torch
 
 from service.app import create_app
 from service.bodies import bulk
@@ -20,6 +21,7 @@ from service.bodies.bulk import read_arrow
 from service.bodies.replies import observed
 from service.engine import items
 from service.engine.items import Create, Delete, Observe, Precondition, Single
+from service.engine.microbatch import MicroBatch
 from service.errors import UnknownOutcome
 from service.models.served import ServedModel
 from service.problems import Problem
@@ -755,6 +757,42 @@ def test_whose_neighbour_fails_is_told_what_became_of_its_observations(client, s
     assert (reply["accepted"], reply["duplicate"], reply["version"], len(reply["quantiles"]["0.5"])) == (1, 0, 2, 3)
     assert reply["places"] != [None]
     assert (failed.status, failed.extensions) == (500, {"version": 2})
+
+
+@pytest.mark.parametrize("told_early", [False, True])
+def test_memory_that_fails_to_follow_the_store_is_made_anew_from_it(client, stream, monkeypatch, told_early):
+    """Half of a state is written, then something breaks: whether it is known by then or not, what was committed stays."""
+    engine, log = client.service.engine, {step: y for step, y in enumerate(VALUES)}
+    slab = type(engine._residents.slab)
+    scatter, failed = slab.scatter, []
+
+    def breaks(self, rows, states, ahead=None):
+        scatter(self, rows, self.gather(rows).amended(ring=torch.full_like(self.gather(rows).ring, 1e6)))
+        failed.append(rows)
+        raise RuntimeError("no memory")
+
+    if told_early:  # as when the next micro-batch begins beside the one that waits for the disk
+        begin = MicroBatch.begin
+
+        def begins(self, items):
+            begin(self, items)
+            if self._transaction is not None:
+                self.tell(engine._deliver)
+
+        monkeypatch.setattr(MicroBatch, "begin", begins)
+    with monkeypatch.context() as patch:
+        patch.setattr(slab, "scatter", breaks)
+        reply = client.post(f"{stream}/observations", json=observations((40, 7.0)))
+    log[40] = 7.0
+
+    assert failed
+    assert (reply.status_code, reply.json()["version"]) == (200 if told_early else 500, 2)
+    found = client.get(f"{stream}/forecast").json()
+    anew = {"unique_id": "a", "ds": [ds(hour) for hour in log], "y": list(log.values())}
+    expected = client.post("/v1/forecasts", json={"series": [anew]}).json()["forecasts"][0]
+    assert (found["version"], found["cutoff"]) == (2, ds(40))
+    for level, quantiles in expected["quantiles"].items():
+        assert found["quantiles"][level] == pytest.approx(quantiles, rel=1e-5)
 
 
 @pytest.mark.parametrize(("headers", "kept"), [({}, True), ({"idempotency-key": "k"}, False)])
