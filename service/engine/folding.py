@@ -128,7 +128,7 @@ def fold_ragged(
         while (
             stop < len(order)
             and (longest := lengths[order[stop]]) <= 2 * shortest
-            and longest * (stop - start) < _CELLS
+            and longest * (stop + 1 - start) <= _CELLS
         ):
             stop += 1
         rows = order[start:stop]

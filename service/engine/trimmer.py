@@ -87,9 +87,9 @@ class Trimmer:
             moved = self._store.raise_floors(model.key, keep, ids)
             self._metrics.trimmed_streams.inc(len(moved))
             self._tell({r.unique_id: (r.id, moved[r.id]) for r in records if r.id in moved})
-            while not self._stopping.wait(_REST * (time.monotonic() - started)):
+            is_done = False
+            while not self._stopping.wait(_REST * (time.monotonic() - started)) and not is_done:
                 started = time.monotonic()
                 gone = self._store.sweep(ids, _ROWS)
-                if not gone:
-                    break
                 self._metrics.trimmed_rows.inc(gone)
+                is_done = not gone

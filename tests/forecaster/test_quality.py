@@ -137,3 +137,21 @@ def test_nothing_scored_has_no_figures(tiny_forecaster: Forecaster) -> None:
 
     assert (found.count == 0).all()
     assert all(np.isnan(getattr(found, name)).all() for name in ("mae", "relative_mae", "wql", "coverage_80"))
+
+
+def test_recent_figures_are_half_of_the_last_fourteen_forecasts() -> None:
+    """What any number of older ones weigh, 1 / (1 - KEPT) less these, is about as much."""
+    last = sum(KEPT**age for age in range(14))
+
+    assert last * (1 - KEPT) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_figures_of_series_of_any_unit_are_what_their_sums_say(unit: float) -> None:
+    found = figures(np.array([8, 4 * unit, 5 * unit, 3 * unit, 40 * unit, 6]))
+
+    assert found.count == 8
+    assert found.mae == pytest.approx(0.5 * unit)
+    assert found.relative_mae == pytest.approx(0.8)
+    assert found.wql == pytest.approx(0.05)
+    assert found.coverage_80 == 0.75

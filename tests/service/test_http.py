@@ -761,7 +761,7 @@ def test_whose_neighbour_fails_is_told_what_became_of_its_observations(client, s
 
 @pytest.mark.parametrize("told_early", [False, True])
 def test_memory_that_fails_to_follow_the_store_is_made_anew_from_it(client, stream, monkeypatch, told_early):
-    """Half of a state is written, then something breaks: whether it is known by then or not, what was committed stays."""
+    """Half of a state is written, then something breaks: what was committed stays, whether it has been told or not."""
     engine, log = client.service.engine, {step: y for step, y in enumerate(VALUES)}
     slab = type(engine._residents.slab)
     scatter, failed = slab.scatter, []

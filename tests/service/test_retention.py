@@ -15,8 +15,10 @@ from pydantic import ValidationError
 
 from service.app import create_app
 from service.engine.rederive import rederive
+from service.engine.trimmer import Trimmer
 from service.errors import ModelError
 from service.hosting import Host
+from service.metrics import Metrics
 from service.models.served import ServedModel
 from service.retention import least_steps, steps_of
 from service.settings import Settings
@@ -110,6 +112,69 @@ def test_trimming_goes_by_a_snapshot_that_is_old_enough_and_deletes_in_small_par
     assert [r.log_step for r in store.page("", 9)] == [60, 60, 0]
     recovery = store.recover(["a"], "other")["a"]
     assert (recovery.snapshot, recovery.tail[0][0], len(recovery.tail)) == (None, 60, 40)
+    store.close()
+
+
+class Clock:
+    """In place of the module `time`: only working and waiting take time, a second for each call of the store."""
+
+    def __init__(self) -> None:
+        self.worked = self.waited = 0.0
+
+    def monotonic(self) -> float:
+        return self.worked + self.waited
+
+    def work(self) -> None:
+        self.worked += 1
+
+    def wait(self, seconds: float) -> bool:
+        self.waited += seconds
+        return False
+
+
+def test_one_pass_of_the_trimmer_sees_every_stream_in_small_parts_and_leaves_most_of_the_time_to_others(
+    any_store_url, tiny_forecaster, monkeypatch
+):
+    store, model = Store.open(any_store_url), ServedModel("tiny", "1", tiny_forecaster)
+    rows = [(s, float(s)) for s in range(50)]
+    new = [NewStream(StreamRecord(0, f"s{i}", 0, 49, 1, 50, 0), None, rows) for i in range(7)]
+    records = store.commit(Changes(created=new))
+    assert list(store.raise_floors(model.key, 1, [r.id for r in records])) == []
+    for record in records:
+        if record.unique_id != "s3":  # of which there is no snapshot to begin after
+            before = record._replace(last_step=20 + record.id % 3)
+            store.save_snapshots(model.key, {before: b"state"})
+    clock, told, metrics, sizes = Clock(), {}, Metrics(), []
+    raise_floors, sweep = store.raise_floors, store.sweep
+
+    def raised(key: str, keep: int, ids: list[int]) -> dict[int, int]:
+        clock.work()
+        assert len(ids) <= 2
+        return raise_floors(key, keep, ids)
+
+    def swept(ids: list[int], most: int) -> int:
+        clock.work()
+        sizes.append(sweep(ids, most))
+        return sizes[-1]
+
+    monkeypatch.setattr("service.engine.trimmer._STREAMS", 2)
+    monkeypatch.setattr("service.engine.trimmer._ROWS", 9)
+    monkeypatch.setattr("service.engine.trimmer.time", clock)
+    monkeypatch.setattr(store, "raise_floors", raised)
+    monkeypatch.setattr(store, "sweep", swept)
+    trimmer = Trimmer(store, metrics, told.update, 60.0)
+    monkeypatch.setattr(trimmer._stopping, "wait", clock.wait)
+    trimmer.follow(model, 25)
+
+    trimmer.trim()
+
+    begins = {r.unique_id: 0 if r.unique_id == "s3" else 21 + r.id % 3 for r in records}
+    assert {r.unique_id: store.log(r.id)[0][0] for r in records} == begins
+    assert told == {r.unique_id: (r.id, begins[r.unique_id]) for r in records if r.unique_id != "s3"}
+    assert metrics.trimmed_streams._value.get() == 6
+    assert metrics.trimmed_rows._value.get() == sum(begins.values()) == sum(sizes)
+    assert max(sizes) <= 9
+    assert clock.waited >= 3 * clock.worked
     store.close()
 
 
