@@ -1,4 +1,4 @@
-"""What the service's tests share: an application in this process, times as text, states side by side."""
+"""What the service's tests share: an application in this process, times as text, what a state should be."""
 
 from __future__ import annotations
 
@@ -43,16 +43,6 @@ def observations(*pairs: tuple[int, float | None], **more: Any) -> dict[str, Any
 def dense_values(log: dict[int, float | None], first: int, last: int) -> np.ndarray:
     """Values of consecutive steps, NaN where there is none."""
     return np.array([np.nan if log.get(s) is None else log[s] for s in range(first, last + 1)], dtype=np.float64)
-
-
-def assert_same_state(found: StreamState, expected: StreamState, tolerance: float = 1e-5) -> None:
-    """Equal in every field, up to the tolerance where numbers are real."""
-    for name in ("age", "silence", "last_step"):
-        assert getattr(found, name).tolist() == getattr(expected, name).tolist(), name
-    for name in ("hidden", "cell", "ring", "statistics"):
-        np.testing.assert_allclose(
-            getattr(found, name).numpy(), getattr(expected, name).numpy(), rtol=tolerance, atol=tolerance, err_msg=name
-        )
 
 
 def recompute(forecaster: Forecaster, logs: Iterable[dict[int, float | None]]) -> StreamState:

@@ -20,7 +20,8 @@ from service.backup import export_streams, import_streams, main
 from service.errors import StoreError
 from service.store import Store
 from service.store.copying import LogRow
-from tests.service.kit import ROOT, LocalClient, assert_same_state, ds, history, observations, until
+from tests.forecaster.kit import assert_identical_state, assert_same_state
+from tests.service.kit import ROOT, LocalClient, ds, history, observations, until
 from tests.service.test_replay import Machine
 
 BASE = 473352
@@ -63,14 +64,14 @@ def test_an_export_is_the_same_store_again(machine, any_store_url, tmp_path):
     assert (made["streams"], made["until"]) == (3, None)
     assert [r._replace(id=0) for r in store.page("", 9)] == [r._replace(id=0) for r in machine.store.page("", 9)]
     names = ["a", "b", "c"]
-    assert_same_state(states(machine, store, names), states(machine, machine.store, names), 0)
+    assert_identical_state(states(machine, store, names), states(machine, machine.store, names))
     with pytest.raises(StoreError, match="stream 'b' is there already; nothing was changed"):
         import_streams(store, tmp_path / "out")
     before = store.page("", 9)
     import_streams(store, tmp_path / "out", replace=True)
     after = store.page("", 9)
     assert [r.version for r in after] == [r.version + 1 for r in before]
-    assert_same_state(states(machine, store, names), states(machine, machine.store, names), 0)
+    assert_identical_state(states(machine, store, names), states(machine, machine.store, names))
     store.close()
 
 

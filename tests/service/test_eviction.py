@@ -18,7 +18,8 @@ from service.app import create_app
 from service.engine import residents
 from service.engine.residents import Residents
 from service.settings import Settings
-from tests.service.kit import LocalClient, assert_same_state, ds, history, observations, recompute
+from tests.forecaster.kit import assert_same_state
+from tests.service.kit import LocalClient, ds, history, observations, recompute
 
 BASE = 473352
 CAP = 6

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from forecaster import Forecaster
 from service.engine import folding
 from service.engine.folding import Stretch, fold_ragged
-from tests.service.kit import assert_same_state
+from tests.forecaster.kit import assert_same_state
 
 ROOM = 40
 

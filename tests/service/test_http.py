@@ -27,10 +27,9 @@ from service.models.served import ServedModel
 from service.problems import Problem
 from service.routes import streams
 from service.store import Transaction
-from tests.forecaster.kit import TINY, forecaster_of
+from tests.forecaster.kit import TINY, assert_same_state, forecaster_of
 from tests.service.kit import (
     LocalClient,
-    assert_same_state,
     ds,
     history,
     observations,

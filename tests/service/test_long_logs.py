@@ -12,7 +12,8 @@ from service.app import create_app
 from service.engine import beside, folding, microbatch, residents
 from service.engine.folding import LONGEST
 from service.store.copying import LogRow, StreamRow
-from tests.service.kit import LocalClient, assert_same_state, ds, history, observations, recompute, until
+from tests.forecaster.kit import assert_same_state
+from tests.service.kit import LocalClient, ds, history, observations, recompute, until
 
 BASE = 473352
 LINES = {"content-type": "application/x-ndjson"}

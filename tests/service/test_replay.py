@@ -22,7 +22,8 @@ from service.metrics import Metrics
 from service.models.served import ServedModel, Want
 from service.problems import Problem
 from service.store import Store
-from tests.service.kit import assert_same_state, recompute, replace_commit
+from tests.forecaster.kit import assert_same_state
+from tests.service.kit import recompute, replace_commit
 
 MAX_GAP = 6
 

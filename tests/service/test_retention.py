@@ -23,8 +23,8 @@ from service.models.served import ServedModel
 from service.retention import least_steps, steps_of
 from service.settings import Settings
 from service.store import Changes, NewStream, Store, StreamRecord
-from tests.forecaster.kit import config_of, forecaster_of
-from tests.service.kit import LocalClient, assert_same_state, ds, history, observations, recompute
+from tests.forecaster.kit import assert_same_state, config_of, forecaster_of
+from tests.service.kit import LocalClient, ds, history, observations, recompute
 from tests.service.test_replay import VALUES, Machine
 
 BASE = 473352

@@ -27,8 +27,8 @@ from service.metrics import Metrics
 from service.models.registry import MlflowRegistry, Reference, parse_reference
 from service.models.served import ServedModel, load_model
 from service.models.watcher import Watcher
-from tests.forecaster.kit import TINY, config_of, forecaster_of
-from tests.service.kit import LocalClient, assert_same_state, ds, history, observations, recompute, run, until
+from tests.forecaster.kit import TINY, assert_same_state, config_of, forecaster_of
+from tests.service.kit import LocalClient, ds, history, observations, recompute, run, until
 from tests.service.processes import HTTP, Server
 
 BASE = 473352
