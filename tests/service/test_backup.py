@@ -18,10 +18,11 @@ from service import backup
 from service.app import create_app
 from service.backup import export_streams, import_streams, main
 from service.errors import StoreError
-from service.store import Store
-from service.store.copying import LogRow
+from service.store import Changes, NewStream, Store, StreamRecord
+from service.store.copying import LogRow, StreamRow
 from tests.forecaster.kit import assert_identical_state, assert_same_state
 from tests.service.kit import ROOT, LocalClient, ds, history, observations, until
+from tests.service.servers import new_database
 from tests.service.test_replay import Machine
 
 BASE = 473352
@@ -75,21 +76,25 @@ def test_an_export_is_the_same_store_again(machine, any_store_url, tmp_path):
     store.close()
 
 
-@pytest.mark.parametrize("hour", [45, 60])
-def test_a_store_is_restored_to_a_time_of_the_past(machine, store_url, tmp_path, hour, tiny_forecaster):
+@pytest.mark.parametrize("hour", [39, 40, 45, 60, 70])
+def test_a_store_is_restored_to_a_time_of_the_past(machine, store_url, tmp_path, hour):
     """R29: later observations are gone, states are what they were then."""
-    then = {name: dict(log) for name, log in machine.logs.items() if name != "c"}
-    for name in then:
-        then[name] = {step: y for step, y in then[name].items() if step <= BASE + hour}
+    until = {name: {step: y for step, y in log.items() if step <= BASE + hour} for name, log in machine.logs.items()}
+    then = {name: log for name, log in until.items() if log}
     made = export_streams(machine.store, tmp_path / "out", ds(hour))
     store = Store.open(store_url)
     import_streams(store, tmp_path / "out")
 
-    records = {r.unique_id: r for r in store.page("", 9)}
-    assert set(records) == {"a", "b"}
-    assert records["a"].last_step == BASE + hour
-    assert records["a"].observations == hour + 1
-    assert records["b"]._replace(id=0) == machine.store.page("a", 1)[0]._replace(id=0)
+    records, before = ({r.unique_id: r for r in one.page("", 9)} for one in (store, machine.store))
+    assert set(records) == set(then)
+    for name, log in then.items():
+        found = records[name]
+        missing = sum(y is None for y in log.values())
+        assert (found.last_step, found.observations, found.missing) == (max(log), len(log), missing)
+        if log == machine.logs[name]:
+            assert found._replace(id=0) == before[name]._replace(id=0)
+        else:  # clients know its version for something else
+            assert found.version > before[name].version
     assert made["observations"] == sum(len(store.log(r.id)) for r in records.values())
     again = Machine.__new__(Machine)
     again.store, again.logs, again.begins = store, then, {}
@@ -166,10 +171,87 @@ def test_a_store_that_is_being_served_takes_an_import_and_nothing_is_judged_by_w
 
 
 def test_a_time_that_has_been_trimmed_away_cannot_be_restored(machine, tmp_path):
-    with pytest.raises(StoreError, match=r"stream 'a' cannot be copied as of step .*: its log has been trimmed"):
-        export_streams(machine.store, tmp_path / "out", ds(1))
+    for hour in (1, machine.begins["a"] - BASE - 2):
+        with pytest.raises(StoreError, match=r"stream 'a' cannot be copied as of step .*: its log has been trimmed"):
+            export_streams(machine.store, tmp_path / "out", ds(hour))
 
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_the_last_step_before_a_trimmed_log_can_be_restored_from_its_snapshot(machine, store_url, tmp_path):
+    """No row is left of it, and the state is all that there is."""
+    last = machine.begins["a"] - 1
+    export_streams(machine.store, tmp_path / "out", ds(last - BASE))
+    machine.store.close()
+    machine.store = Store.open(store_url)
+    import_streams(machine.store, tmp_path / "out")
+    machine.serve(machine.model)
+
+    (record,) = machine.store.page("", 9)
+    assert (record.unique_id, record.last_step, record.observations) == ("a", last, last - BASE + 1)
+    machine.logs = {"a": {step: y for step, y in machine.logs["a"].items() if step <= last}}
+    machine.check()
+    machine.go_on("a", [9.0, 8.0])
+    machine.check()
+
+
+def test_rows_that_a_trim_has_not_deleted_yet_are_not_copied(tiny_forecaster, store_url, tmp_path):
+    (tmp_path / "here").mkdir()
+    machine = Machine(tiny_forecaster, tmp_path / "here")
+    machine.store.claim_calendar("h", None)
+    machine.create("a", [BASE + hour for hour in range(20)], Y[:20])
+    machine.go_on("a", Y[20:40])
+    machine.trim(15, sweep=1)
+    (record,) = machine.store.page("", 9)
+    assert len(machine.store.log(record.id)) == 39
+    assert machine.begins["a"] > BASE + 20
+
+    with pytest.raises(StoreError, match="its log has been trimmed"):
+        export_streams(machine.store, tmp_path / "early", ds(19))
+    made = export_streams(machine.store, tmp_path / "out")
+    store = Store.open(store_url)
+    import_streams(store, tmp_path / "out")
+
+    retained = {step: y for step, y in machine.logs["a"].items() if step >= machine.begins["a"]}
+    assert dict(store.log(store.page("", 9)[0].id)) == retained
+    assert made["observations"] == len(retained)
+    store.close()
+    machine.close()
+
+
+def test_a_stream_that_comes_back_with_an_import_has_no_version_that_it_had_before_it_was_deleted(
+    machine, any_store_url, tmp_path
+):
+    """Or a client's If-Match would hold for what it has never seen."""
+    export_streams(machine.store, tmp_path / "out")
+    store = Store.open(any_store_url)
+    old = StreamRecord(0, "b", BASE, BASE, 700, 1, 0)
+    (record,) = store.commit(Changes(created=[NewStream(old, None, [(BASE, 1.0)])]))
+    store.commit(Changes(deleted=[record]))
+
+    import_streams(store, tmp_path / "out")
+
+    assert min(found.version for found in store.page("", 9)) > 700
+    store.close()
+
+
+def test_a_stream_that_is_created_while_one_of_its_name_is_imported_stays(postgres):
+    """A server's other writers do not wait for an import until it gives its streams their names."""
+    url = new_database(postgres)
+    importing, serving = Store.open(url), Store.open(url)
+
+    def rows():
+        created = StreamRecord(0, "a", 0, 0, 1, 1, 0)
+        serving.commit(Changes(created=[NewStream(created, None, [(0, 7.0)])]))
+        yield [LogRow("a", 0, 1.0, None)]
+
+    with pytest.raises(StoreError, match="stream 'a' is there already; nothing was changed"):
+        importing.load([StreamRow("a", 0, 0, 1, 1, 0, None, None)], rows(), [], replace=False)
+
+    (record,) = serving.page("", 9)
+    assert serving.log(record.id) == [(0, 7.0)]
+    importing.close()
+    serving.close()
 
 
 def test_what_is_damaged_or_does_not_fit_is_refused_and_changes_nothing(machine, store_url, tmp_path):

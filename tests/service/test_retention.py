@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from sqlalchemy.exc import OperationalError
 
 from service.app import create_app
 from service.engine.rederive import rederive
@@ -24,7 +25,7 @@ from service.retention import least_steps, steps_of
 from service.settings import Settings
 from service.store import Changes, NewStream, Store, StreamRecord
 from tests.forecaster.kit import assert_same_state, config_of, forecaster_of
-from tests.service.kit import LocalClient, ds, history, observations, recompute
+from tests.service.kit import LocalClient, ds, history, observations, recompute, until
 from tests.service.test_replay import VALUES, Machine
 
 BASE = 473352
@@ -175,6 +176,30 @@ def test_one_pass_of_the_trimmer_sees_every_stream_in_small_parts_and_leaves_mos
     assert metrics.trimmed_rows._value.get() == sum(begins.values()) == sum(sizes)
     assert max(sizes) <= 9
     assert clock.waited >= 3 * clock.worked
+    store.close()
+
+
+def test_a_store_that_fails_for_a_while_is_trimmed_when_it_is_back(store_url, tiny_forecaster, monkeypatch, caplog):
+    store, model = Store.open(store_url), ServedModel("tiny", "1", tiny_forecaster)
+    rows = [(step, float(step)) for step in range(100)]
+    (record,) = store.commit(Changes(created=[NewStream(StreamRecord(0, "a", 0, 99, 1, 100, 0), None, rows)]))
+    store.save_snapshots(model.key, {record._replace(last_step=59): b"state"})
+    page, failures = store.page_by_id, iter([True, True])
+
+    def unreliable(*asked):
+        if next(failures, False):
+            raise OperationalError("SELECT", {}, ConnectionError("the database is away"))
+        return page(*asked)
+
+    monkeypatch.setattr(store, "page_by_id", unreliable)
+    trimmer = Trimmer(store, Metrics(), lambda _begins: None, 0.01)
+    trimmer.follow(model, 40)
+    trimmer.start()
+    until(lambda: len(store.log(record.id)) == 40)
+    trimmer.stop(60)
+
+    said = [line.getMessage() for line in caplog.records if line.levelname == "WARNING"]
+    assert [line.startswith("the log is not trimmed: ") for line in said] == [True, True]
     store.close()
 
 
