@@ -168,9 +168,9 @@ def test_what_others_wrote_meanwhile_is_known(pairs, begun, monkeypatch, setting
         begun.clear()
         after_commits(pairs, monkeypatch, write)
         reply = bulk(pairs, [("a", 1, 6.0), ("b", 1, 6.0), ("c", 1, 6.0), ("d", 15, 6.0)]).json()
-        assert reply["verdicts"][:3] == ["accepted"] * 3
-        expected = "accepted" if pairs.service.store.is_embedded else reply["verdicts"][3]
-        assert reply["verdicts"][3] == expected
+        # A server was asked before the other wrote; SQLite tells no sooner than between two transactions.
+        last = "accepted" if pairs.service.store.is_embedded else "gap_too_long"
+        assert reply["verdicts"] == ["accepted", "accepted", "accepted", last]
 
 
 def test_micro_batches_leave_nothing_to_the_garbage_collector(pairs, begun, monkeypatch):

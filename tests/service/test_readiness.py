@@ -6,7 +6,6 @@ import asyncio
 import shutil
 import sqlite3
 import threading
-import time
 from functools import partial
 from pathlib import Path
 
@@ -165,20 +164,21 @@ def test_who_leaves_is_not_ready_and_still_answers(client):
 
 
 def test_a_store_is_asked_anew_after_an_answer_that_nobody_waited_for():
-    asked = []
+    asked, released = [], threading.Event()
 
     class Dying:
         def probe(self) -> None:
             asked.append(1)
             if len(asked) > 1:
                 raise OSError("the disk died")
-            time.sleep(0.2)
+            assert released.wait(60)
 
     async def twice() -> tuple[str | None, str | None]:
         probe = Probe(Dying())
         first = await probe.failure(0.02)
-        await asyncio.sleep(0.5)
-        return first, await probe.failure(5)
+        released.set()
+        await probe._answer  # it has come by then, and nobody has looked at it
+        return first, await probe.failure(60)
 
     assert asyncio.run(twice()) == ("does not answer within 0.02 s", "not writable: the disk died")
 

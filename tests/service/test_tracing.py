@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
-import time
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
@@ -15,7 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from service.app import create_app
 from service.hosting import Host
 from service.tracing import Tracing
-from tests.service.kit import ROOT, LocalClient, history, observations
+from tests.service.kit import ROOT, LocalClient, history, observations, until
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -31,21 +30,21 @@ def traced(settings):
         yield client, exporter
 
 
+def finished(exporter, *names):
+    """Spans by name, once these are among them: a micro-batch's own spans follow its replies, and it is the last."""
+    until(lambda: set(names) <= {span.name for span in exporter.get_finished_spans()})
+    return {span.name: span for span in exporter.get_finished_spans()}
+
+
 def test_spans_tell_the_story_of_an_observation(traced):
     client, exporter = traced
     client.put("/v1/streams/a", json=history([1.0]))
-    end = time.monotonic() + 20
-    while len(exporter.get_finished_spans()) < 5 and time.monotonic() < end:
-        time.sleep(0.01)
+    finished(exporter, "PUT /v1/streams/{unique_id}", "micro-batch")
     exporter.clear()
     headers = {"traceparent": f"00-{TRACE}-{SPAN}-01", "x-request-id": "r-1"}
     client.post("/v1/streams/a/observations", json=observations((1, 2.0)), headers=headers).raise_for_status()
 
-    end = time.monotonic() + 20
-    # The micro-batch's own spans follow its replies.
-    while len(spans := {span.name: span for span in exporter.get_finished_spans()}) < 5:
-        assert time.monotonic() < end, spans
-        time.sleep(0.01)
+    spans = finished(exporter, "POST /v1/streams/{unique_id}/observations", "micro-batch")
     request = spans["POST /v1/streams/{unique_id}/observations"]
     batch = spans["micro-batch"]
     assert f"{request.context.trace_id:032x}" == TRACE

@@ -90,4 +90,5 @@ def test_nothing_that_is_refused_leaves_a_trace(log, pairs):
 
     assert set(after) - set(log) <= taken
     assert {step: after[step] for step in log} == log
-    assert found.filled >= 0
+    new = [step for step in after if step > max(log)]
+    assert found.filled == found.last_step - max(log) - len(new)
