@@ -56,6 +56,7 @@ def test_imagined_series_have_seasons_of_the_configuration_trends_and_noise() ->
     level = drawn - np.apply_along_axis(np.convolve, 1, drawn, np.ones(12) / 12, "same")
     inner = level[:, 12:-12].reshape(len(drawn), -1, 12)
     seasonal = inner.mean(1).std(1) / inner.std((1, 2))
+    assert abs(np.mean(risen > 1) - np.mean(risen < -1)) < 0.1
     for share in (np.mean(risen > 1), np.mean(risen < -1), np.mean(seasonal > 0.9), np.mean(seasonal < 0.4)):
         assert 0.1 < share < 0.7
 
@@ -70,7 +71,9 @@ def test_autoregression_is_its_recursion() -> None:
 
 
 def test_nothing_is_known_of_the_covariates_of_what_is_imagined() -> None:
-    covariates = CovariatesConfig(known=("price",), static=("unique_id",), categories=(("unique_id", "a", "b"),))
+    covariates = CovariatesConfig(
+        known=("price",), static=("unique_id",), categories=(("unique_id", "a", "b"),), holidays="DE"
+    )
     frame = panel_of([50, 60]).to_frame().assign(price=1.0)
     panel = Panel.from_frame(frame.replace({"s0": "a", "s1": "b"}), "h", covariates)
 
@@ -79,8 +82,9 @@ def test_nothing_is_known_of_the_covariates_of_what_is_imagined() -> None:
     for y, table in zip(company.values, company.tables, strict=True):
         assert np.isnan(table).all()
         assert table.shape == (len(y), 1)
-    assert np.isnan(company.static).all()
-    assert company.static.shape == (5, 1)
+    assert company.static.shape == (5, 2)
+    assert np.isnan(company.static[:, 0]).all()
+    assert (company.static[:, 1] == 0).all()  # no country has its holidays there
     assert len(panel.beside(company)) == 7
 
 

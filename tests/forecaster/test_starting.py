@@ -200,6 +200,23 @@ def test_noise_is_not_kept_and_what_holds_outside_is() -> None:
     assert kept_share(noisy, []) == 1  # nothing to be judged by
 
 
+def test_every_kind_of_window_counts_whichever_comes_first() -> None:
+    """One for which what was learnt is right, one for which it is noise."""
+    series = seasonal_walks([0.2, 0.3, 0.5], 0.5)
+    noisy = started([y[:-60] for y in series])
+    with torch.no_grad():
+        for decoder in noisy.head.decoders:
+            decoder.bias.add_(2 * torch.randn(decoder.bias.shape, generator=torch.Generator().manual_seed(0)))
+    true = unseen(noisy, series)
+    learnt = noisy.head.quantiles(true.parameters(noisy), true.frame, (0.5,))[:, 0]
+    own = true._replace(target=learnt)
+
+    against, for_it = kept_share(noisy, [true]), kept_share(noisy, [own])
+    assert against < 0.4
+    assert for_it > 0.6
+    assert kept_share(noisy, [true, own]) == kept_share(noisy, [own, true])
+
+
 def test_a_few_windows_decide_less_than_many() -> None:
     series = seasonal_walks([0.2, 0.3, 0.5], 0.5)
     noisy = started([y[:-60] for y in series])
@@ -210,6 +227,7 @@ def test_a_few_windows_decide_less_than_many() -> None:
     one = Windows(found.encoded.at((torch.tensor([0]),)), found.future[:1], found.target[:1])
 
     few = kept_share(noisy, [one])
+    assert 0.6 <= few <= 0.8  # about three quarters, and more where that window speaks for it
     assert kept_share(noisy, [found]) < few
     assert FEW * USUAL / (1 + FEW) <= few <= (FEW * USUAL + 1) / (1 + FEW)
 

@@ -324,6 +324,8 @@ MISTAKES = {
     "a demo in a used folder": (("demo", "--folder", "."), "not empty"),
     "a schedule of a season 0": (("schedule", *TRAIN[1:], "--season", "0"), "seasonality"),
     "a schedule of a name with a slash": (("schedule", *TRAIN[1:], "--name", "a/b"), "a/b"),
+    "a schedule of no minutes": (("schedule", *TRAIN[1:], "--max-minutes", "0"), "--max-minutes"),
+    "a schedule of a margin of all": (("schedule", *TRAIN[1:], "--margin", "1"), "--margin"),
     "schedule of nothing": (("schedule", "nowhere.csv", "--freq", "h", "--horizon", "6"), "nowhere.csv"),
 }
 """Each with what the one line has to mention."""

@@ -57,12 +57,14 @@ def machine(tiny_forecaster, tmp_path):
 
 
 def test_an_export_is_the_same_store_again(machine, any_store_url, tmp_path):
+    machine.trim(12, 1)  # and much that has been trimmed is still to be deleted
     made = export_streams(machine.store, tmp_path / "out")
     store = Store.open(any_store_url)
     read = import_streams(store, tmp_path / "out")
 
     assert made == read
     assert (made["streams"], made["until"]) == (3, None)
+    assert made["observations"] == sum(s >= machine.begins[name] for name, log in machine.logs.items() for s in log)
     assert [r._replace(id=0) for r in store.page("", 9)] == [r._replace(id=0) for r in machine.store.page("", 9)]
     names = ["a", "b", "c"]
     assert_identical_state(states(machine, store, names), states(machine, machine.store, names))
@@ -100,6 +102,32 @@ def test_a_store_is_restored_to_a_time_of_the_past(machine, store_url, tmp_path,
     again.store, again.logs, again.begins = store, then, {}
     again.serve(machine.model)
     again.check_states(then)
+    store.close()
+
+
+@pytest.mark.parametrize("hour", [41, 42, 43, 47, 48, 69, 70])
+def test_what_came_after_a_time_of_the_past_is_in_no_count_and_no_version_is_told_twice(
+    machine, store_url, tmp_path, hour
+):
+    """Of "b", hours 41 and 47 are missing, nothing was ever told of 42 and 44 to 46; and "c" begins at hour 70."""
+    machine.observe({"b": [(BASE + 47, None), (BASE + 48, 2.0)]}, revise=False, whole=True)
+    assert max(machine.logs["b"]) == BASE + 48
+    logs = {name: {s: y for s, y in log.items() if s <= BASE + hour} for name, log in machine.logs.items()}
+    before = {record.unique_id: record for record in machine.store.page("", 9)}
+    export_streams(machine.store, tmp_path / "out", ds(hour))
+    store = Store.open(store_url)
+    import_streams(store, tmp_path / "out")
+
+    found = {record.unique_id: record for record in store.page("", 9)}
+    assert set(found) == {name for name, log in logs.items() if log}
+    for name, record in found.items():
+        log, was = logs[name], before[name]
+        assert record.last_step == max(log)
+        assert record.observations == len(log)
+        assert record.missing == sum(y is None for y in log.values())
+        assert (record.version > was.version) == (max(log) < was.last_step)
+        assert (record.first_step, record.retained_step) == (was.first_step, was.retained_step)
+        assert dict(store.log(record.id)) == {step: y for step, y in log.items() if step >= machine.begins[name]}
     store.close()
 
 
