@@ -39,7 +39,6 @@ __all__ = [
     "advance",
     "bend",
     "cycles",
-    "describe",
     "fly",
     "land",
     "lstm_gates",
@@ -131,14 +130,19 @@ _EXACT = {"contract", "nsz"}
 _REORDERED = {"contract", "nsz", "reassoc"}  # sums in vector lanes
 
 
+# A part that is called, not inlined, is rounded in one way by a process that compiles a loop, which calls the part that
+# was compiled for itself, and in another by one that finds the loop in the cache, with a copy of the part.
+_INLINED: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": True}
+
+
 def _part(function: Callable[P, R]) -> Callable[P, R]:
     """Compile as part of the loops below."""
-    return cast("Callable[P, R]", numba.njit(nogil=True, error_model="numpy", fastmath=_EXACT)(function))
+    return cast("Callable[P, R]", numba.njit(fastmath=_EXACT, **_INLINED)(function))
 
 
 def _sum(function: Callable[P, R]) -> Callable[P, R]:
     """Compile as part of the loops below, free to add up in any order."""
-    return cast("Callable[P, R]", numba.njit(nogil=True, error_model="numpy", fastmath=_REORDERED)(function))
+    return cast("Callable[P, R]", numba.njit(fastmath=_REORDERED, **_INLINED)(function))
 
 
 def _loop(function: Callable[P, R]) -> Callable[P, R]:
@@ -329,13 +333,15 @@ def advance(
         Written: likewise, shapes [B, K] and [B, 3].
     table
         Written: the scaled ring, scalars and block means of every step, shape [T, B, W + SCALARS + blocks]; 0 beyond a
-        row's length. Without entries, nothing is described.
+        row's length. Without entries, nothing is described; with one step more, the state before the chunk is, too, as
+        the first.
     frames
         Written: location, scale and unit, shape [3, B, T]; 1 beyond a row's length.
     differences
         Written: mean absolute seasonal difference in units of scale, shape [B, T]; 0 beyond a row's length.
     """
-    width, keep, steps = ring.shape[1], new_ring.shape[1], y.shape[1]
+    width, keep, steps, told = ring.shape[1], new_ring.shape[1], y.shape[1], table.shape[0]
+    before = max(told - steps, 0)
     decay = 0.5 ** (1 / (HALF_LIFE * width))
     values = np.empty(width + steps)  # ring and chunk in one line, oldest first
     for b in range(rows.shape[0]):
@@ -346,55 +352,36 @@ def advance(
         if keep == width:
             _copy(ring[row], new_ring[b])
         now, length = new_statistics[b], lengths[b] if lengths.shape[0] > 0 else steps
-        for t in range(length):
-            value = y[b, t]
-            age += 1
-            last += 1
-            if math.isnan(value):
-                silence += 1
-                values[width + t] = values[t]
-            else:
-                silence = 0
-                values[width + t] = value
-                for k in range(2):
-                    change = abs(value - values[width + t - (lag if k else 1)])
-                    if not math.isnan(change):
-                        now[k] = decay * now[k] + 1
-                        now[2 + k] = decay * now[2 + k] + change
-            new_ring[b, last % keep] = values[width + t]
-            if table.shape[0] > 0:
+        for line in range(before + length):
+            t = line - before
+            if t >= 0:
+                value = y[b, t]
+                age += 1
+                last += 1
+                if math.isnan(value):
+                    silence += 1
+                    values[width + t] = values[t]
+                else:
+                    silence = 0
+                    values[width + t] = value
+                    for k in range(2):
+                        change = abs(value - values[width + t - (lag if k else 1)])
+                        if not math.isnan(change):
+                            now[k] = decay * now[k] + 1
+                            now[2 + k] = decay * now[2 + k] + change
+                new_ring[b, last % keep] = values[width + t]
+            if told > 0:
                 window = values[t + 1 : t + 1 + width]
-                frames[0, b, t], frames[1, b, t], frames[2, b, t], differences[b, t] = _describe_step(
-                    window, now, age, silence, log, table[t, b]
+                frames[0, b, line], frames[1, b, line], frames[2, b, line], differences[b, line] = _describe_step(
+                    window, now, age, silence, log, table[line, b]
                 )
         new_clocks[b, 0], new_clocks[b, 1], new_clocks[b, 2] = age, silence, last
-        if table.shape[0] > 0:
-            for t in range(length, steps):
-                for i in range(table.shape[2]):
-                    table[t, b, i] = 0
-                for i in range(3):
-                    frames[i, b, t] = 1
-                differences[b, t] = 0
-
-
-@_loop
-def describe(
-    ring: Float64,
-    statistics: Float64,
-    clocks: Int64,
-    log: bool,
-    table: Float32,
-    frames: Float64,
-    differences: Float32,
-) -> None:
-    """Describe the latest step of every row: the last entry that `advance` wrote on the way there; T = 1."""
-    width = ring.shape[1]
-    values = np.empty(width)
-    for b in range(ring.shape[0]):
-        _unroll(ring[b], clocks[b, 2], values)
-        frames[0, b, 0], frames[1, b, 0], frames[2, b, 0], differences[b, 0] = _describe_step(
-            values, statistics[b], clocks[b, 0], clocks[b, 1], log, table[0, b]
-        )
+        for line in range(before + length, told):
+            for i in range(table.shape[2]):
+                table[line, b, i] = 0
+            for i in range(3):
+                frames[i, b, line] = 1
+            differences[b, line] = 0
 
 
 @_loop

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from forecaster import kernels
-from forecaster.kernels import EVERY_STEP, FINE, FLOOR, LARGEST_LOG, SCALARS, SHIFT, SMALLEST_SIZE
+from forecaster.kernels import EVERY_STEP, FINE, FLOOR, LARGEST_LOG, NUM_STATISTICS, SCALARS, SHIFT, SMALLEST_SIZE
 from forecaster.state import StreamState
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Transform",
     "advance",
     "blank",
+    "blank_change",
     "describe",
     "inverse_breadth",
     "log_slope",
@@ -220,9 +221,13 @@ def settle(state: StreamState, y: Tensor, lengths: Tensor | None = None, *, lag:
 
 def describe(state: StreamState, *, kind: Transform) -> History:
     """What is known at a state's latest step, T = 1: the last entry of the history that led to it."""
-    width = state.ring.shape[1]
-    parts = blank(len(state), 1, width)
-    kernels.describe(*_folded(state), kind == "log", *parts)
+    rows, width = state.ring.shape
+    parts = blank(rows, 1, width)
+    nothing = np.empty((rows, 0))
+    # The loop that leads to a state describes it: another one might round otherwise.
+    kernels.advance(
+        np.arange(rows), *_folded(state), nothing, EVERY_STEP, 1, kind == "log", *blank_change(rows), *parts
+    )
     return told(parts, width)
 
 
@@ -251,6 +256,11 @@ def blank(rows: int, steps: int, ring_length: int) -> Parts:
         np.empty((3, rows, steps)),
         np.empty((rows, steps), np.float32),
     )
+
+
+def blank_change(rows: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Memory for a kernel to write the latest values, statistics and clocks in, see `kernels.advance`."""
+    return np.empty((rows, 1)), np.empty((rows, NUM_STATISTICS)), np.empty((rows, 3), np.int64)
 
 
 def told(parts: Parts, ring_length: int) -> History:

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from forecaster import kernels
 from forecaster.features import feature_size
-from forecaster.kernels import EVERY_STEP, NUM_STATISTICS
+from forecaster.kernels import EVERY_STEP
 from forecaster.network import Encoded, ForecastNetwork
 from forecaster.recurrent import RecurrentState
-from forecaster.scaling import blank, memory, told
+from forecaster.scaling import blank, blank_change, memory, told
 from forecaster.state import StreamState
 
 __all__ = ["Stepper"]
@@ -61,11 +61,7 @@ class Stepper:
         if arrays["ring"].shape[1] != self._width:
             self._network.check(state)
         parts = lines, _, _ = blank(total, 1, self._width)
-        ring, statistics, clocks = (
-            np.empty((total, 1)),
-            np.empty((total, NUM_STATISTICS)),
-            np.empty((total, 3), np.int64),
-        )
+        ring, statistics, clocks = blank_change(total)
         index, values = memory(rows), memory(y)[:, None]
         kernels.advance(
             index, arrays["ring"], arrays["statistics"], arrays["clocks"], values, EVERY_STEP, self._lag, self._log,
