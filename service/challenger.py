@@ -42,6 +42,8 @@ class Challenger:
         The champion's, if there is one yet.
     metrics
         Told both models' figures.
+    admit
+        Told of each challenger before it follows.
     streams
         How many streams are followed.
     seconds
@@ -58,6 +60,7 @@ class Challenger:
         engine: Callable[[], Engine | None],
         metrics: Metrics,
         *,
+        admit: Callable[[ServedModel], None],
         streams: int,
         seconds: float,
         silence: float = 600,
@@ -68,6 +71,7 @@ class Challenger:
         self._store = store
         self._engine = engine
         self._metrics = metrics
+        self._admit = admit
         self._options = ["--streams", str(streams), "--seconds", str(seconds)]
         self._silence = silence
         self._pause = pause
@@ -81,6 +85,7 @@ class Challenger:
     def take(self, model: ServedModel) -> None:
         """Let another challenger follow."""
         self.close()
+        self._admit(model)
         self._folder = tempfile.TemporaryDirectory(prefix="forecaster-challenger-")
         folder = Path(self._folder.name) / "model"
         model.forecaster.save(folder)

@@ -103,7 +103,12 @@ class Service:
         if settings.challenger is not None:
             streams, seconds = settings.challenger_streams, settings.poll_seconds
             self.challenger = Challenger(
-                settings.store, lambda: self.engine, self.metrics, streams=streams, seconds=seconds
+                settings.store,
+                lambda: self.engine,
+                self.metrics,
+                admit=self._note_covariates,
+                streams=streams,
+                seconds=seconds,
             )
         self._challenger_watcher: Watcher | None = None
         self._first_model = model
@@ -215,6 +220,13 @@ class Service:
         except StoreError as error:
             raise ModelError(str(error)) from error
         _check_retention(self.settings, model)
+        self._note_covariates(model)
+
+    def _note_covariates(self, model: ServedModel) -> None:
+        """Take what a model knows from requests from now on, whichever serves: one may be put back in haste."""
+        names = self.store.add_covariates(model.covariates)
+        for one in [model] if self.engine is None else [model, self.engine.model]:
+            one.further = names - one.covariates
 
     def _begin(self, model: ServedModel) -> Engine:
         settings = self.settings

@@ -49,7 +49,7 @@ def forecast_histories(model: ServedModel, body: ForecastsRequest, max_history_s
         raise InputError(f"all histories together have {total} steps, more than {_TOTAL * max_history_steps}")
     forecaster = model.forecaster
     for series in body.series:
-        read_static(forecaster, series.unique_id, series.static)
+        read_static(model, series.unique_id, series.static)
     static = static_values(forecaster, names, [s.static for s in body.series])
     future = _future(model, body, histories, want.horizon)
     with torch.inference_mode():

@@ -127,7 +127,7 @@ def _read_each_line(lines: list[bytes], model: ServedModel) -> Rows:
         try:
             row = Row.model_validate_json(line)
             name = row.unique_id
-            (value,) = read_values(model.forecaster, [row.y], [row.model_extra])
+            (value,) = read_values(model, [row.y], [row.model_extra])
             step = model.dates.steps([row.ds])[0]
         except ValidationError as error:
             reason = from_validation(error).detail.replace("the body", "the line", 1)
@@ -162,7 +162,7 @@ def read_arrow(body: bytes, model: ServedModel) -> Rows:
     _check_rows(table.num_rows)
     further = [name for name in table.column_names if name not in _COLUMNS]
     missing = set(_COLUMNS) - set(table.column_names)
-    unknown = set(further) - set(model.forecaster.config.covariates.dynamic)
+    unknown = set(further) - set(model.forecaster.config.covariates.dynamic) - model.further
     if missing or unknown or len(set(table.column_names)) < table.num_columns:
         expected = ", ".join(model.forecaster.config.covariates.dynamic)
         raise invalid(
@@ -195,7 +195,7 @@ def _add_covariates(rows: Rows, y: list[float | None], covariates: dict[str, lis
     for i, found in enumerate(zip(*covariates.values(), strict=True)):
         cells = dict(zip(covariates, found, strict=True))
         try:
-            (rows.values[i],) = read_values(model.forecaster, [y[i]], [cells])
+            (rows.values[i],) = read_values(model, [y[i]], [cells])
         except InputError as error:
             rows.steps[i] = None
             rows.reasons[i] = str(error)

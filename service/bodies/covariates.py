@@ -1,7 +1,7 @@
 """Covariates of a request, checked against the model that serves: names it knows, values it can read.
 
 It knows a model's columns, no stream and no store's rows. Invariant: what passes is kept as it came, as JSON text, so
-that the next model can read it anew; what is unknown is refused by name.
+that the next model can read it anew; what no model of this store has known is refused by name.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from forecaster import Forecaster, InputError
+from forecaster import InputError
 from service.engine.coming import Coming
 from service.models.dates import Dates
 from service.models.served import ServedModel
@@ -21,7 +21,7 @@ Cells = Mapping[str, Any]
 
 
 def read_values(
-    forecaster: Forecaster,
+    model: ServedModel,
     values: Sequence[float | None],
     covariates: Sequence[Cells | None],
     *,
@@ -31,7 +31,7 @@ def read_values(
 
     Parameters
     ----------
-    forecaster
+    model
         Knows the names.
     values, covariates
         Of each observation.
@@ -42,18 +42,20 @@ def read_values(
     Raises
     ------
     InputError
-        A name is not one of the model's known or past covariates, or a value is not a number where it has to be.
+        A name is not one of the model's known or past covariates, nor of another model's, or a value is not a number
+        where it has to be.
     """
     if not any(covariates):
         return list(values)
-    _check_names("covariates", {name for row in covariates if row for name in row}, _dynamic(forecaster))
-    forecaster.table(covariates)
+    found = {name for row in covariates if row for name in row}
+    _check_names("covariates", found, model.forecaster.config.covariates.dynamic, model)
+    model.forecaster.table(covariates)
     texts = map(written, covariates)
     return [value_of(y, text if takes_back or text != UNKNOWN else None) for y, text in zip(values, texts, strict=True)]
 
 
 def read_columns(
-    forecaster: Forecaster, values: Sequence[float | None], columns: Mapping[str, Sequence[Any]] | None
+    model: ServedModel, values: Sequence[float | None], columns: Mapping[str, Sequence[Any]] | None
 ) -> list[Value]:
     """The same from columns, one list per name.
 
@@ -68,22 +70,23 @@ def read_columns(
         if len(cells) != len(values):
             raise InputError(f"covariate {name!r} has {len(cells)} values, expected {len(values)}, one per ds")
     rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
-    return read_values(forecaster, values, rows)
+    return read_values(model, values, rows)
 
 
-def read_static(forecaster: Forecaster, unique_id: str, static: Cells | None) -> str | None:
+def read_static(model: ServedModel, unique_id: str, static: Cells | None) -> str | None:
     """Static covariates as the log keeps them.
 
     Raises
     ------
     InputError
-        A name is not one of the model's static covariates, or a value is not a number where it has to be.
+        A name is not one of the model's static covariates, nor of another model's, or a value is not a number where it
+        has to be.
     """
     if not static:
         return None
-    declared = forecaster.config.covariates.static
-    _check_names("static", set(static), tuple(name for name in declared if name != "unique_id"))
-    forecaster.static([unique_id], [static])
+    declared = model.forecaster.config.covariates.static
+    _check_names("static", set(static), tuple(name for name in declared if name != "unique_id"), model)
+    model.forecaster.static([unique_id], [static])
     text = written(static)
     return None if text == UNKNOWN else text
 
@@ -96,11 +99,12 @@ def read_future(
     Raises
     ------
     InputError
-        The model needs it and it is not there, a name is unknown or lacking, or the lists do not fit one another.
+        The model needs it and it is not there, a name is lacking or known to no model, or the lists do not fit one
+        another.
     """
     declared = model.forecaster.config.covariates
     if not declared.known:
-        if future is not None:
+        if future is not None and not _is_of_others(future, model):
             raise InputError("the request has a future, but this model knows no covariates in the future")
         return None
     names = ", ".join(declared.known)
@@ -112,7 +116,7 @@ def read_future(
     if isinstance(future, str):
         return Coming(None)
     columns = {name: cells for name, cells in future.items() if name != "ds"}
-    _check_names("future", set(columns), declared.known)
+    _check_names("future", set(columns), declared.known, model)
     lacking = [name for name in declared.known if name not in columns]
     if lacking:
         raise InputError(f"future lacks {', '.join(lacking)}; this model needs {names}")
@@ -134,11 +138,12 @@ def read_future(
     return Coming(table, steps[0])
 
 
-def _dynamic(forecaster: Forecaster) -> tuple[str, ...]:
-    return forecaster.config.covariates.dynamic
+def _is_of_others(future: Mapping[str, Sequence[Any]] | str, model: ServedModel) -> bool:
+    """Whether it is what another model of the store would want to know."""
+    return bool(model.further) and (isinstance(future, str) or set(future) - {"ds"} <= model.further)
 
 
-def _check_names(where: str, found: set[str], expected: Sequence[str]) -> None:
-    unknown = sorted(found - set(expected))
+def _check_names(where: str, found: set[str], expected: Sequence[str], model: ServedModel) -> None:
+    unknown = sorted(found - set(expected) - model.further)
     if unknown:
         raise InputError(f"{where}: {', '.join(unknown[:5])} unknown; this model has {', '.join(expected) or 'none'}")

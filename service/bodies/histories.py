@@ -41,7 +41,7 @@ def read_history(model: ServedModel, unique_id: str, body: StreamHistory, max_st
     ds, y = body.ds, body.y
     try:
         steps = model.dates.steps(ds)
-        values = read_columns(model.forecaster, y, body.covariates)
+        values = read_columns(model, y, body.covariates)
     except InputError as error:
         raise InputError(f"series {unique_id!r}: {error}") from error
     for i in range(1, len(steps)):

@@ -39,9 +39,16 @@ class ServedModel:
         As replies show them.
     forecaster
         The loaded artifact.
+
+    Attributes
+    ----------
+    further
+        Names of covariates that other models of its store know or knew: taken with requests and kept in the log, as
+        one of them may serve next or again, but not used.
     """
 
     def __init__(self, name: str, version: str, forecaster: Forecaster) -> None:
+        self.further: frozenset[str] = frozenset()
         self.name = name
         self.version = version
         self.forecaster = forecaster
@@ -79,6 +86,12 @@ class ServedModel:
     @cached_property
     def _usual(self) -> Want:
         return Want(self.forecaster.check_horizon(None), self.forecaster.check_levels(None))
+
+    @cached_property
+    def covariates(self) -> frozenset[str]:
+        """Names of all covariates that this model knows from requests."""
+        declared = self.forecaster.config.covariates
+        return frozenset({*declared.dynamic, *declared.static} - {"unique_id"})
 
     @cached_property
     def label(self) -> dict[str, str]:

@@ -159,7 +159,7 @@ async def _observe(request: Request) -> Response:
         want = model.want(body.horizon, body.quantile_levels)
         steps = model.dates.steps([o.ds for o in body.observations])
         given = [o.covariates for o in body.observations]
-        values = read_values(model.forecaster, [o.y for o in body.observations], given, takes_back=True)
+        values = read_values(model, [o.y for o in body.observations], given, takes_back=True)
     except InputError:
         # It may have been answered by another version, which understood it.
         kept = None if key is None else await _kept(service_of(request), unique_id, key)
@@ -258,7 +258,7 @@ async def _put(request: Request) -> Response:
     # A long history takes long enough to check that others must not wait behind it.
     model = engine.model
     history = await run_in_threadpool(read_history, model, unique_id, body, longest)
-    static = read_static(model.forecaster, unique_id, body.static)
+    static = read_static(model, unique_id, body.static)
     ticket = Single()
     item = Create(ticket, unique_id, history.steps, history.values, precondition_of(request), static)
     if history.length > _LONG:

@@ -9,7 +9,7 @@ is older than the retained log needs, so whatever snapshot there is, the log aft
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from itertools import count
@@ -132,6 +132,20 @@ class Store:
             return None
         freq, _, time_zone = found.partition(" ")
         return freq, time_zone or None
+
+    def add_covariates(self, names: Collection[str]) -> frozenset[str]:
+        """Note that a model knows covariates of these names; return all names that any has known."""
+        table = self._tables.covariates
+        while True:
+            with self._engine.begin() as connection:
+                noted = frozenset(connection.execute(select(table.c.name)).scalars())
+            if noted.issuperset(names):
+                return noted
+            try:
+                with self._engine.begin() as connection:
+                    connection.execute(insert(table), [{"name": name} for name in sorted(set(names) - noted)])
+            except IntegrityError:
+                continue  # another process was first; see what it wrote
 
     def probe(self) -> None:
         """Write something durably.

@@ -1,4 +1,4 @@
-"""The newest schema: streams, their log, snapshots of their states, kept replies, and facts about the store itself.
+"""The newest schema: streams, their log, snapshots of states, kept replies, names of covariates, facts about the store.
 
 It is where `revisions` lead, and knows only column types that SQLite and PostgreSQL share. Invariant: a step between a
 stream's first and last one without a row was never observed ("filled"); a row whose y is NULL was reported as missing.
@@ -38,6 +38,7 @@ class Tables:
     observations: Table
     snapshots: Table
     replies: Table
+    covariates: Table
 
 
 def build_tables() -> Tables:
@@ -95,4 +96,5 @@ def build_tables() -> Tables:
         Column("stored_at", BigInteger, nullable=False),
         Index("replies_by_age", "stored_at"),
     )
-    return Tables(metadata, facts, streams, observations, snapshots, replies)
+    covariates = Table("covariates", metadata, Column("name", Text, primary_key=True))
+    return Tables(metadata, facts, streams, observations, snapshots, replies, covariates)

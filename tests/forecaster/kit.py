@@ -263,7 +263,7 @@ def assert_same_state(found: StreamState, expected: StreamState) -> None:
         ("cell", 1e-5, 1e-5),
         ("statistics", 1e-9, 1e-12),
         ("correction", 1e-5, 1e-5),
-        ("flight", 1e-4, 1e-4),
+        ("flight", 1e-3, 1e-4),  # inverses of differences between quantiles, which magnify rounding
         ("aboard", 1e-4, 1e-4),
         ("arrived", 0.0, 0.0),
         ("ruler", 1e-9, 0.0),

@@ -163,7 +163,10 @@ def test_its_figures_stand_beside_the_champions_until_it_dies_and_is_started_aga
 
 
 def test_one_that_hangs_is_ended(client, store_url, challenger_artifact):
-    shadow = Challenger(store_url, lambda: client.service.engine, client.service.metrics, streams=9, seconds=0.1)
+    service = client.service
+    shadow = Challenger(
+        store_url, lambda: service.engine, service.metrics, admit=service._note_covariates, streams=9, seconds=0.1
+    )
     shadow._silence = 120
     shadow.take(load_model(challenger_artifact))
     try:

@@ -18,6 +18,7 @@ from service.app import create_app
 from service.models.served import ServedModel, load_model
 from service.settings import Settings
 from service.store import Store
+from service.store.values import covariates_of
 from tests.forecaster.kit import COVERED, network_of
 from tests.service.kit import LocalClient, ds
 
@@ -331,19 +332,14 @@ def test_a_model_without_covariates_reads_the_same_log(settings: Settings, artif
 
     with LocalClient(create_app(settings.model_copy(update={"model": str(artifact)}))) as after:
         bare = after.get("/v1/streams/a/forecast")
-        refused = after.post(
-            "/v1/streams/a/observations",
-            json={"observations": [{"ds": ds(HOURS), "y": 1.0, "covariates": {"price": 1.0}}]},
-        )
-        needless = after.post("/v1/streams/a/forecast", json={"future": {"price": [1.0]}})
+        needless = after.post("/v1/streams/a/forecast", json={"future": {"prize": [1.0]}})
 
     y = np.array([np.nan if v is None else v for v in BODY["y"]], dtype=np.float64)
     tiny = Forecaster.load(artifact)
     np.testing.assert_allclose(
         quantiles(bare), tiny.forecast(tiny.warm_up([y], [int(tiny.calendar.parse([ds(0)])[0])]))[0].T, rtol=1e-5
     )
-    assert (refused.status_code, needless.status_code) == (422, 422)
-    assert "price unknown; this model has none" in refused.json()["detail"]
+    assert needless.status_code == 422
     assert "knows no covariates in the future" in needless.json()["detail"]
 
 
@@ -414,6 +410,74 @@ def test_writers_that_know_nothing_of_a_new_model_lose_no_observation(settings: 
     assert [reply.json()["version"] for reply in replies] == [2, 3, 4, 5, 6, 7]
     assert "needs price, weather of the 6 steps" in replies[2].json()["no_forecast"]["detail"]
     np.testing.assert_allclose(found, undisturbed, rtol=1e-5)
+
+
+def rows_of(hour: int) -> dict[str, Any]:
+    """An observation, with all that the model of `CONFIG` wants to know."""
+    row = {"ds": ds(hour), "y": y_at(hour), "covariates": cells(hour)}
+    return {"observations": [row], "future": future(hour + 1)}
+
+
+def bulk_of(hour: int) -> tuple[bytes, bytes]:
+    """The same as a line, and the hour after it as Arrow."""
+    line = json.dumps({"unique_id": "a", "ds": ds(hour), "y": y_at(hour), **cells(hour)}).encode()
+    found = {name: [value] for name, value in cells(hour + 1).items()}
+    table = pa.table({"unique_id": ["a"], "ds": [ds(hour + 1)], "y": [y_at(hour + 1)], **found})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return line, sink.getvalue().to_pybytes()
+
+
+def test_what_a_model_before_knew_is_taken_and_kept_after_the_way_back(settings: Settings, artifact: Path) -> None:
+    """Writers go on as they were, also after a restart, and the model before finds all of it if it serves again."""
+    plain_settings = settings.model_copy(update={"model": str(artifact)})
+    covered, typo = ServedModel("covered", "2", plain()), {"observations": [{**ONE, "covariates": {"prize": 1.0}}]}
+    with LocalClient(create_app(plain_settings)) as client:
+        client.put("/v1/streams/a", json={"ds": BODY["ds"], "y": BODY["y"]})
+        early = client.post("/v1/streams/a/observations", json=rows_of(HOURS))
+        client.service.switch.take(covered)
+        client.put("/v1/streams/a", json=BODY)
+        replies = [client.post("/v1/streams/a/observations", json=rows_of(HOURS))]
+        client.service.switch.take(load_model(artifact))
+        replies.append(client.post("/v1/streams/a/observations", json=rows_of(HOURS + 1)))
+        refused = client.post("/v1/streams/a/observations", json=typo)
+    with LocalClient(create_app(plain_settings)) as client:
+        replies.append(client.post("/v1/streams/a/observations", json=rows_of(HOURS + 2)))
+        line, table = bulk_of(HOURS + 3)
+        for content, kind in ((line, "application/x-ndjson"), (table, "application/vnd.apache.arrow.stream")):
+            reply = client.post("/v1/observations", content=content, headers={"content-type": kind})
+            assert reply.json()["verdicts"] == ["accepted"], reply.text
+        looks = [
+            client.post("/v1/streams/a/forecast", json={"future": asked})
+            for asked in (future(HOURS + 5), "missing", {"ds": [ds(HOURS + 5)], "price": [1.0]})
+        ]
+        made = client.put("/v1/streams/b", json=BODY)
+        stateless = client.post("/v1/forecasts", json={"series": [{"unique_id": "b", **BODY, "future": future(HOURS)}]})
+        client.service.switch.take(covered)
+        again = client.post("/v1/streams/a/forecast", json={"future": future(HOURS + 5)})
+
+    assert "price, visitors, weather unknown; this model has none" in early.json()["detail"]
+    assert [reply.status_code for reply in replies] == [200, 200, 200]
+    assert not any("no_forecast" in reply.json() for reply in replies)
+    assert (refused.status_code, refused.json()["detail"]) == (422, "covariates: prize unknown; this model has none")
+    assert [look.status_code for look in looks] == [200] * 3
+    assert quantiles(looks[0]).tolist() == quantiles(looks[1]).tolist()
+    assert (made.status_code, stateless.status_code) == (201, 200)
+    np.testing.assert_allclose(quantiles(again), expected(HOURS + 5), rtol=1e-5)
+
+
+def test_what_a_challenger_knows_is_taken_before_it_serves(settings: Settings, folder: Path, artifact: Path) -> None:
+    asked = settings.model_copy(update={"model": str(artifact), "challenger": str(folder), "challenger_streams": 1})
+    with LocalClient(create_app(asked)) as client:
+        client.put("/v1/streams/a", json={"ds": BODY["ds"], "y": BODY["y"]})
+
+        reply = client.post("/v1/streams/a/observations", json=rows_of(HOURS))
+
+        assert (reply.status_code, reply.json()["model"]["name"]) == (200, artifact.name)
+        assert "no_forecast" not in reply.json()
+        [(_, kept)] = client.service.store.log(1, after=client.service.engine.model.dates.steps([ds(HOURS - 1)])[0])
+        assert covariates_of(kept) == {name: value for name, value in cells(HOURS).items() if value is not None}
 
 
 @pytest.mark.parametrize("name", REFUSED)

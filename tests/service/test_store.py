@@ -39,6 +39,19 @@ def test_a_store_of_another_frequency_is_refused(store):
         store.claim_calendar("D", None)
 
 
+def test_names_of_covariates_stay_whoever_adds_them_at_once(store, store_url):
+    assert store.add_covariates(()) == frozenset()
+    others = [Store.open(store_url) for _ in range(4)]
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(lambda other: [other.add_covariates({f"n{i}", "x" * 300}) for i in range(20)], others))
+    finally:
+        for other in others:
+            other.close()
+
+    assert store.add_covariates({"price", "n3"}) == {*(f"n{i}" for i in range(20)), "x" * 300, "price"}
+
+
 @pytest.mark.parametrize(
     "url", ["nonsense", "mysql://x/y", "sqlite://", "sqlite:////no/such/folder/x.db", "oracle+no://x"]
 )
