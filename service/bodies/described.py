@@ -203,6 +203,9 @@ class ServedReply(ModelLabel):
     quantile_levels: list[float]
     max_gap_steps: int
     covariates: list[Covariate]
+    further_covariates: list[str] = Field(
+        description="that other models of the store know or knew: taken and kept in the log, not used by this one"
+    )
 
 
 class HostedModel(_Reply):
@@ -320,6 +323,7 @@ EXAMPLES: dict[type[BaseModel], Any] = {
                     {"name": "temperature", "role": "known", "values": None},
                     {"name": "site", "role": "static", "values": ["north", "south"]},
                 ],
+                "further_covariates": ["promotion"],
             }
         ],
         "reference": "models:/load@champion",

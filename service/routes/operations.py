@@ -113,6 +113,7 @@ async def _models(request: Request) -> Response:
             for name in getattr(config.covariates, role)
             if name != "unique_id"  # of which nobody tells it more than the name
         ],
+        "further_covariates": sorted(model.further),
         "quantile_levels": config.quantile_levels,
         "max_gap_steps": service.max_gap_steps(model),
     }

@@ -204,6 +204,7 @@ def test_a_client_learns_what_to_send_from_the_description_of_the_model(client: 
         "past": {"visitors": None},
         "static": {"size": None, "country": ["DE", "FR"]},
     }
+    assert model["further_covariates"] == []
     categories = {name: values or [1.0] for name, values in told["known"].items()}
     body = {
         "ds": [ds(hour) for hour in range(HOURS)],
@@ -475,6 +476,8 @@ def test_what_a_challenger_knows_is_taken_before_it_serves(settings: Settings, f
         reply = client.post("/v1/streams/a/observations", json=rows_of(HOURS))
 
         assert (reply.status_code, reply.json()["model"]["name"]) == (200, artifact.name)
+        (served,) = client.get("/v1/models").json()["models"]
+        assert served["further_covariates"] == ["country", "price", "size", "visitors", "weather"]
         assert "no_forecast" not in reply.json()
         [(_, kept)] = client.service.store.log(1, after=client.service.engine.model.dates.steps([ds(HOURS - 1)])[0])
         assert covariates_of(kept) == {name: value for name, value in cells(HOURS).items() if value is not None}
