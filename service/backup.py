@@ -106,6 +106,7 @@ def export_streams(store: Store, folder: Path, until: str | None = None) -> dict
             "freq": calendar.freq,
             "time_zone": calendar.time_zone,
             "until": until,
+            "covariates": sorted(store.add_covariates(())),
             **counts,
             "files": {name: _digest(partial / name) for name in _FILES},
         }
@@ -140,6 +141,7 @@ def import_streams(store: Store, folder: Path, *, replace: bool = False) -> dict
     """
     manifest = _checked_manifest(folder)
     store.claim_calendar(manifest["freq"], manifest["time_zone"])
+    store.add_covariates(manifest.get("covariates", ()))
     streams = [row for part in _read(folder / _FILES[0], StreamRow) for row in part]
     store.load(streams, _read(folder / _FILES[1], LogRow), _read(folder / _FILES[2], SnapshotRow), replace=replace)
     return manifest
@@ -187,6 +189,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
         number = int(manifest["format"])
         _ = [manifest["files"][name] for name in _FILES], [manifest[name] for name in ("until", *_COUNTED)]
         Calendar(manifest["freq"], manifest["time_zone"])
+        if not all(isinstance(name, str) for name in manifest.get("covariates", [])):
+            raise TypeError
     except (OSError, ValueError, KeyError, TypeError, ForecasterError) as error:
         raise StoreError(f"{folder} is no export of streams: manifest.json is missing or damaged") from error
     if number > FORMAT:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -58,11 +59,13 @@ def machine(tiny_forecaster, tmp_path):
 
 def test_an_export_is_the_same_store_again(machine, any_store_url, tmp_path):
     machine.trim(12, 1)  # and much that has been trimmed is still to be deleted
+    machine.store.add_covariates({"price"})
     made = export_streams(machine.store, tmp_path / "out")
     store = Store.open(any_store_url)
     read = import_streams(store, tmp_path / "out")
 
     assert made == read
+    assert store.add_covariates(()) == {"price"}
     assert (made["streams"], made["until"]) == (3, None)
     assert made["observations"] == sum(s >= machine.begins[name] for name, log in machine.logs.items() for s in log)
     assert [r._replace(id=0) for r in store.page("", 9)] == [r._replace(id=0) for r in machine.store.page("", 9)]
@@ -295,6 +298,12 @@ def test_what_is_damaged_or_does_not_fit_is_refused_and_changes_nothing(machine,
     manifest.write_text(text.replace('"until"', '"unto"'))
     with pytest.raises(StoreError, match="is no export of streams"):
         import_streams(store, tmp_path / "out")
+    manifest.write_text(text.replace('"covariates": []', '"covariates": [1]'))
+    with pytest.raises(StoreError, match="is no export of streams"):
+        import_streams(store, tmp_path / "out")
+    manifest.write_text(text.replace('"covariates": [],', ""))
+    with closing(Store.open(f"sqlite:///{tmp_path / 'other.db'}")) as other:
+        import_streams(other, tmp_path / "out")
     manifest.write_text(text[:50])
     with pytest.raises(StoreError, match="is no export of streams"):
         import_streams(store, tmp_path / "out")
