@@ -17,7 +17,7 @@ import torch
 
 from forecaster.scaling import Transform, advance
 from forecaster.state import StateLayout
-from tests.forecaster.kit import TINY, TINY_LINEAR, forecaster_of
+from tests.forecaster.kit import TINY, forecaster_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,16 +35,15 @@ def digest() -> str:
         history, state = advance(StateLayout(1, 1, 1, width, 4).initial(torch.tensor([0, 5, 9])), y, lag=4, kind=kind)
         parts = (*history.frame, history.table, history.difference)
         told.update(b"".join([part.numpy().tobytes() for part in parts] + state.to_bytes()))
-    for config in (TINY, TINY_LINEAR):
-        forecaster = forecaster_of(config)
-        state = forecaster.initial_state([0, 5, 9])
-        for values in y.T.contiguous():
-            ahead = forecaster.ahead(state)
-            told.update(forecaster.place(ahead, values).tobytes())
-            told.update(forecaster.forecast(state).tobytes())
-            state.assign(torch.arange(3), forecaster.change(state, torch.arange(3), values))
-            told.update(b"".join(state.to_bytes()))
-        told.update(b"".join(forecaster.fold(forecaster.initial_state([0, 5, 9]), y).to_bytes()))
+    forecaster = forecaster_of(TINY)
+    state = forecaster.initial_state([0, 5, 9])
+    for values in y.T.contiguous():
+        ahead = forecaster.ahead(state)
+        told.update(forecaster.place(ahead, values).tobytes())
+        told.update(forecaster.forecast(state).tobytes())
+        state.assign(torch.arange(3), forecaster.change(state, torch.arange(3), values))
+        told.update(b"".join(state.to_bytes()))
+    told.update(b"".join(forecaster.fold(forecaster.initial_state([0, 5, 9]), y).to_bytes()))
     return told.hexdigest()
 
 
@@ -61,12 +60,8 @@ def digest_elsewhere(cache: Path) -> str:
 
 def test_loops_that_are_compiled_and_loops_that_are_read_give_the_same_numbers(tmp_path: Path) -> None:
     compiled = digest_elsewhere(tmp_path)
-    loops = sorted(tmp_path.rglob("*.nbc"))
+    loops = list(tmp_path.rglob("*.nbc"))
     read = digest_elsewhere(tmp_path)
-    for loop in loops[::2]:
-        loop.unlink()
-    some_of_each = digest_elsewhere(tmp_path)
 
     assert len(loops) > 8
     assert read == compiled
-    assert some_of_each == compiled

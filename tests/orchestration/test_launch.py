@@ -16,7 +16,7 @@ import pytest
 from forecaster import ForecasterError, InputError
 from pipelines.connection import connect
 from pipelines.console import Reporter
-from pipelines.orchestration.launch import end, exclusive, launch, prepare_home, spawn
+from pipelines.orchestration.launch import exclusive, launch, prepare_home, spawn
 from pipelines.orchestration.schedule import SCHEDULE
 from pipelines.registry import CHAMPION, version_of_alias
 from tests.house.tree import ROOT
@@ -48,7 +48,8 @@ def test_a_folder_is_held_as_long_as_any_process_of_a_schedule_lives(tmp_path):
         with pytest.raises(InputError, match="another schedule already runs"), exclusive(home):
             pass
     finally:
-        end(left)
+        left.kill()
+        left.wait()
     with exclusive(home):
         pass
 
