@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
+from sqlalchemy.exc import SQLAlchemyError
 
 from service.asking import Probe, Questions
 from service.at_work import AtWork
@@ -24,7 +25,7 @@ from service.challenger import Challenger
 from service.engine import Engine, Limits
 from service.engine.subscriptions import Subscriptions
 from service.engine.trimmer import Trimmer
-from service.errors import ModelError, ServiceError, StoreError
+from service.errors import ModelError, ServiceError, StoreError, first_line
 from service.metrics import Metrics
 from service.models.registry import MlflowRegistry, parse_reference
 from service.models.served import ServedModel, load_model
@@ -196,9 +197,9 @@ class Service:
                 self._challenger_watcher.start()
             else:
                 challenger.take(load_model(Path(name)))
-        except (ServiceError, OSError) as error:
-            challenger.trouble = str(error)
-            logging.getLogger("service").error("no challenger: %s", error)
+        except (ServiceError, OSError, SQLAlchemyError) as error:
+            challenger.trouble = first_line(error)
+            logging.getLogger("service").error("no challenger: %s", challenger.trouble)
 
     def leave(self) -> None:
         """Say from now on that it is not ready, and let readers of events go elsewhere."""

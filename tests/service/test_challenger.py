@@ -10,12 +10,14 @@ import numpy as np
 import orjson
 import pytest
 import torch
+from sqlalchemy.exc import OperationalError
 
 from forecaster.quality import figures
 from service.app import create_app
 from service.challenger import Challenger
 from service.models.served import ServedModel, load_model
 from service.shadow import Follower
+from service.store import Store
 from tests.service.kit import LocalClient, history, observations, until
 
 BASE = 473352
@@ -160,6 +162,24 @@ def test_its_figures_stand_beside_the_champions_until_it_dies_and_is_started_aga
         until(lambda: described()["trouble"] is None, 120)
         assert (client.service.challenger.process is not died, failures) == (True, [])
         until(lambda: described()["champion"]["total"]["count"] > found["champion"]["total"]["count"], 120)
+
+
+def test_one_that_comes_while_the_store_is_away_harms_nobody(settings, challenger_artifact, monkeypatch):
+    add, asked = Store.add_covariates, []
+
+    def away_for_the_second(self, names):
+        asked.append(names)
+        if len(asked) > 1:
+            raise OperationalError("SELECT", None, Exception("the server closed the connection\nunexpectedly"))
+        return add(self, names)
+
+    monkeypatch.setattr(Store, "add_covariates", away_for_the_second)
+    with LocalClient(create_app(settings.model_copy(update={"challenger": str(challenger_artifact)}))) as client:
+        found = client.get("/v1/models").json()["challenger"]
+
+        assert client.put("/v1/streams/a", json=history([1.0])).status_code == 201
+    assert "the server closed the connection" in found["trouble"]
+    assert "\n" not in found["trouble"]
 
 
 def test_one_that_hangs_is_ended(client, store_url, challenger_artifact):
