@@ -23,7 +23,7 @@ __all__ = ["main"]
 _SHOWN = (
     *("arrived_per_second", "sent_per_second", "refused_per_second", "recovery_seconds", "lost", "doubled"),
     *("swaps", "requests", "failed_requests", "replies_of_several_versions", "worst_p99_ms"),
-    *("p95_ms", "max_ms", "warm_p50_ms", "warm_p99_ms"),
+    *("p95_ms", "max_of_first_ms", "max_of_others_ms", "warm_p50_ms", "warm_p99_ms"),
     *("log_bytes", "snapshot_bytes", "backup_bytes", "load_seconds", "snapshot_seconds"),
     *("cap", "resident", "touched", "megabytes_before", "restored_per_second", "streams", "load"),
 )

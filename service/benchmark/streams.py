@@ -168,7 +168,7 @@ def _started(model: Path, path: Path, cap: int) -> Iterator[tuple[subprocess.Pop
 def _asked_for(port: int, names: Sequence[str], clients: int) -> dict[str, float]:
     """Milliseconds until streams' forecasts were there, each asked for once."""
 
-    async def ask(some: Sequence[str]) -> list[float]:
+    async def ask(some: Sequence[str]) -> list[float]:  # in the order in which they were asked for
         _, client = await asyncio.get_running_loop().create_connection(Client, "127.0.0.1", port)
         times = []
         for name in some:
@@ -181,12 +181,16 @@ def _asked_for(port: int, names: Sequence[str], clients: int) -> dict[str, float
         client.close()
         return times
 
-    async def ask_all() -> list[float]:
-        found = await asyncio.gather(*(ask(names[k::clients]) for k in range(clients)))
-        return [seconds for times in found for seconds in times]
+    async def ask_all() -> list[list[float]]:
+        return await asyncio.gather(*(ask(names[k::clients]) for k in range(clients)))
 
-    p50, p95, p99, most = 1e3 * np.quantile(asyncio.run(ask_all()), (0.5, 0.95, 0.99, 1))
-    return {"p50": round(p50, 2), "p95": round(p95, 2), "p99": round(p99, 2), "max": round(most, 2)}
+    of_clients = [1e3 * np.array(times) for times in asyncio.run(ask_all())]
+    times = np.concatenate(of_clients)
+    p50, p95, p99 = np.quantile(times, (0.5, 0.95, 0.99))
+    # The first of each client told apart: a process that has just begun makes machine code and connections then.
+    first, most = max(some[0] for some in of_clients), max(some[1:].max(initial=0) for some in of_clients)
+    found = {"p50": p50, "p95": p95, "p99": p99, "max_of_first": first, "max_of_others": most}
+    return {name: round(float(value), 2) for name, value in found.items()}
 
 
 def _observe(port: int, names: Sequence[str]) -> None:

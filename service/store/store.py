@@ -17,12 +17,13 @@ from secrets import token_hex
 from threading import Lock
 from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, Subquery, and_, event, func, insert, select, update
+from sqlalchemy import Connection, Engine, and_, event, func, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from service.errors import StaleStreams, StoreError, UnknownOutcome
 from service.store.copying import Dump, LogRow, SnapshotRow, StreamRow, dump, load
-from service.store.database import BEFORE_ALL, SERVER, chunks, impatient, is_busy, open_database, reading
+from service.store.database import SERVER, chunks, impatient, is_busy, open_database, reading
+from service.store.reading import Reader
 from service.store.records import Changes, Filter, Recovery, StreamRecord
 from service.store.replies import StoredReply, forget_replies, read_replies, write_replies
 from service.store.schema import prepare_schema
@@ -30,7 +31,7 @@ from service.store.snapshots import drop_snapshots, save_snapshots
 from service.store.tables import Tables, build_tables
 from service.store.transaction import Course, Transaction
 from service.store.trimming import raise_floors, sweep
-from service.store.values import Value, value_of
+from service.store.values import Value
 from service.store.writing import Writer
 
 __all__ = ["Store"]
@@ -55,6 +56,7 @@ class Store:
         self._own = engine.connect() if self.is_embedded else None
         self._turn = Lock()
         self._moments = count(1)
+        self._reader = Reader(tables)
         self._writer = Writer(tables)
         self.era = 0
         """Another one where the server has begun anew or is another: it may have lost what it had said, and may give
@@ -230,51 +232,18 @@ class Store:
 
     def versions(self, stream_ids: Sequence[int]) -> dict[int, tuple[int, int | None]]:
         """Stream id → (version, retained step), of those that exist."""
-        streams = self._tables.streams.c
-        found: dict[int, tuple[int, int | None]] = {}
         with self._engine.connect() as connection:
-            for chunk in chunks(stream_ids):
-                query = select(streams.id, streams.version, streams.retained_step).where(streams.id.in_(chunk))
-                found.update((row[0], (row[1], row[2])) for row in connection.execute(query))
-        return found
+            return self._reader.versions(connection, stream_ids)
 
     def has_only_grown(self, record: StreamRecord) -> bool:
         """Whether all of a log that was retained is there still, as it was."""
-        c = self._tables.streams.c
-        query = select(c.id).where(
-            c.id == record.id,
-            func.coalesce(c.rewound_version, 0) <= record.version,
-            c.retained_step.is_not_distinct_from(record.retained_step),
-        )
         with self._engine.connect() as connection:
-            return connection.execute(query).first() is not None
+            return self._reader.has_only_grown(connection, record)
 
     def known(self, wanted: Mapping[int, Sequence[int]]) -> dict[int, dict[int, Value]]:
         """Stream id → (step → value) of the log's rows, at least of those among the wanted steps."""
-        found: dict[int, dict[int, Value]] = {stream_id: {} for stream_id in wanted}
-        lows = {stream_id: min(steps) for stream_id, steps in wanted.items()}
-        highs = {stream_id: max(steps) for stream_id, steps in wanted.items()}
-        asked = sum(len(steps) for steps in wanted.values())
-        low, high = min(lows.values()), max(highs.values())
-        observations = self._tables.observations.c
-        columns = select(observations.stream_id, observations.step, observations.y, observations.covariates)
         with self._engine.connect() as connection:
-            if (high - low + 1) * len(wanted) <= 4 * asked + 1000:
-                # Usual for a repeated bulk body: many streams, the same few steps.
-                queries = [
-                    columns.where(observations.stream_id.in_(chunk), observations.step.between(low, high))
-                    for chunk in chunks(list(wanted))
-                ]
-            else:
-                queries = [
-                    columns.where(observations.stream_id == stream_id, observations.step.in_(chunk))
-                    for stream_id, steps in wanted.items()
-                    for chunk in chunks(sorted(set(steps)))
-                ]
-            for query in queries:
-                for stream_id, step, y, covariates in connection.execute(query):
-                    found[stream_id][step] = value_of(y, covariates)
-        return found
+            return self._reader.known(connection, wanted)
 
     def unfolded(self, unique_ids: Sequence[str], model_key: str) -> dict[str, int]:
         """unique_id → steps of the log after the latest snapshot, of those streams that exist."""
@@ -311,83 +280,8 @@ class Store:
         found, left
             Those, and the streams that are to be asked for again.
         """
-        streams = self._tables.streams
-        found: dict[str, Recovery] = {}
-        left: list[str] = []
         with reading(self._engine) as connection:
-            for chunk in chunks(unique_ids):
-                if left:
-                    left.extend(chunk)
-                    continue
-                records = [
-                    StreamRecord(*row)
-                    for row in connection.execute(select(streams).where(streams.c.unique_id.in_(chunk)))
-                ]
-                if not records:
-                    continue  # new names, as a rule
-                states = self._latest_states(connection, [record.id for record in records], model_key)
-                chosen: list[StreamRecord] = []
-                too_long: set[int] = set()
-                for record in records:
-                    steps = record.last_step - (states[record.id][0] if record.id in states else record.log_step - 1)
-                    if steps > longest:
-                        chosen.append(record)
-                        too_long.add(record.id)
-                        continue
-                    most -= steps
-                    if most >= 0 or not (found or chosen):
-                        chosen.append(record)
-                        if most < 0:
-                            too_long.add(record.id)
-                    else:
-                        left.append(record.unique_id)
-                tails = self._tails(connection, [r.id for r in chosen if r.id not in too_long], model_key)
-                for record in chosen:
-                    step, state = states.get(record.id, (None, None))
-                    tail = tails.get(record.id, [])
-                    if state is None and record.retained_step is not None:
-                        tail = [row for row in tail if row[0] >= record.retained_step]
-                    found[record.unique_id] = Recovery(record, state, step, tail, record.id in too_long)
-        return found, left
-
-    def _newest(self, ids: Sequence[int], model_key: str) -> Subquery:
-        """Of each stream, the step of its latest snapshot."""
-        snapshots = self._tables.snapshots.c
-        return (
-            select(snapshots.stream_id, func.max(snapshots.step).label("step"))
-            .where(snapshots.stream_id.in_(ids), snapshots.model_key == model_key)
-            .group_by(snapshots.stream_id)
-            .subquery()
-        )
-
-    def _latest_states(
-        self, connection: Connection, ids: Sequence[int], model_key: str
-    ) -> dict[int, tuple[int, bytes]]:
-        """Stream id → step and state of the latest snapshot."""
-        snapshots, newest = self._tables.snapshots.c, self._newest(ids, model_key)
-        query = select(snapshots.stream_id, snapshots.step, snapshots.state).join(
-            newest,
-            and_(
-                snapshots.stream_id == newest.c.stream_id,
-                snapshots.step == newest.c.step,
-                snapshots.model_key == model_key,
-            ),
-        )
-        return {row[0]: (row[1], row[2]) for row in connection.execute(query)}
-
-    def _tails(self, connection: Connection, ids: Sequence[int], model_key: str) -> dict[int, list[tuple[int, Value]]]:
-        """Stream id → (step, value) of the log after the latest snapshot."""
-        observations, newest = self._tables.observations.c, self._newest(ids, model_key)
-        query = (
-            select(observations.stream_id, observations.step, observations.y, observations.covariates)
-            .outerjoin_from(self._tables.observations, newest, observations.stream_id == newest.c.stream_id)
-            .where(observations.stream_id.in_(ids), observations.step > func.coalesce(newest.c.step, BEFORE_ALL))
-            .order_by(observations.stream_id, observations.step)
-        )
-        rows: dict[int, list[tuple[int, Value]]] = {i: [] for i in ids}
-        for stream_id, step, y, covariates in connection.execute(query):
-            rows[stream_id].append((step, value_of(y, covariates)))
-        return rows
+            return self._reader.recover(connection, unique_ids, model_key, most, longest)
 
     def recover_before(
         self, record: StreamRecord, model_key: str, step: int, skip: int = 0, most: float = math.inf
@@ -413,42 +307,13 @@ class Store:
         StaleStreams
             The stream is gone.
         """
-        streams, snapshots = self._tables.streams, self._tables.snapshots.c
-        query = (
-            select(snapshots.step, snapshots.state)
-            .where(snapshots.stream_id == record.id, snapshots.model_key == model_key, snapshots.step < step)
-            .order_by(snapshots.step.desc())
-            .offset(skip)
-            .limit(1)
-        )
         with reading(self._engine) as connection:
-            row = connection.execute(select(streams).where(streams.c.id == record.id)).one_or_none()
-            if row is None:
-                raise StaleStreams([record.unique_id])
-            now = StreamRecord(*row)
-            found = connection.execute(query).one_or_none()
-            after = now.log_step - 1 if found is None else found[0]
-            too_long = now.last_step - after > most
-            tail = [] if too_long else self._log(connection, record.id, after)
-        return Recovery(now, found and found[1], found and found[0], tail, too_long)
+            return self._reader.recover_before(connection, record, model_key, step, skip, most)
 
     def log(self, stream_id: int, after: int | None = None, until: int | None = None) -> list[tuple[int, Value]]:
         """(step, value) of the log of one stream after a step, up to another one, in order."""
         with self._engine.connect() as connection:
-            return self._log(connection, stream_id, after, until)
-
-    def _log(
-        self, connection: Connection, stream_id: int, after: int | None, until: int | None = None
-    ) -> list[tuple[int, Value]]:
-        observations = self._tables.observations.c
-        query = (
-            select(observations.step, observations.y, observations.covariates)
-            .where(observations.stream_id == stream_id, observations.step > (BEFORE_ALL if after is None else after))
-            .order_by(observations.step)
-        )
-        if until is not None:
-            query = query.where(observations.step <= until)
-        return [(row[0], value_of(row[1], row[2])) for row in connection.execute(query)]
+            return self._reader.log(connection, stream_id, after, until)
 
     def replies(self, wanted: Sequence[tuple[str, str]], since: int) -> dict[tuple[str, str], StoredReply]:
         """Replies by (unique_id, key text), of those that were kept since a time."""

@@ -47,7 +47,8 @@ def test_a_stream_takes_at_least_what_its_numbers_and_state_take(found):
 @pytest.mark.parametrize("label", ["alone", "crowd"])
 def test_latencies_are_in_order(found, label):
     cold = found[f"streams_cold_{label}"]
-    assert 0 < cold["p50_ms"] <= cold["p95_ms"] <= cold["p99_ms"] <= cold["max_ms"]
+    most = max(cold["max_of_first_ms"], cold["max_of_others_ms"])
+    assert 0 < cold["p50_ms"] <= cold["p95_ms"] <= cold["p99_ms"] <= most
     assert 0 < cold["warm_p50_ms"] <= cold["warm_p99_ms"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
@@ -288,3 +289,29 @@ def test_blocks_of_any_number_of_rows_are_all_written(store, count):
 
     assert all(store.log(record.id)[-1] == (1, 0.1 + record.id) for record in records[:: max(count // 7, 1)])
     assert set(store.versions([record.id for record in records]).values()) == {(2, None)}
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        pytest.param(lambda store, record: store.recover([record.unique_id], "model"), id="recover"),
+        pytest.param(lambda store, record: store.recover_before(record, "model", 2), id="recover_before"),
+        pytest.param(lambda store, record: store.log(record.id, 0), id="log"),
+        pytest.param(lambda store, record: store.known({record.id: [1, 2]}), id="known"),
+        pytest.param(lambda store, record: store.known({record.id: [1, 10**6]}), id="known_far_apart"),
+        pytest.param(lambda store, record: store.versions([record.id]), id="versions"),
+        pytest.param(lambda store, record: store.has_only_grown(record), id="has_only_grown"),
+    ],
+)
+def test_what_requests_read_leaves_nothing_for_the_garbage_collector(store, read):
+    record = created(store)
+    store.save_snapshots("model", {record: b"state"})
+    assert read(store, record)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            read(store, record)
+        assert gc.collect() < 20
+    finally:
+        gc.enable()
