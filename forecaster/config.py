@@ -106,7 +106,8 @@ class TrainingConfig:
     Parameters
     ----------
     lanes
-        Series followed side by side; the batch size of one update. Fewer are used when the panel is small.
+        Series followed side by side; the batch size of one update. Fewer are used when the panel is small. 0: 128, or a
+        quarter of them, and so on, if what they learn holds better: see `forecaster.training.attempts`.
     chunk_length
         Steps between two cuts of the gradient (truncated back-propagation through time).
     carry
@@ -159,7 +160,7 @@ class TrainingConfig:
         Of weights, order of series, and dropout.
     """
 
-    lanes: int = 128
+    lanes: int = 0
     chunk_length: int = 56
     carry: bool = True
     origins: Literal["all", "last"] = "all"
@@ -184,7 +185,8 @@ class TrainingConfig:
         """Check ranges."""
         check_types(self, "training.")
         require(self.updates >= 0, "training.updates", self.updates, "at least 0")
-        for name in ("lanes", "chunk_length", "epoch_updates", "patience"):
+        require(self.lanes >= 0, "training.lanes", self.lanes, "at least 0")
+        for name in ("chunk_length", "epoch_updates", "patience"):
             require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
         require(0 < self.learning_rate < 1, "training.learning_rate", self.learning_rate, "between 0 and 1")
         require(

@@ -33,6 +33,9 @@ Float = npt.NDArray[np.float64]
 WARM_UP_CHUNKS = 4
 """Chunks folded before a series' first validation origin."""
 
+LANES = 128
+"""Series followed side by side where nothing else is said."""
+
 LARGEST_VALIDATION = 512
 """Series validated at most: a sample of a larger panel tells as much, sooner."""
 
@@ -136,7 +139,7 @@ class ChunkDataModule(LightningDataModule):
         def lanes(panel: Panel, targets: Sequence[Float], generator: np.random.Generator, beside: int = 0) -> Lanes:
             return Lanes(
                 panel,
-                lanes=settings.lanes,
+                lanes=settings.lanes or LANES,
                 chunk_length=min(settings.chunk_length, int(together.lengths.max())),  # no longer than what fills it
                 horizon=config.horizon,
                 prefix_length=2 * config.ring_length,
@@ -171,7 +174,7 @@ class ChunkDataModule(LightningDataModule):
                     warm_up=WARM_UP_CHUNKS * settings.chunk_length,
                     horizon=config.horizon,
                     prefix_length=2 * config.ring_length,
-                    lanes=settings.lanes,
+                    lanes=LANES,  # whatever training has: losses are compared
                 )
             )
             if self.held_out

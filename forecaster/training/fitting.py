@@ -19,14 +19,14 @@ from forecaster.errors import PanelError
 from forecaster.forecaster import Forecaster
 from forecaster.network import ForecastNetwork
 from forecaster.panel import Panel
+from forecaster.training.attempts import best_attempt, fresh
 from forecaster.training.calibrating import calibrate, drift_of
 from forecaster.training.choosing import choose, choose_covariates, race_length
 from forecaster.training.clock import Clock
-from forecaster.training.data import ChunkDataModule, held_out_steps
+from forecaster.training.data import LANES, ChunkDataModule, held_out_steps
 from forecaster.training.memory import keep_freed
 from forecaster.training.pulling import kept_share
 from forecaster.training.stage import quiet, train_stage, uses_gpu
-from forecaster.training.starting import start
 from forecaster.training.windows import latest_blocks, windows_of
 
 __all__ = ["Fitted", "fit"]
@@ -55,7 +55,8 @@ class Fitted(NamedTuple):
     history
         One row per epoch: `epoch`, `train_loss`, `val_loss` (absent without validation and while finishing),
         `learning_rate`, `gradient_norm` (mean over updates, before clipping), `clipped_share` (of updates),
-        `updates_per_second`, `seconds` since the start, `progress` (share of the run that is done).
+        `updates_per_second`, `seconds` since the start, `progress` (share of the run that is done). Attempts follow
+        one another: see `forecaster.training.attempts`.
     reasons
         Why what the configuration left open was chosen as it was, one sentence each.
     """
@@ -122,6 +123,8 @@ def fit(
         config, told = choose_covariates(config, learnt, unseen)
         panel, learnt = panel.with_covariates(config.covariates), learnt.with_covariates(config.covariates)
         trials = _Trials(learnt.drop_last(unseen), clock)
+        is_open = not config.training.lanes
+        config = replace(config, training=replace(config.training, lanes=config.training.lanes or LANES))
         config, reasons = choose(config, learnt, unseen, trials)
         reasons = told + reasons
         if on_gpu:
@@ -130,8 +133,10 @@ def fit(
         torch.manual_seed(settings.seed)
         data = ChunkDataModule(learnt, config, validation)
         share = settings.finish if held_out or data.validation else 0.0
-        network = trials.trained.get(config) or _fresh(config, data)  # who has won a race goes on
-        done = train_stage(network, data, data.updates, clock.until(1 - share))
+        network = trials.trained.get(config) or fresh(config, data)  # who has won a race goes on
+        best, told = best_attempt(network, data, learnt, clock.until(1 - share), again=is_open)
+        network, data, (done, _) = best
+        config, settings, reasons = network.config, network.config.training, reasons + told
         trained = clock.elapsed
         inside = windows_of(network, learnt, data.blocks, settings.seed)
         cutoffs, moments = latest_blocks(learnt, data.held_out, config.horizon)
@@ -221,11 +226,11 @@ class _Trials:
     def _train(self, config: Config, updates: int, *, seen: bool = False) -> ForecastNetwork:
         data = self._data(config)
         torch.manual_seed(config.training.seed)
-        network = _fresh(config, data)
+        network = fresh(config, data)
         seconds = None if self.clock.seconds is None else RACE_BOX * self.clock.seconds
         before, told = self.clock.elapsed, self.clock.on_weights
         clock = Clock(seconds, None, (lambda after, weights: told(before + after, weights)) if told and seen else None)
-        done = train_stage(network, data, min(updates, data.updates), clock.until(1))
+        done = train_stage(network, data, min(updates, data.updates), clock.until(1)).updates
         self.pace = clock.elapsed / (max(done, 1) * config.network.num_members)
         return network
 
@@ -235,13 +240,3 @@ class _Trials:
 
 def _single(config: Config) -> Config:
     return replace(config, network=replace(config.network, members=1))
-
-
-def _fresh(config: Config, data: ChunkDataModule) -> ForecastNetwork:
-    """New weights, with the scales of covariates as the part to learn from has them."""
-    network = ForecastNetwork(config)
-    if network.covariates is not None:
-        network.covariates.standardise(data.lanes.panel)
-    if config.training.start == "regression":
-        start(network, data.sources)
-    return network

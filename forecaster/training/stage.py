@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -28,7 +28,22 @@ from forecaster.training.data import ChunkDataModule
 from forecaster.training.memory import give_back
 from forecaster.training.module import TrainingModule
 
-__all__ = ["quiet", "train_stage", "uses_gpu"]
+__all__ = ["Weights", "quiet", "train_stage", "uses_gpu"]
+
+
+class Weights(NamedTuple):
+    """Which weights a stage has ended with.
+
+    Attributes
+    ----------
+    updates
+        Updates behind them.
+    loss
+        Theirs on the validation part; infinite if there is none.
+    """
+
+    updates: int
+    loss: float
 
 
 def train_stage(
@@ -38,8 +53,8 @@ def train_stage(
     clock: Clock,
     *,
     peak: float = 1.0,
-) -> int:
-    """Train in place, up to the best weights on the validation part if there is one; the updates behind them."""
+) -> Weights:
+    """Train in place, up to the best weights on the validation part if there is one."""
     settings = network.config.training
     network.train()  # whoever looked at it left it in evaluation mode, and the Trainer leaves every mode as it is
     network.calibration.learnt.fill_(int(data.lanes.panel.last_steps.max()))
@@ -78,11 +93,13 @@ def train_stage(
             data.close()
             give_back()
         _check_finite(network, trainer)
-        if best is None or not best.best_model_path or _last_is_best(trainer, module, data, best):
-            return int(trainer.global_step)
+        judged = math.inf if best is None or best.best_model_score is None else float(best.best_model_score)
+        last = _last_loss(trainer, module, data) if judged < math.inf else math.inf
+        if best is None or not best.best_model_path or last < judged:
+            return Weights(int(trainer.global_step), min(last, judged))
         weights, behind = _checkpoint(Path(best.best_model_path))
         module.load_state_dict(weights)
-        return behind
+        return Weights(behind, judged)
 
 
 def _check_finite(network: ForecastNetwork, trainer: pl.Trainer) -> None:
@@ -101,12 +118,12 @@ def _check_finite(network: ForecastNetwork, trainer: pl.Trainer) -> None:
         )
 
 
-def _last_is_best(trainer: pl.Trainer, module: TrainingModule, data: ChunkDataModule, best: ModelCheckpoint) -> bool:
-    """Whether a run that a time box cut within an epoch ended with better weights than any it had judged."""
-    if trainer.global_step % data.epoch_updates == 0 or best.best_model_score is None:
-        return False
+def _last_loss(trainer: pl.Trainer, module: TrainingModule, data: ChunkDataModule) -> float:
+    """Validation loss of the last weights of a run that a time box cut within an epoch; infinite where they had one."""
+    if trainer.global_step % data.epoch_updates == 0:
+        return math.inf
     (scores,) = trainer.validate(module, datamodule=data, verbose=False)
-    return scores["val_loss"] < float(best.best_model_score)
+    return float(scores["val_loss"])
 
 
 def uses_gpu(settings: TrainingConfig) -> bool:
