@@ -90,8 +90,12 @@ def test_otherwise_there_is_one_attempt(values: list[Float], options: dict[str, 
     assert not lanes_said(fitted)
 
 
-def test_there_is_one_attempt_where_there_is_time_for_no_other() -> None:
-    assert not lanes_said(fitted_to(noise(), max_minutes=0.05, updates=100_000))
+@pytest.mark.parametrize(("needed", "attempts"), [(1e-9, 2), (1e9, 1)])
+def test_there_is_one_attempt_where_there_is_no_time_for_another(
+    monkeypatch: pytest.MonkeyPatch, needed: float, attempts: int
+) -> None:
+    monkeypatch.setattr("forecaster.training.attempts.NEEDED", needed)
+    assert len(losses_of(fitted_to(noise(), max_minutes=10))) == attempts
 
 
 def test_progress_never_goes_back(by_heart: Fitted) -> None:
