@@ -106,7 +106,8 @@ class _Bounded(HttpToolsProtocol):
         self._look()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop watching."""
+        """Stop watching, and keep nothing alive: what one owes at first is oneself."""
+        self._owed = None
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None

@@ -29,6 +29,9 @@ _SHOWN = (
 )
 """Figures of a measurement that a terminal shows as well."""
 
+_CROWD = 4
+"""Carried states gain from more clients, histories do not: both are measured with so many times as many, too."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all measurements and print each as it is known."""
@@ -66,8 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for result in measure_singles(model, folder, horizon, **options):
                 _print(result, json_lines=given.json_lines)
         if given.only in (None, "histories"):
-            for result in measure_histories(model, folder, **options):
-                _print(result, json_lines=given.json_lines)
+            for clients in (given.clients, _CROWD * given.clients):
+                for result in measure_histories(model, folder, **options | {"clients": clients}):
+                    _print(result, json_lines=given.json_lines)
         if given.only in (None, "bulk"):
             for result in measure_bulk(model, folder, rounds=given.rounds):
                 _print(result, json_lines=given.json_lines)

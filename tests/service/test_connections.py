@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +15,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 
+from service.connections import Bounds, bounded_protocol
 from tests.service.kit import ROOT, history, observations, until
 from tests.service.processes import HTTP, Server, Template
 
@@ -232,3 +236,35 @@ def test_a_body_that_is_not_complete_when_the_service_ends_is_refused_in_one_lin
         assert reply.startswith(b"HTTP/1.1 503 ")
         assert b"the service ends, and the request is not complete" in reply
         assert "Traceback" not in server.log_text()
+
+
+def test_a_connection_that_has_ended_leaves_nothing_for_the_garbage_collector():
+    bounds = Bounds(head_seconds=60, body_seconds=60, read_seconds=60, max_connections=99, max_body_bytes=4096)
+    protocol = bounded_protocol(bounds)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    async def hello(scope, _receive, send):
+        assert scope["type"] == "http"
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    options = {"loop": "uvloop", "lifespan": "off", "log_config": None}
+    server = uvicorn.Server(uvicorn.Config(hello, http=protocol, **options))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+
+    def left() -> list[object]:
+        return [found for found in gc.get_objects() if type(found) is protocol]
+
+    gc.disable()
+    try:
+        for asked in (b"", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n"):
+            for _ in range(5):
+                with socket.create_connection(listener.getsockname(), timeout=60) as connection:
+                    connection.sendall(asked)
+                    assert not asked or connection.recv(99).startswith(b"HTTP/1.1 204")
+        until(lambda: not left())
+    finally:
+        gc.enable()
+        server.should_exit = True
+        thread.join(60)
