@@ -84,9 +84,9 @@ def best_attempt(
     tried = [f"{best.weights.loss:.4g} with {data.lanes.lanes}, after {best.weights.updates} updates"]
     again = again and _judged(panel, data.held_out) >= FEWEST_JUDGED
     while again and best.weights.updates <= EARLY * updates and data.lanes.lanes >= FEWER:
-        taken, left, began = clock.elapsed - began, clock.seconds_left, clock.elapsed
-        if left is not None and left < NEEDED * taken:
+        if clock.room < NEEDED * (clock.elapsed - began):
             break
+        began = clock.elapsed
         lanes = data.lanes.lanes // FEWER
         config = replace(network.config, training=replace(network.config.training, lanes=lanes))
         torch.manual_seed(config.training.seed)
