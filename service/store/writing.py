@@ -1,14 +1,14 @@
 """What one micro-batch changes, as statements of one transaction.
 
 It knows SQL, and nothing of when the transaction ends. Invariants: a stream's version grows by one with every change,
-from above those of deleted streams; where another process was faster, nothing is written.
+from above those of deleted streams; where another process was faster, nothing is written; statements are made once.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import BindParameter, Connection, bindparam, delete, insert, select, update
 
 from service.errors import StaleStreams
 from service.store.database import chunks
@@ -31,19 +31,35 @@ class Writer:
     """
 
     def __init__(self, tables: Tables) -> None:
-        self._tables = tables
-        observations, snapshots, streams = tables.observations.c, tables.snapshots.c, tables.streams
+        self._facts = tables.facts
+        observations, snapshots, streams = tables.observations, tables.snapshots, tables.streams
+        stream_id: BindParameter[Any] = bindparam("b_id")
+        ids: BindParameter[Any] = bindparam("b_ids", expanding=True)
+        expected = streams.c.id == stream_id, streams.c.version == bindparam("b_expected")
+        self._insert = insert(streams).returning(streams.c.id)
+        self._replace = update(streams).where(*expected)
+        # Locks the row and checks the version before the log goes.
+        self._lock = update(streams).where(*expected).values(version=streams.c.version)
+        self._forget_stream = delete(streams).where(streams.c.id == stream_id)
+        self._number = update(streams).where(streams.c.id == stream_id).values(version=bindparam("b_version"))
+        self._share = (
+            select(streams.c.id, streams.c.version)
+            .where(streams.c.id.in_(ids))
+            .order_by(streams.c.id)
+            .with_for_update(read=True)
+        )
+        self._retained = select(streams.c.id, streams.c.retained_step).where(streams.c.id.in_(ids))
+        self._mark_rewound = update(streams).where(streams.c.id == stream_id).values(rewound_version=streams.c.version)
         self._update = (
-            update(tables.observations)
-            .where(observations.stream_id == bindparam("b_id"), observations.step == bindparam("b_step"))
+            update(observations)
+            .where(observations.c.stream_id == stream_id, observations.c.step == bindparam("b_step"))
             .values(y=bindparam("b_y"), covariates=bindparam("b_covariates"))
         )
-        self._void = delete(tables.snapshots).where(
-            snapshots.stream_id == bindparam("b_id"), snapshots.step >= bindparam("b_step")
+        self._void = delete(snapshots).where(
+            snapshots.c.stream_id == stream_id, snapshots.c.step >= bindparam("b_step")
         )
-        self._mark_rewound = (
-            update(streams).where(streams.c.id == bindparam("b_id")).values(rewound_version=streams.c.version)
-        )
+        self._clear_all = [delete(table).where(table.c.stream_id == stream_id) for table in (observations, snapshots)]
+        self._clear_replies = delete(tables.replies).where(tables.replies.c.unique_id == bindparam("b_name"))
 
     def write(self, connection: Connection, changes: Changes) -> list[StreamRecord]:
         """Run the statements; records of the created streams, with their ids.
@@ -74,10 +90,8 @@ class Writer:
 
     def _hold(self, connection: Connection, versions: dict[int, int]) -> None:
         """Have whoever would change or delete these streams wait, in order of id like those who do."""
-        streams = self._tables.streams.c
         for chunk in chunks(sorted(versions)):
-            found = select(streams.id, streams.version).where(streams.id.in_(chunk)).order_by(streams.id)
-            for stream_id, version in connection.execute(found.with_for_update(read=True)):
+            for stream_id, version in connection.execute(self._share, {"b_ids": chunk}):
                 if versions[stream_id] == version:
                     del versions[stream_id]
         if versions:
@@ -91,13 +105,10 @@ class Writer:
 
     def _check_retained(self, connection: Connection, changes: Changes) -> None:
         # Trimming changes no version. Its own update waits for ours of the same rows, so what is read here stays.
-        streams = self._tables.streams.c
         rewound = {stream_id for stream_id, _ in changes.rewound}
         records = {record.id: record for record, _ in changes.streams if record.id in rewound}
         for chunk in chunks(list(records)):
-            for stream_id, retained in connection.execute(
-                select(streams.id, streams.retained_step).where(streams.id.in_(chunk))
-            ):
+            for stream_id, retained in connection.execute(self._retained, {"b_ids": chunk}):
                 if retained == records[stream_id].retained_step:
                     del records[stream_id]
         if records:
@@ -105,19 +116,14 @@ class Writer:
 
     def _create(self, connection: Connection, new: NewStream) -> StreamRecord:
         record = new.record
-        streams = self._tables.streams
         values: dict[str, Any] = {name: getattr(record, name) for name in record._fields if name != "id"}
         if new.replaces is None:
-            stream_id = connection.execute(insert(streams).values(**values).returning(streams.c.id)).scalar_one()
+            stream_id = connection.execute(self._insert, values).scalar_one()
         else:
             stream_id = new.replaces.id
             values["rewound_version"] = record.version
-            replaced = (
-                update(streams)
-                .where(streams.c.id == stream_id, streams.c.version == new.replaces.version)
-                .values(**values)
-            )
-            if connection.execute(replaced).rowcount != 1:
+            expected = {"b_id": stream_id, "b_expected": new.replaces.version}
+            if connection.execute(self._replace, values | expected).rowcount != 1:
                 raise StaleStreams([record.unique_id])
             self._clear(connection, stream_id, record.unique_id)
         append(connection, [(stream_id, s, y) for s, y in new.rows])
@@ -127,39 +133,29 @@ class Writer:
         self, connection: Connection, news: list[NewStream], created: list[StreamRecord]
     ) -> list[StreamRecord]:
         """The created streams, new ones with versions that no deleted one had."""
-        before = version_before_new(connection, self._tables.facts)
+        before = version_before_new(connection, self._facts)
         if not before:
             return created
-        streams = self._tables.streams
         records = [
             record._replace(version=before + record.version) if new.replaces is None else record
             for new, record in zip(news, created, strict=True)
         ]
-        begin = update(streams).where(streams.c.id == bindparam("b_id")).values(version=bindparam("b_version"))
-        connection.execute(begin, [{"b_id": record.id, "b_version": record.version} for record in records])
+        connection.execute(self._number, [{"b_id": record.id, "b_version": record.version} for record in records])
         return records
 
     def _forget(self, connection: Connection, records: list[StreamRecord]) -> None:
-        streams = self._tables.streams.c
         for record in records:
-            # Locks the row and checks the version before the log goes.
-            locked = (
-                update(self._tables.streams)
-                .where(streams.id == record.id, streams.version == record.version)
-                .values(version=record.version)
-            )
-            if connection.execute(locked).rowcount != 1:
+            if connection.execute(self._lock, {"b_id": record.id, "b_expected": record.version}).rowcount != 1:
                 raise StaleStreams([record.unique_id])
             self._clear(connection, record.id, record.unique_id)
-            connection.execute(delete(self._tables.streams).where(streams.id == record.id))
-        note_deleted(connection, self._tables.facts, max(record.version for record in records))
+            connection.execute(self._forget_stream, {"b_id": record.id})
+        note_deleted(connection, self._facts, max(record.version for record in records))
 
     def _clear(self, connection: Connection, stream_id: int, unique_id: str) -> None:
         """Let go of a log, its snapshots, and the replies that tell what is in it no longer."""
-        for table in (self._tables.observations, self._tables.snapshots):
-            connection.execute(delete(table).where(table.c.stream_id == stream_id))
-        replies = self._tables.replies.c
-        connection.execute(delete(self._tables.replies).where(replies.unique_id == unique_id))
+        for statement in self._clear_all:
+            connection.execute(statement, {"b_id": stream_id})
+        connection.execute(self._clear_replies, {"b_name": unique_id})
 
 
 def _changed(stream_id: int, step: int, value: Value) -> dict[str, Any]:

@@ -315,3 +315,25 @@ def test_what_requests_read_leaves_nothing_for_the_garbage_collector(store, read
         assert gc.collect() < 20
     finally:
         gc.enable()
+
+
+def test_what_requests_write_leaves_nothing_for_the_garbage_collector(store):
+    record = created(store)
+    gc.collect()
+    gc.disable()
+    try:
+        for i in range(20):
+            created(store, f"other{i}")
+            store.commit(advanced(record))
+            record = advanced(record).streams[0][0]
+            changed = record._replace(version=record.version + 1)
+            store.commit(
+                Changes(
+                    updated=[(record.id, 1, 5.0 + i)], streams=[(changed, record.version)], rewound=[(record.id, 1)]
+                )
+            )
+            record = changed
+        assert gc.collect() < 20
+    finally:
+        gc.enable()
+    assert store.log(record.id)[1] == (1, 24.0)
