@@ -1,4 +1,4 @@
-"""Attempts: a run whose validation loss turns early is followed by one with fewer lanes, and the better one is kept.
+"""Attempts: a run whose validation loss rises at last is followed by one with fewer lanes, and the better one is kept.
 
 A schedule passes over few series many times, and what the passes have in common is learnt by heart. As many updates of
 fewer lanes are fewer passes, through longer segments. No look at the data tells which is better, so where there are
@@ -25,8 +25,8 @@ __all__ = ["Attempt", "best_attempt", "fresh"]
 FEWER = 4
 """Times as few lanes in the next attempt."""
 
-EARLY = 1 / 2
-"""Share of a run's updates up to which its best weights are early."""
+RISEN = 0.05
+"""Share of the least validation loss by which that of the last weights exceeds it where much is learnt by heart."""
 
 FEWEST_JUDGED = 64
 """Observed values of the validation part that tell which attempt is better, at least."""
@@ -83,22 +83,27 @@ def best_attempt(
     best = Attempt(network, data, train_stage(network, data, updates, clock))
     tried = [f"{best.weights.loss:.4g} with {data.lanes.lanes}, after {best.weights.updates} updates"]
     again = again and _judged(panel, data.held_out) >= FEWEST_JUDGED
-    while again and best.weights.updates <= EARLY * updates and data.lanes.lanes >= FEWER:
+    while again and _has_risen(best.weights) and data.lanes.lanes >= FEWER:
         if clock.room < NEEDED * (clock.elapsed - began):
             break
         began = clock.elapsed
         lanes = data.lanes.lanes // FEWER
         config = replace(network.config, training=replace(network.config.training, lanes=lanes))
-        torch.manual_seed(config.training.seed)
         data = ChunkDataModule(panel, config, data.held_out, data.blocks)
-        network = fresh(config, data)
-        weights = train_stage(network, data, updates, clock.until(clock.share))
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # what is not taken leaves no trace
+            torch.manual_seed(config.training.seed)
+            network = fresh(config, data)
+            weights = train_stage(network, data, updates, clock.until(clock.share))
         tried.append(f"{weights.loss:.4g} with {lanes}, after {weights.updates}")
         again = best.weights.loss - weights.loss > CLEAR * abs(best.weights.loss)
         if again:
             best = Attempt(network, data, weights)
     because = f"lanes {best.data.lanes.lanes}: least validation losses of {updates} updates were {'; '.join(tried)}"
     return best, (because,) if len(tried) > 1 else ()
+
+
+def _has_risen(weights: Weights) -> bool:
+    return weights.last - weights.loss > RISEN * abs(weights.loss)
 
 
 def _judged(panel: Panel, held_out: int) -> int:

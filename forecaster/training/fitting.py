@@ -135,7 +135,7 @@ def fit(
         share = settings.finish if held_out or data.validation else 0.0
         network = trials.trained.get(config) or fresh(config, data)  # who has won a race goes on
         best, told = best_attempt(network, data, learnt, clock.until(1 - share), again=is_open)
-        network, data, (done, _) = best
+        network, data, weights = best
         config, settings, reasons = network.config, network.config.training, reasons + told
         trained = clock.elapsed
         inside = windows_of(network, learnt, data.blocks, settings.seed)
@@ -161,7 +161,7 @@ def fit(
         train_stage(
             network,
             ChunkDataModule(panel, whole, blocks=data.blocks),
-            math.ceil(done * share / (1 - share)),
+            math.ceil(weights.updates * share / (1 - share)),
             clock.until(1),
             peak=min(max(FINISHING_RATE * new, LEAST_RATE), LARGEST_RATE),
         )

@@ -40,10 +40,13 @@ class Weights(NamedTuple):
         Updates behind them.
     loss
         Theirs on the validation part; infinite if there is none.
+    last
+        That of the weights which the stage came to after all its updates.
     """
 
     updates: int
     loss: float
+    last: float
 
 
 def train_stage(
@@ -96,10 +99,10 @@ def train_stage(
         judged = math.inf if best is None or best.best_model_score is None else float(best.best_model_score)
         last = _last_loss(trainer, module, data) if judged < math.inf else math.inf
         if best is None or not best.best_model_path or last < judged:
-            return Weights(int(trainer.global_step), min(last, judged))
+            return Weights(int(trainer.global_step), last, last)
         weights, behind = _checkpoint(Path(best.best_model_path))
         module.load_state_dict(weights)
-        return Weights(behind, judged)
+        return Weights(behind, judged, last)
 
 
 def _check_finite(network: ForecastNetwork, trainer: pl.Trainer) -> None:
@@ -119,11 +122,10 @@ def _check_finite(network: ForecastNetwork, trainer: pl.Trainer) -> None:
 
 
 def _last_loss(trainer: pl.Trainer, module: TrainingModule, data: ChunkDataModule) -> float:
-    """Validation loss of the last weights of a run that a time box cut within an epoch; infinite where they had one."""
-    if trainer.global_step % data.epoch_updates == 0:
-        return math.inf
-    (scores,) = trainer.validate(module, datamodule=data, verbose=False)
-    return float(scores["val_loss"])
+    """Validation loss of the last weights, which those of a run that a time box cut within an epoch do not have yet."""
+    if trainer.global_step % data.epoch_updates:
+        trainer.validate(module, datamodule=data, verbose=False)
+    return float(trainer.callback_metrics["val_loss"])
 
 
 def uses_gpu(settings: TrainingConfig) -> bool:

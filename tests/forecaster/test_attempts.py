@@ -1,11 +1,13 @@
-"""Attempts: where what is learnt early is best, fewer lanes are tried, and validation decides."""
+"""Attempts: where much is learnt by heart, fewer lanes are tried, and validation decides."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from forecaster.training import Fitted, fit
 from tests.forecaster.kit import Float
@@ -26,8 +28,11 @@ def season(count: int = 3, length: int = 500) -> list[Float]:
 
 
 def fitted_to(values: list[Float], validation: int = 32, max_minutes: float | None = None, **training: Any) -> Fitted:
-    settings = {"lanes": 0, "updates": UPDATES, "epoch_updates": EPOCH, "learning_rate": 0.03} | training
-    return fit(panel_of(values), with_training(**settings), validation=validation, max_minutes=max_minutes)
+    """By a network that learns by heart what it can: large for these series, with a high learning rate, no dropout."""
+    settings = {"lanes": 0, "updates": UPDATES, "epoch_updates": EPOCH, "learning_rate": 0.05} | training
+    config = with_training(**settings)
+    config = dataclasses.replace(config, network=dataclasses.replace(config.network, hidden_size=24, dropout=0.0))
+    return fit(panel_of(values), config, validation=validation, max_minutes=max_minutes)
 
 
 def losses_of(fitted: Fitted) -> Float:
@@ -44,9 +49,9 @@ def by_heart() -> Fitted:
     return fitted_to(noise())
 
 
-def test_weights_that_are_best_early_are_followed_by_those_of_a_quarter_of_the_lanes(by_heart: Fitted) -> None:
+def test_where_the_loss_rises_at_last_a_quarter_of_the_lanes_follows(by_heart: Fitted) -> None:
     first, second = losses_of(by_heart)
-    assert first.argmin() < len(first) / 2
+    assert first[-1] > 1.05 * first.min()
     assert second.min() < first.min(), "the data of this test tell nothing otherwise"
     assert by_heart.forecaster.config.training.lanes == 3
     early, late = (EPOCH * (losses.argmin() + 1) for losses in (first, second))
@@ -67,19 +72,21 @@ def test_the_same_seed_gives_the_same_attempts(by_heart: Fitted) -> None:
     assert again.forecaster.fingerprint() == by_heart.forecaster.fingerprint()
 
 
-@pytest.mark.parametrize(("seed", "lanes"), [(0, 3), (4, 15)])
-def test_the_next_attempt_is_kept_where_its_loss_is_clearly_less(seed: int, lanes: int) -> None:
-    fitted = fitted_to(noise(), seed=seed, learning_rate=0.01)
-    first, second = losses_of(fitted).min(1)
-    assert (second < first) == (lanes == 3), "the data of this test tell nothing otherwise"
-    assert lanes_said(fitted)[0].startswith(f"lanes {lanes}: ")
-    assert fitted.forecaster.config.training.lanes == (3 if second < first else 128)
+def test_the_first_attempt_is_kept_where_the_next_is_not_clearly_better_and_the_next_leaves_no_trace() -> None:
+    options = {"seed": 1, "learning_rate": 0.03, "finish": 0.25}
+    fitted, alone = fitted_to(noise(), **options), fitted_to(noise(), **options, lanes=15)
+    first, second = np.array([row["val_loss"] for row in fitted.history if "val_loss" in row]).reshape(2, -1).min(1)
+    assert second > 0.99 * first, "the data of this test tell nothing otherwise"
+    assert lanes_said(fitted)[0].startswith("lanes 15: ")
+    for found, expected in ((fitted.judged, alone.judged), (fitted.forecaster, alone.forecaster)):
+        weights = expected._network.state_dict()
+        assert all(torch.equal(weights[name], value) for name, value in found._network.state_dict().items())
 
 
 @pytest.mark.parametrize(
     ("values", "options"),
     [
-        pytest.param(season(), {"learning_rate": 0.005}, id="it goes on learning"),
+        pytest.param(season(), {"learning_rate": 0.005}, id="the loss does not rise"),
         pytest.param(noise(), {"lanes": 15}, id="lanes are given"),
         pytest.param(noise(), {"validation": 20}, id="too few values judge"),
     ],
