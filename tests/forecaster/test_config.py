@@ -107,7 +107,7 @@ def test_the_longest_horizon_is_four_times_the_trained_one() -> None:
         ({"network": {"bias": 1}}, "'network.bias' is 1"),
         ({"network": {"proj_size": 64}}, "'network.proj_size' is 64"),
         ({"network": {"cell": "gru", "proj_size": 8}}, "'network.proj_size' is 8"),
-        ({"training": {"lanes": 0}}, "'training.lanes' is 0"),
+        ({"training": {"lanes": -1}}, "'training.lanes' is -1"),
         ({"training": {"chunk_length": 0}}, "'training.chunk_length' is 0"),
         ({"training": {"learning_rate": 0}}, "'training.learning_rate' is 0"),
         ({"training": {"learning_rate": float("nan")}}, "'training.learning_rate' is nan"),
