@@ -16,7 +16,7 @@ from forecaster.config import Config
 from forecaster.network import ForecastNetwork
 from forecaster.panel import Panel
 from forecaster.training.clock import Clock
-from forecaster.training.data import ChunkDataModule
+from forecaster.training.data import FEWEST_JUDGED, ChunkDataModule, judged
 from forecaster.training.stage import Weights, train_stage
 from forecaster.training.starting import start
 
@@ -27,9 +27,6 @@ FEWER = 4
 
 RISEN = 0.05
 """Share of the least validation loss by which that of the last weights exceeds it where much is learnt by heart."""
-
-FEWEST_JUDGED = 64
-"""Observed values of the validation part that tell which attempt is better, at least."""
 
 CLEAR = 0.01
 """Share of the validation loss by which the next attempt must lower it; less is chance."""
@@ -82,9 +79,9 @@ def best_attempt(
     updates, began = data.updates, clock.elapsed
     best = Attempt(network, data, train_stage(network, data, updates, clock))
     tried = [f"{best.weights.loss:.4g} with {data.lanes.lanes}, after {best.weights.updates} updates"]
-    again = again and _judged(panel, data.held_out) >= FEWEST_JUDGED
+    again = again and judged(panel, data.held_out) >= FEWEST_JUDGED
     while again and _has_risen(best.weights) and data.lanes.lanes >= FEWER:
-        if clock.room < NEEDED * (clock.elapsed - began):
+        if clock.remaining < NEEDED * (clock.elapsed - began):
             break
         began = clock.elapsed
         lanes = data.lanes.lanes // FEWER
@@ -104,8 +101,3 @@ def best_attempt(
 
 def _has_risen(weights: Weights) -> bool:
     return weights.last - weights.loss > RISEN * abs(weights.loss)
-
-
-def _judged(panel: Panel, held_out: int) -> int:
-    """Observed values of the validation part."""
-    return panel.observed - panel.drop_last(held_out).observed if held_out else 0

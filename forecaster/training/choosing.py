@@ -19,7 +19,7 @@ from forecaster.errors import PanelError
 from forecaster.forecaster import Forecaster
 from forecaster.kernels import SLIGHT
 from forecaster.panel import Panel
-from forecaster.training.data import SMALL_PANEL, sample
+from forecaster.training.data import FEWEST_JUDGED, SMALL_PANEL, judged, sample
 
 __all__ = ["Choice", "Trials", "choose", "choose_covariates", "race_length"]
 
@@ -32,9 +32,6 @@ LONGEST_RACE = 200
 
 RUNNERS = 256
 """Series that decide a race at most."""
-
-FEWEST_JUDGED = 64
-"""Observed values that decide it at least: among fewer, chance does."""
 
 RING_LENGTHS = 4
 """Rings of history that the judged forecasts start from: as much as a state remembers well."""
@@ -175,8 +172,7 @@ def _choose_transform(
     """Logarithm or not; `below` says which series forbids it, if one does, and `otherwise` that none does."""
     if below:
         return replace(config, transform="linear"), below
-    judged = sum(int(np.isfinite(y[-held_out:]).sum()) for y in panel.values) if held_out else 0
-    if held_out < config.horizon or judged < FEWEST_JUDGED or not race_length(config):
+    if held_out < config.horizon or judged(panel, held_out) < FEWEST_JUDGED or not race_length(config):
         return replace(config, transform="log"), f"{otherwise}, and there is too little data or time to try both"
     candidates = [replace(config, transform=kind) for kind in ("log", "linear")]
     known = RING_LENGTHS * config.ring_length + held_out

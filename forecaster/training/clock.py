@@ -42,14 +42,14 @@ class Clock:
         return time.monotonic() - self.started
 
     @property
-    def room(self) -> float:
+    def remaining(self) -> float:
         """Seconds that are left of this stage, below 0 where it should be over; infinite without a time box."""
         return math.inf if self.seconds is None else self.seconds * self.share - self.elapsed
 
     @property
     def seconds_left(self) -> float | None:
         """Seconds of this stage, a second at least, whatever those before it took; None without a time box."""
-        return None if self.seconds is None else max(self.room, 1.0)
+        return None if self.seconds is None else max(self.remaining, 1.0)
 
     def add(self, row: dict[str, float], network: ForecastNetwork) -> None:
         """Keep a row, with its place in the whole run, and tell; also of the weights."""

@@ -26,7 +26,7 @@ from forecaster.training.apart import MadeApart, may_fork
 from forecaster.training.imagining import imagine
 from forecaster.training.preparing import Preparation, Prepared, ahead
 
-__all__ = ["ChunkDataModule", "held_out_steps", "sample"]
+__all__ = ["ChunkDataModule", "held_out_steps", "judged", "sample"]
 
 Float = npt.NDArray[np.float64]
 
@@ -35,6 +35,9 @@ WARM_UP_CHUNKS = 4
 
 LANES = 128
 """Series followed side by side where nothing else is said."""
+
+FEWEST_JUDGED = 64
+"""Observed values of the validation part that decide between two trainings at least: among fewer, chance does."""
 
 LARGEST_VALIDATION = 512
 """Series validated at most: a sample of a larger panel tells as much, sooner."""
@@ -249,6 +252,11 @@ def held_out_steps(panel: Panel, config: Config) -> int:
     wanted = max(math.ceil(ENOUGH_JUDGED / (len(panel) * horizon)), math.ceil(max(config.seasonality) / horizon))
     steps = horizon * max(least, min(wanted, int(LARGEST_JUDGED * usual / horizon)))
     return steps if usual >= 2 * steps + config.seasonality[0] else 0
+
+
+def judged(panel: Panel, held_out: int) -> int:
+    """Observed values of the validation part."""
+    return panel.observed - panel.drop_last(held_out).observed if held_out else 0
 
 
 def sample(panel: Panel, most: int, seed: int) -> Panel:

@@ -23,7 +23,7 @@ from forecaster.training.attempts import best_attempt, fresh
 from forecaster.training.calibrating import calibrate, drift_of
 from forecaster.training.choosing import choose, choose_covariates, race_length
 from forecaster.training.clock import Clock
-from forecaster.training.data import LANES, ChunkDataModule, held_out_steps
+from forecaster.training.data import ChunkDataModule, held_out_steps
 from forecaster.training.memory import keep_freed
 from forecaster.training.pulling import kept_share
 from forecaster.training.stage import quiet, train_stage, uses_gpu
@@ -123,8 +123,6 @@ def fit(
         config, told = choose_covariates(config, learnt, unseen)
         panel, learnt = panel.with_covariates(config.covariates), learnt.with_covariates(config.covariates)
         trials = _Trials(learnt.drop_last(unseen), clock)
-        is_open = not config.training.lanes
-        config = replace(config, training=replace(config.training, lanes=config.training.lanes or LANES))
         config, reasons = choose(config, learnt, unseen, trials)
         reasons = told + reasons
         if on_gpu:
@@ -134,7 +132,7 @@ def fit(
         data = ChunkDataModule(learnt, config, validation)
         share = settings.finish if held_out or data.validation else 0.0
         network = trials.trained.get(config) or fresh(config, data)  # who has won a race goes on
-        best, told = best_attempt(network, data, learnt, clock.until(1 - share), again=is_open)
+        best, told = best_attempt(network, data, learnt, clock.until(1 - share), again=not settings.lanes)
         network, data, weights = best
         config, settings, reasons = network.config, network.config.training, reasons + told
         trained = clock.elapsed

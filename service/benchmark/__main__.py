@@ -29,7 +29,7 @@ _SHOWN = (
 )
 """Figures of a measurement that a terminal shows as well."""
 
-_CROWD = 4
+_MORE_CLIENTS = 4
 """Carried states gain from more clients, histories do not: both are measured with so many times as many, too."""
 
 
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for result in measure_singles(model, folder, horizon, **options):
                 _print(result, json_lines=given.json_lines)
         if given.only in (None, "histories"):
-            for clients in (given.clients, _CROWD * given.clients):
+            for clients in (given.clients, _MORE_CLIENTS * given.clients):
                 for result in measure_histories(model, folder, **options | {"clients": clients}):
                     _print(result, json_lines=given.json_lines)
         if given.only in (None, "bulk"):
