@@ -172,7 +172,7 @@ class Service:
         self.switch.close()
         if self.engine is not None:
             self.ended = await asyncio.to_thread(self.engine.stop, self.settings.drain_seconds)
-        self._stateless.shutdown(wait=self.ended, cancel_futures=True)
+        self._stateless.shutdown(wait=False, cancel_futures=True)  # nobody waits for it any more
         if self.ended:
             self.store.close()
         else:

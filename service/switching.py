@@ -85,6 +85,7 @@ class Switch:
         self._admit = admit
         self._serves = serves
         self._keep_seconds = keep_seconds
+        self._leaving: ServedModel | None = None  # serves until the swap that is under way, and is kept after it
         self._forgetting: threading.Timer | None = None
         self._lock = threading.Lock()  # of `kept` and its snapshots
         self._closed = threading.Event()
@@ -101,8 +102,9 @@ class Switch:
         if self.engine is None:
             self.engine = self._begin(model)
             self._serves(model)
+            self._forget_later()  # which other models left states here, before this process began, nobody knows
             return
-        before = self.engine.model
+        before = self._leaving = self.engine.model
         back = self.recall(model.name, model.version) is not None
         try:
             if back:
@@ -157,19 +159,23 @@ class Switch:
             self._forgetting.cancel()
         with self._lock:
             self.kept = Kept(before, time.monotonic() + self._keep_seconds)
+            self._leaving = None
             self._drop_snapshots()
+        self._forget_later()
+
+    def _forget_later(self) -> None:
         self._forgetting = threading.Timer(self._keep_seconds, self._forget)
         self._forgetting.daemon = True
         self._forgetting.start()
 
     def _forget(self) -> None:
         with self._lock:
-            if self.kept is not None and time.monotonic() >= self.kept.until:
+            if self.kept is None or time.monotonic() >= self.kept.until:
                 self.kept = None
                 self._drop_snapshots()
 
     def _drop_snapshots(self) -> None:
-        """Forget the states of models that neither serve nor are kept nor are coming."""
+        """Forget the states of models that neither serve nor are kept nor are coming or leaving."""
         try:
             after: int | None = 0
             while after is not None and not self._closed.is_set():
@@ -182,6 +188,8 @@ class Switch:
             logging.getLogger("service").warning("snapshots of former models stay: %s", said)
 
     def _needed(self) -> list[str]:
-        replay, kept = self.replay, self.kept  # before the engine is asked: what was coming serves by then
+        # In this order: what was leaving is kept by then, and what was coming serves.
+        leaving, replay, kept = self._leaving, self.replay, self.kept
         assert self.engine is not None
-        return [self.engine.model.key] + [one.model.key for one in (replay, kept) if one is not None]
+        models = [self.engine.model] + [one.model for one in (replay, kept) if one is not None]
+        return [model.key for model in models + ([leaving] if leaving is not None else [])]

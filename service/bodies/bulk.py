@@ -48,8 +48,8 @@ class Rows:
     values: list[Value]
     reasons: dict[int, str] = field(default_factory=dict)
 
-    def by_stream(self) -> dict[str, list[int]]:
-        """Row numbers of each stream, in order, without the invalid ones."""
+    def groups(self, most: int) -> list[tuple[str, list[int]]]:
+        """Row numbers of each stream, in order, without invalid ones; more than `most` by step, so many at a time."""
         grouped: dict[str, list[int]] = {}
         for i, unique_id in enumerate(self.unique_ids):
             if self.steps[i] is not None:
@@ -58,7 +58,12 @@ class Rows:
                     grouped[unique_id] = [i]
                 else:
                     group.append(i)
-        return grouped
+        found: list[tuple[str, list[int]]] = []
+        for unique_id, group in grouped.items():
+            if len(group) > most:  # out of order, each part would change what the one before has appended
+                group.sort(key=self.steps.__getitem__)  # type: ignore[arg-type]
+            found += [(unique_id, group[start : start + most]) for start in range(0, len(group), most)]
+        return found
 
 
 def read_json_lines(body: bytes, model: ServedModel) -> Rows:
@@ -340,11 +345,11 @@ def _one_step(read: Callable[[], Any], i: int | None = None, rows: Rows | None =
 
 def verdicts_reply(
     rows: Rows,
-    grouped: Mapping[str, Sequence[int]],
-    results: Mapping[str, Outcome | Problem],
+    groups: Sequence[Sequence[int]],
+    results: Sequence[Outcome | Problem],
     min_surprise: float | None = None,
 ) -> dict[str, Any]:
-    """Counts, a verdict per row in row order, and a reason for the first refused rows.
+    """Counts, a verdict per row in row order, and a reason for the first refused rows, of groups and what they got.
 
     With `min_surprise` also the rows that reach it, most surprising first.
 
@@ -358,10 +363,9 @@ def verdicts_reply(
     reasons = dict(rows.reasons)
     places = np.full(len(verdicts), np.nan)
     filled = 0
-    if failure := common_failure(results.values()):
+    if failure := common_failure(results):
         raise failure
-    for name, numbers in grouped.items():
-        result = results[name]
+    for numbers, result in zip(groups, results, strict=True):
         if isinstance(result, Problem):
             for i in numbers:
                 verdicts[i] = Verdict.BUSY if result.status == 503 else Verdict.UNKNOWN_STREAM

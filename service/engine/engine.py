@@ -312,6 +312,10 @@ class Engine:
             before.batch.tell(self._deliver)
             self._residents.staying = [item.unique_id for item in before.items]
         batch.begin(items)
+        if batch.postponed:
+            self._backlog.extendleft(reversed(batch.postponed))
+            later = set(batch.postponed)
+            items = [item for item in items if item not in later]
         if before is not None:
             self._residents.staying = [item.unique_id for item in items]
             self._end()
@@ -359,9 +363,9 @@ class Engine:
         """Results of items, and streams that are due for a snapshot; the first try may have begun already."""
         for _ in range(_STALE_RETRIES if len(items) > 1 else _STALE_RETRIES_ALONE):
             batch = begun or self._micro_batch()
+            self._parts = batch.parts
             try:
                 results = batch.run(items) if begun is None else batch.end()
-                self._parts = batch.parts
                 if batch.scores is not None:
                     self._metrics.scored(batch.scores)
                 every = self._limits.snapshot_every

@@ -43,8 +43,9 @@ Float = npt.NDArray[np.float64]
 _CELLS = 1 << 20  # values of one padded batch, to bound memory
 AT_ONCE = 100_000
 """Steps of one log that are folded at once."""
-LONGEST = 2 * AT_ONCE
-"""Steps of one log that the engine folds while all others wait, a second or two."""
+LONGEST = 1 << 15
+"""Steps of single logs that the engine folds while all others wait, a second or two: the default network takes 25 µs or
+more for each, one stream at a time."""
 MOST_STEPS = 1_000_000
 """Of logs that are in memory together; one that alone is longer is read a stretch at a time."""
 

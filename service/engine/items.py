@@ -39,7 +39,8 @@ __all__ = [
 
 
 HEAVIEST = 32_768
-"""Observations that fill a micro-batch; a long history counts for no more, so that others have room beside it."""
+"""Observations that fill a micro-batch; a long history counts for no more, so that others have room beside it. Of one
+stream, they are a second or two of folding."""
 
 
 @dataclass(slots=True)
@@ -146,18 +147,18 @@ class Single:
 
 
 class Bundle:
-    """Collects the outcomes of many items for one waiting coroutine."""
+    """Collects the outcomes of many items for one waiting coroutine, by `id`: the items themselves know this bundle."""
 
     __slots__ = ("future", "results", "waiting")
 
     def __init__(self, count: int) -> None:
-        self.future: asyncio.Future[dict[str, Result]] = asyncio.get_running_loop().create_future()
-        self.results: dict[str, Result] = {}
+        self.future: asyncio.Future[dict[int, Result]] = asyncio.get_running_loop().create_future()
+        self.results: dict[int, Result] = {}
         self.waiting = count
 
     def settle(self, item: Item, result: Result) -> bool:
         """Keep one result; wake the coroutine with the last. Whether it was that."""
-        self.results[item.unique_id] = result
+        self.results[id(item)] = result
         self.waiting -= 1
         if not self.waiting and not self.future.done():
             self.future.set_result(self.results)

@@ -8,6 +8,7 @@ changed, and the store at most as if the process had died just after the commit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from functools import partial
@@ -78,6 +79,9 @@ class MicroBatch:
         What truths added to the sums of scores.
     parts
         Name, begin and end of what took its time.
+    postponed
+        Items that others need not wait for in this micro-batch, in order; they have no results. Only of one that was
+        begun by itself: `run` does them all.
     """
 
     def __init__(
@@ -114,9 +118,12 @@ class MicroBatch:
         self.due: list[Resident] = []
         self.scores: Float | None = None
         self.parts: list[tuple[str, float, float]] = []
+        self.postponed: list[Item] = []
+        self._room: float = LONGEST
 
     def run(self, items: Sequence[Item]) -> dict[Item, Result]:
         """Begin, and end."""
+        self._room = math.inf
         self.begin(items)
         return self.end()
 
@@ -277,7 +284,7 @@ class MicroBatch:
         """Replies of this micro-batch that may be asked for again."""
         kept = []
         for item in keyed:
-            result = self._results[item]
+            result = self._results.get(item)  # none yet if postponed
             if isinstance(result, Outcome) and not result.replayed:
                 assert item.key is not None
                 assert result.reply is not None
@@ -310,10 +317,16 @@ class MicroBatch:
         return appended
 
     def _rewind(self, plan: Plan) -> StreamState | None:
-        """States of streams whose logs change before their end; of those alone that others need not wait for."""
+        """States of streams whose logs change before their end; of those alone that others need not wait for.
+
+        Each is folded by itself, so they share what may be folded in one go, but the first is folded whatever it takes.
+        """
         steps, plan.rewinds, parts = plan.rewinds, [], []
         for step in steps:
             assert step.judgement is not None
+            if self._room <= 0:
+                self.postponed.append(step.item)
+                continue
             changed = step.judgement.inserted | step.judgement.updated
             rewound = self._residents.rewound(step.resident.record, changed, step.judgement.last_step)
             if rewound is None:
@@ -321,6 +334,7 @@ class MicroBatch:
                 continue
             plan.rewinds.append(step)
             step.folded = step.judgement.last_step - rewound.after
+            self._room -= step.folded
             step.places = _placed(step, rewound.after, rewound.places)
             self._begun += rewound.begun
             parts.append(rewound.state)

@@ -110,7 +110,7 @@ class Watcher:
         if version is None:
             self._without_version(trouble)
         elif version == self._serving:
-            self.trouble = None
+            self.trouble = self._refused = None
         elif version == self._refused:
             self.trouble = self._refusal
         else:

@@ -59,9 +59,10 @@ async def _forecast(request: Request) -> Response:
     check_reply_size(len(body.streams), want)
     ticket = Bundle(len(body.streams))
     # Thousands of names, or their futures, take long enough that others must not wait behind them.
-    engine.submit(await asyncio.to_thread(_looks, ticket, body, want, engine.model))
+    looks = await asyncio.to_thread(_looks, ticket, body, want, engine.model)
+    engine.submit(looks)
     results = await ticket.future
-    return json_reply(await asyncio.to_thread(_of_streams, body.streams, results, want, form), media_type=form)
+    return json_reply(await asyncio.to_thread(_of_streams, looks, results, want, form), media_type=form)
 
 
 def _from_histories(model: ServedModel, body: ForecastsRequest, longest: int, form: str) -> bytes:
@@ -80,15 +81,15 @@ def _looks(ticket: Bundle, body: ForecastsRequest, want: Want, model: ServedMode
     return looks
 
 
-def _of_streams(names: Sequence[str], results: Mapping[str, Outcome | Problem], want: Want, form: str) -> bytes:
+def _of_streams(looks: Sequence[Item], results: Mapping[int, Outcome | Problem], want: Want, form: str) -> bytes:
     found: list[Forecast] = []
     refused: list[Json] = []
     if failure := common_failure(results.values()):
         raise failure
-    for name in names:
-        result = results[name]
+    for look in looks:
+        result = results[id(look)]
         if isinstance(result, Problem):
-            refused.append({"unique_id": name, **result.members()})
+            refused.append({"unique_id": look.unique_id, **result.members()})
             continue
         found.append(Forecast.of_stream(result, want))
     return forecasts_body(found, form, refused)

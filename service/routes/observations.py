@@ -1,4 +1,4 @@
-"""Bulk observations: many streams in one body, a verdict for every row, each stream's rows in one micro-batch."""
+"""Bulk observations: many streams in one body, a verdict for every row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.bodies.arrow_size import check_arrow_size
 from service.bodies.bulk import ARROW, JSON_LINES, Rows, read_arrow, read_json_lines, verdicts_reply
 from service.bodies.described import VerdictsReply
 from service.bodies.replies import json_reply
-from service.engine.items import Bundle, Item, Observe, Outcome
+from service.engine.items import HEAVIEST, Bundle, Item, Observe, Result
 from service.models.served import ServedModel
 from service.problems import Problem, invalid
 from service.routes.common import engine_of, refuse_header, refuse_query, service_of
@@ -87,26 +87,30 @@ async def _observe(request: Request) -> Response:
     limit = service_of(request).settings.max_body_bytes
     body = await request.body()
     # Bulk bodies take long enough to read that others must not wait behind them.
-    rows, grouped = await asyncio.to_thread(_read, reader, body, engine.model, limit)
+    rows, groups = await asyncio.to_thread(_read, reader, body, engine.model, limit)
     if not rows.unique_ids:
         raise invalid("the body has no rows")
-    results: dict[str, Outcome | Problem] = {}
-    if grouped:
-        ticket = Bundle(len(grouped))
+    results: list[Result] = []
+    if groups:
+        ticket = Bundle(len(groups))
         revise, placed = on_conflict == "revise", min_surprise is not None
-        engine.submit(await asyncio.to_thread(_items, ticket, rows, grouped, revise=revise, placed=placed))
-        results = await ticket.future
-    return await asyncio.to_thread(_reply, rows, grouped, results, min_surprise)
+        items = await asyncio.to_thread(_items, ticket, rows, groups, revise=revise, placed=placed)
+        engine.submit(items)
+        found = await ticket.future
+        results = [found[id(item)] for item in items]
+    return await asyncio.to_thread(_reply, rows, [numbers for _, numbers in groups], results, min_surprise)
 
 
-def _read(reader: Any, body: bytes, model: ServedModel, limit: int) -> tuple[Rows, dict[str, list[int]]]:
+def _read(reader: Any, body: bytes, model: ServedModel, limit: int) -> tuple[Rows, list[tuple[str, list[int]]]]:
     if reader is read_arrow:
         check_arrow_size(body, limit)
     rows: Rows = reader(body, model)
-    return rows, rows.by_stream()
+    return rows, rows.groups(HEAVIEST)
 
 
-def _items(ticket: Bundle, rows: Rows, grouped: dict[str, list[int]], *, revise: bool, placed: bool) -> list[Item]:
+def _items(
+    ticket: Bundle, rows: Rows, groups: list[tuple[str, list[int]]], *, revise: bool, placed: bool
+) -> list[Item]:
     return [
         Observe(
             ticket,
@@ -117,7 +121,7 @@ def _items(ticket: Bundle, rows: Rows, grouped: dict[str, list[int]], *, revise:
             whole=False,
             placed=placed,
         )
-        for name, numbers in grouped.items()
+        for name, numbers in groups
     ]
 
 
@@ -133,7 +137,5 @@ def _threshold(text: str | None) -> float | None:
     return found
 
 
-def _reply(
-    rows: Rows, grouped: dict[str, list[int]], results: dict[str, Outcome | Problem], min_surprise: float | None
-) -> Response:
-    return json_reply(verdicts_reply(rows, grouped, results, min_surprise))
+def _reply(rows: Rows, groups: list[list[int]], results: list[Result], min_surprise: float | None) -> Response:
+    return json_reply(verdicts_reply(rows, groups, results, min_surprise))

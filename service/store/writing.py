@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import BindParameter, Connection, bindparam, delete, insert, select, update
 
 from service.errors import StaleStreams
-from service.store.database import chunks
+from service.store.database import chunks, lock_for_writing
 from service.store.records import Changes, NewStream, StreamRecord
 from service.store.statements import advance, append
 from service.store.tables import Tables
@@ -70,6 +70,7 @@ class Writer:
             Another process changed or created one of the streams.
         """
         if changes.held:
+            lock_for_writing(connection)  # on SQLite, a question alone holds nobody up
             self._hold(connection, dict(changes.held))
         if changes.streams:
             self._advance_streams(connection, changes.streams)

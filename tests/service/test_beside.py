@@ -83,6 +83,23 @@ def test_other_streams_are_folded_while_the_disk_works(pairs, begun, monkeypatch
     assert_follows_log(pairs, tiny_forecaster, "abcd")
 
 
+def test_streams_whose_micro_batch_is_under_way_give_no_place_to_those_of_the_next(
+    settings, any_store_url, begun, monkeypatch, tiny_forecaster
+):
+    """They are the longest idle but for those that leave, and a few more leave than must."""
+    settings = settings.model_copy(update={"store": any_store_url, "max_batch": 5, "max_resident": 10})
+    first, idle, second = ([f"{kind}{i}" for i in range(5)] for kind in ("first", "idle", "second"))
+    with LocalClient(create_app(settings)) as client:
+        for name in (*second, *idle, *first):
+            client.put(f"/v1/streams/{name}", json=history([5.0]))
+        begun.clear()
+        after_commits(client, monkeypatch, lambda: until(lambda: begun == [first, second]))
+        # The second ones change nothing: a state that was written over would stay so.
+        reply = bulk(client, [*((name, 1, 6.0) for name in first), *((name, 0, 5.0) for name in second)])
+        assert reply.json()["counts"] == {"accepted": 5, "duplicate": 5}
+        assert_follows_log(client, tiny_forecaster, [*second, *first])
+
+
 def test_replies_leave_when_they_are_durable_whatever_is_folded_then(pairs, monkeypatch):
     """One micro-batch is durable while the next one is still being folded."""
     folding, go_on, append = threading.Event(), threading.Event(), MicroBatch._append

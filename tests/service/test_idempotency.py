@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import threading
+from concurrent.futures import Future
 from dataclasses import replace
 
 import httpx
@@ -14,7 +15,8 @@ import pytest
 from forecaster import CovariatesConfig
 from service.app import create_app
 from service.engine import engine
-from service.store import Store
+from service.errors import StaleStreams
+from service.store import Changes, IdempotencyKey, NewStream, Store, StoredReply, StreamRecord
 from tests.forecaster.kit import config_of, forecaster_of
 from tests.service.kit import LocalClient, ds, history, observations
 from tests.service.processes import HTTP, Server
@@ -210,6 +212,30 @@ def test_no_reply_is_kept_of_a_stream_that_another_process_has_just_deleted(sett
 
     assert "idempotent-replayed" not in again.headers
     assert again.json()["accepted"] == 1
+
+
+def test_of_two_processes_that_answered_one_request_the_first_keeps_its_reply(any_store_url):
+    """The other one's transaction is undone, and it gives the first one's reply."""
+    one, two = Store.open(any_store_url), Store.open(any_store_url)
+    record = one.commit(Changes(created=[NewStream(StreamRecord(0, "a", 0, 0, 1, 1, 0), None, [(0, 1.0)])]))[0]
+    reply = StoredReply("a", IdempotencyKey("once", b"digest"), 2, b"first", 1000)
+
+    def commit(store: Store, step: int, version: int, reply: StoredReply) -> None:
+        after = record._replace(last_step=step, version=version, observations=step + 1)
+        done: Future[list[StoredReply]] = Future()
+        done.set_result([reply])
+        changes = Changes(inserted=[(record.id, step, 1.0)], streams=[(after, version - 1)])
+        store.commit(changes, done, replies_since=900)
+
+    commit(one, 1, 2, reply)
+    with pytest.raises(StaleStreams):
+        commit(two, 2, 3, reply._replace(body=b"second"))
+
+    assert two.replies([("a", "once")], 0)["a", "once"].body == b"first"
+    assert [step for step, _ in two.log(record.id)] == [0, 1]
+    commit(two, 2, 3, reply._replace(key=IdempotencyKey("twice", b"digest")))
+    one.close()
+    two.close()
 
 
 @pytest.mark.parametrize("key", ["", '""', "x" * 256, "ä".encode(), "a\tb"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 
 import pytest
@@ -11,6 +12,7 @@ from sqlalchemy.exc import OperationalError
 from service.app import create_app
 from service.engine import beside, folding, microbatch, residents
 from service.engine.folding import LONGEST
+from service.routes import observations as bulk_route
 from service.store.copying import LogRow, StreamRow
 from tests.forecaster.kit import assert_same_state
 from tests.service.kit import LocalClient, ds, history, observations, recompute, until
@@ -28,6 +30,12 @@ def settings(settings, any_store_url):
 def idle(client: LocalClient) -> None:
     """Wait until nothing is folded beside the engine."""
     until(lambda: not client.service.engine._residents._beside.at_work)
+
+
+def drop_all_snapshots(client: LocalClient) -> None:
+    """As if none had been stored."""
+    with client.service.store._engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM snapshots")
 
 
 def line(name: str, hour: int) -> str:
@@ -158,3 +166,81 @@ def test_a_long_log_is_served_while_the_store_takes_no_snapshots(few, settings, 
         assert client.post("/v1/streams/long/observations", json=observations((60, 4.0))).is_success
         until(lambda: store.recover(["long"], key)["long"].snapshot_step == BASE + 60)
         idle(client)
+
+
+def test_another_change_than_the_one_that_was_folded_is_folded_anew(few, settings, tiny_forecaster):
+    """Two clients revise the same value; the state is made of that which was taken."""
+    log = {BASE + hour: float(3 + hour % 5) for hour in range(60)}
+    with LocalClient(create_app(settings)) as client:
+        client.put("/v1/streams/long", json=history(list(log.values())))
+        path = "/v1/streams/long/observations"
+        few.set()
+        assert client.post(path, json=observations((2, 9.0), on_conflict="revise")).status_code == 503
+        idle(client)
+        other = observations((2, 7.0), on_conflict="revise")
+        assert client.post(path, json=other).status_code == 503
+        until(lambda: client.post(path, json=other).is_success)
+        held = client.service.engine._residents
+        found = held.slab.gather([held.get("long").row])
+    assert_same_state(found, recompute(tiny_forecaster, [log | {BASE + 2: 7.0}]))
+
+
+def test_changes_far_back_in_several_logs_are_folded_a_few_at_a_time_with_others_in_between(
+    settings, tiny_forecaster, monkeypatch
+):
+    """Together they would keep all others waiting for as long as one that is folded beside; each gets its verdict."""
+    for module in (beside, folding, residents, microbatch):
+        monkeypatch.setattr(module, "LONGEST", 50)
+    seen, begin = [], microbatch.MicroBatch.begin
+
+    def watched(self, items):
+        begin(self, items)
+        seen.append(sum(step.folded for step in self._plan.rewinds))
+
+    names, values = [f"s{i}" for i in range(6)], [float(3 + hour % 5) for hour in range(40)]
+    with LocalClient(create_app(settings.model_copy(update={"snapshot_every": 1000}))) as client:
+        for name in names:
+            client.put(f"/v1/streams/{name}", json=history(values))
+        client.put("/v1/streams/short", json=history(values))
+        drop_all_snapshots(client)
+        monkeypatch.setattr(microbatch.MicroBatch, "begin", watched)
+        rows = [line(name, 2) for name in names] + [line("short", 40)]
+        reply = client.post("/v1/observations?on_conflict=revise", content="".join(rows), headers=LINES)
+        keyed = {"json": observations((2, 4.0), on_conflict="revise"), "headers": {"idempotency-key": "once"}}
+
+        assert reply.json()["counts"] == {"revised": 6, "accepted": 1}
+        assert sum(seen) == 6 * 40
+        assert max(seen) <= 50 + 40
+        assert client.post("/v1/streams/s0/observations", **keyed).json()["duplicate"] == 1
+        held = client.service.engine._residents
+        found = held.slab.gather([held.get(name).row for name in names])
+    log = {BASE + hour: y for hour, y in enumerate(values)} | {BASE + 2: 4.0}
+    assert_same_state(found, recompute(tiny_forecaster, [log] * 6))
+
+
+def test_very_many_rows_of_one_stream_are_folded_a_part_at_a_time(settings, tiny_forecaster, monkeypatch):
+    """In whatever order they stand in the body; the verdicts are the rows' own."""
+    monkeypatch.setattr(bulk_route, "HEAVIEST", 10)
+    seen, append = [], microbatch.MicroBatch._append
+
+    def watched(self, plan):
+        seen.extend(len(step.inserted) for step in plan.appends)
+        return append(self, plan)
+
+    monkeypatch.setattr(microbatch.MicroBatch, "_append", watched)
+    hours = [*range(2, 30), 17, 200_000]
+    random.Random(3).shuffle(hours)
+    with LocalClient(create_app(settings)) as client:
+        client.put("/v1/streams/a", json=history([5.0, 6.0]))
+        rows = "".join(line("a", hour) for hour in hours)
+        reply = client.post("/v1/observations", content=rows, headers=LINES).json()
+        held = client.service.engine._residents
+        found = held.slab.gather([held.get("a").row])
+
+    assert max(seen) == 10
+    assert sum(seen) == 28
+    expected = ["gap_too_long" if hour > 30 else "accepted" for hour in hours]
+    expected[len(hours) - 1 - hours[::-1].index(17)] = "duplicate"
+    assert reply["verdicts"] == expected
+    log = {BASE: 5.0, BASE + 1: 6.0} | {BASE + hour: 4.0 for hour in range(2, 30)}
+    assert_same_state(found, recompute(tiny_forecaster, [log]))

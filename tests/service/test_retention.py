@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from sqlalchemy.exc import OperationalError
 from service.app import create_app
 from service.engine.rederive import rederive
 from service.engine.trimmer import Trimmer
-from service.errors import ModelError
+from service.errors import ModelError, StaleStreams
 from service.hosting import Host
 from service.metrics import Metrics
 from service.models.served import ServedModel
@@ -113,6 +114,30 @@ def test_trimming_goes_by_a_snapshot_that_is_old_enough_and_deletes_in_small_par
     assert [r.log_step for r in store.page("", 9)] == [60, 60, 0]
     recovery = store.recover(["a"], "other")["a"]
     assert (recovery.snapshot, recovery.tail[0][0], len(recovery.tail)) == (None, 60, 40)
+    store.close()
+
+
+def test_a_log_that_was_trimmed_meanwhile_is_not_changed_as_if_it_had_not_been(any_store_url):
+    """What was folded again began before the log does now; trimming changes no version that would tell."""
+    store = Store.open(any_store_url)
+    record = store.commit(
+        Changes(created=[NewStream(StreamRecord(0, "a", 0, 9, 1, 10, 0), None, [(s, 1.0) for s in range(10)])])
+    )[0]
+    after = record._replace(last_step=10, version=2, observations=11)
+    store.commit(Changes(inserted=[(record.id, 10, 1.0)], streams=[(after, 1)]))
+    store.save_snapshots("key", {after: b"at 10"})
+    grown = after._replace(last_step=19, version=3, observations=20)
+    store.commit(Changes(inserted=[(record.id, s, 1.0) for s in range(11, 20)], streams=[(grown, 2)]))
+    revised = Changes(
+        updated=[(record.id, 15, 2.0)], streams=[(grown._replace(version=4), 3)], rewound=[(record.id, 15)]
+    )
+
+    assert store.raise_floors("key", 5, [record.id]) == {record.id: 11}
+    with pytest.raises(StaleStreams):
+        store.commit(revised)
+    known = store.page("", 1)[0]
+    assert known.version == 3
+    store.commit(replace(revised, streams=[(known._replace(version=4), 3)]))
     store.close()
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from service.app import create_app
+from service.errors import StaleStreams
 from service.store import Changes, NewStream, Store, StreamRecord
 from tests.service.kit import LocalClient, history, observations
 from tests.service.processes import Server
@@ -156,6 +157,38 @@ def test_while_another_process_writes_a_transaction_is_not_begun_but_waited_for(
     assert store.log(record.id)[-1] == (1, 1.0)
     other.close()
     store.close()
+
+
+def test_a_stream_that_is_held_is_changed_by_nobody_else_until_the_transaction_ends(store_url):
+    """A reply that tells of it is kept then, and must not outlive it."""
+    one, two = Store.open(store_url), Store.open(store_url)
+    record = created(one)
+    transaction = one.begin(Changes(held=[(record.id, 1)]))
+
+    assert two.begin(Changes(deleted=[record])) is None
+    transaction.end([])
+    two.begin(Changes(deleted=[record])).end([])
+    with pytest.raises(StaleStreams):
+        one.begin(Changes(held=[(record.id, 1)]))
+    one.close()
+    two.close()
+
+
+def test_what_is_known_as_of_a_moment_is_written_only_if_nobody_has_written_since(store_url):
+    one, two = Store.open(store_url), Store.open(store_url)
+    record = created(one)
+    moment = one.moment()
+    two.commit(Changes(created=[NewStream(StreamRecord(0, "b", 0, 0, 1, 1, 0), None, [(0, 1.0)])]))
+    after = record._replace(version=2, last_step=1, observations=2)
+    changes = Changes(inserted=[(record.id, 1, 1.0)], streams=[(after, 1)])
+
+    with pytest.raises(StaleStreams):
+        one.commit(changes, moment=moment)
+    assert one.log(record.id) == [(0, 1.0)]
+    one.commit(changes, moment=one.moment())
+    assert one.log(record.id) == [(0, 1.0), (1, 1.0)]
+    one.close()
+    two.close()
 
 
 def test_moments_may_be_asked_for_from_many_threads(store_url):

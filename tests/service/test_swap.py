@@ -306,6 +306,22 @@ def test_a_bad_version_is_refused_once_and_stays_visible(artifact, tmp_path):
     assert "version 2 was not taken" in watching.trouble
 
 
+def test_a_refused_version_is_tried_again_when_the_alias_comes_back_to_it(artifact, challenger_artifact, tmp_path):
+    """What was wrong may have been the download."""
+    registry, taken = FakeRegistry(v1=artifact, v2=tmp_path), []
+    watching = watcher(registry, taken, tmp_path)
+    for version in "12":
+        registry.current = version
+        watching.look()
+    registry.versions["v2"] = challenger_artifact
+    for version in "12":
+        registry.current = version
+        watching.look()
+
+    assert [model.version for model in taken] == ["1", "2"]
+    assert watching.trouble is None
+
+
 def test_a_model_of_another_frequency_is_refused_and_the_old_one_serves(client):
     other = forecaster_of(config_of().with_overrides({"freq": "D"}))
 
@@ -547,6 +563,45 @@ def test_states_of_a_coming_model_are_not_forgotten_with_those_of_a_former_one(
         switch.take(third)
 
         assert begun[0] == {switch.kept.model.key: 5, third.key: 5}
+
+
+def test_states_of_a_model_that_leaves_are_not_forgotten_with_those_of_a_former_one(
+    settings, challenger_artifact, tmp_path, monkeypatch
+):
+    """The time of one swap ends just when the next one has happened, and before that one's model is kept."""
+    forecaster_of(TINY, 3).save(tmp_path / "third")
+    with LocalClient(create_app(settings)) as client:
+        for i in range(5):
+            client.put(f"/v1/streams/s{i}", json=history([5.0, 6.0]))
+        switch, second = client.service.switch, load_model(challenger_artifact)
+        switch.take(second)
+        keep = switch._keep
+
+        def meanwhile(before):
+            switch.kept = replace(switch.kept, until=0.0)
+            switch._forget()
+            keep(before)
+
+        monkeypatch.setattr(switch, "_keep", meanwhile)
+        switch.take(load_model(tmp_path / "third"))
+
+        assert switch.kept.model.key == second.key
+        assert snapshots_of(client)[second.key] == 5
+
+
+def test_states_of_a_model_from_before_this_process_began_are_forgotten_after_the_stated_time(
+    settings, challenger_artifact
+):
+    """Nobody is there who swapped it out: the setting names another folder now."""
+    with LocalClient(create_app(settings)) as client:
+        client.put("/v1/streams/a", json=history([5.0, 6.0]))
+    other = settings.model_copy(update={"model": str(challenger_artifact)})
+    with LocalClient(create_app(other)) as client:
+        client.get("/v1/streams/a/forecast")
+    with LocalClient(create_app(other)) as client:
+        assert len(snapshots_of(client)) == 2, "the time has not come yet"
+    with LocalClient(create_app(other.model_copy(update={"rollback_hours": 0.0}))) as client:
+        until(lambda: list(snapshots_of(client)) == [client.service.engine.model.key])
 
 
 def test_snapshots_that_cannot_be_forgotten_do_not_undo_a_swap(settings, artifact, challenger_artifact, tmp_path):
