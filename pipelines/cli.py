@@ -277,7 +277,7 @@ def backtest(
 
     reporter, results = Reporter(), result_reporter(json=json)
     if out is not None:
-        check_output(out)
+        check_output(out, [data])
     loaded = load_model(model, tracking_uri)
     trained = loaded.forecaster.config
     panel = read_panel(data, trained.freq, trained.covariates, time_zone=trained.time_zone, notice=reporter.notice)

@@ -131,14 +131,9 @@ def read_frame(data: str | Path, columns: Sequence[str] = COLUMNS, texts: Sequen
         Nothing there, an unknown kind of file, an unreadable file, missing columns, a missing or empty `unique_id`.
     """
     path = Path(data)
-    if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if _is_data(file) and not _is_hidden(file.relative_to(path))]
-        if not files:
-            raise InputError(f"folder {data} holds no CSV or Parquet file")
-    elif path.exists():
-        files = [path]
-    else:
-        raise InputError(f"{data} does not exist")
+    files = _files(path)
+    if not files:
+        raise InputError(f"folder {data} holds no CSV or Parquet file" if path.is_dir() else f"{data} does not exist")
     frames = [_read_file(file, columns, texts) for file in files]
     frame = frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
     if frame.empty:
@@ -170,13 +165,14 @@ def write_frame(frame: pd.DataFrame, path: str | Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def check_output(path: str | Path) -> Path:
+def check_output(path: str | Path, inputs: Sequence[str | Path] = ()) -> Path:
     """Return the path if a frame can be written there; called before the work starts.
 
     Raises
     ------
     InputError
-        The suffix is neither CSV nor Parquet, or the folder does not exist or cannot be written to.
+        The suffix is neither CSV nor Parquet, or the folder does not exist or cannot be written to; or the path is one
+        of the `inputs`, by whatever name, or lies where a folder among them is read.
     """
     path = Path(path)
     if not _is_data_name(path):
@@ -184,6 +180,12 @@ def check_output(path: str | Path) -> Path:
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder")
     check_folder(path.parent, f"cannot write {path}")
+    for source in map(Path, inputs):
+        if path.exists() and any(file.samefile(path) for file in _files(source)):
+            raise InputError(f"cannot write {path}: it is read as input")
+        place, folder = path.parent.resolve() / path.name, source.resolve()
+        if source.is_dir() and place.is_relative_to(folder) and not _is_hidden(place.relative_to(folder)):
+            raise InputError(f"cannot write {path}: it lies in {source}, whose files are all read as data")
     return path
 
 
@@ -332,6 +334,13 @@ def _numbers(frame: pd.DataFrame, source: str) -> pd.Series[Any]:
 def _coded(covariates: CovariatesConfig) -> list[str]:
     """Columns that are known to hold categories: their names may read like numbers, 007 among them."""
     return [entry[0] for entry in covariates.categories if entry[0] != "unique_id"]
+
+
+def _files(path: Path) -> list[Path]:
+    """The file, or all of a folder and those in it in name order; none if there is none."""
+    if not path.is_dir():
+        return [path] if path.exists() else []
+    return [file for file in sorted(path.rglob("*")) if _is_data(file) and not _is_hidden(file.relative_to(path))]
 
 
 def _is_data(path: Path) -> bool:

@@ -72,7 +72,7 @@ def answer(
         Data, model, options or output are wrong; nothing was written.
     """
     if out is not None:
-        check_output(out)
+        check_output(out, [data] if future is None else [data, future])
     loaded = load_model(model, tracking_uri)
     config = loaded.forecaster.config
     zone = config.time_zone

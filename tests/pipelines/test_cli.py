@@ -302,6 +302,15 @@ MISTAKES = {
         ),
         "/proc cannot be written to",
     ),
+    "output over the input": (("predict", "data.csv", "--model", "model", "--out", "./data.csv"), "is read as input"),
+    "output over the future": (
+        ("simulate", "data.csv", "--model", "model", "--future", "short.csv", "--out", "short.csv"),
+        "short.csv: it is read as input",
+    ),
+    "output among the input": (
+        ("backtest", ".", "--model", "model", *("--horizon=6", "--windows=1", "--step=6", "--out=o.csv")),
+        "it lies in ., whose files are all read as data",
+    ),
     "a report to nowhere": (("bench", "accuracy", "--data", ".", "--out", "/proc/o.md"), "/proc cannot be written to"),
     "rows to nowhere": (("bench", "peers", "--data", ".", "--lines", "/proc/o.jsonl"), "/proc cannot be written to"),
     "output of no kind": (("predict", "data.csv", "--model", "model", "--out", "o.json"), "o.json"),

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from forecaster import CovariatesConfig, ForecasterError, InputError, Panel
-from pipelines.data import read_future, read_panel, write_frame
+from pipelines.data import check_output, read_future, read_panel, write_frame
 
 
 def hourly(unique_id: object = "a", steps: int = 5, start: str = "2024-01-01") -> pd.DataFrame:
@@ -295,6 +295,26 @@ def test_an_impossible_output_is_refused_and_leaves_nothing(tmp_path: Path, name
         write_frame(hourly(), tmp_path / name)
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_never_takes_the_place_of_an_input_by_whatever_name(tmp_path: Path) -> None:
+    (tmp_path / "parts" / "old").mkdir(parents=True)
+    data, part, linked = tmp_path / "data.csv", tmp_path / "parts" / "part.csv", tmp_path / "linked.csv"
+    for path in (data, part, linked):
+        write_frame(hourly(), path)
+    (tmp_path / "link.csv").symlink_to(data)
+    (tmp_path / "others").symlink_to(tmp_path / "parts")
+    (tmp_path / "parts" / "link.csv").symlink_to(linked)
+    inputs = [tmp_path / "link.csv", tmp_path / "parts"]
+
+    for name in ("data.csv", "link.csv", "parts/../data.csv", "linked.csv"):
+        with pytest.raises(InputError, match="is read as input"):
+            check_output(tmp_path / name, inputs)
+    for name in ("parts/new.csv", "others/new.csv", "parts/old/new.parquet"):
+        with pytest.raises(InputError, match="whose files are all read as data"):
+            check_output(tmp_path / name, inputs)
+    for name in ("new.csv", "parts/_new.csv", "parts/../new.csv"):
+        assert check_output(tmp_path / name, [*inputs, tmp_path / "new.csv"])
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
