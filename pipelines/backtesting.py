@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from forecaster import Backtest, Config, Forecaster, ForecasterError, InputError, Panel, backtest
 from pipelines.loading import load_judged, load_model
@@ -19,14 +20,28 @@ from pipelines.registry import CHAMPION, run_of_version, version_of_alias
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["HoldOut", "Rival", "hold_out", "measure_champion", "run_backtest"]
+__all__ = [
+    "SHORTEST_SERIES",
+    "HoldOut",
+    "Rival",
+    "can_be_learnt_from",
+    "hold_out",
+    "measure_champion",
+    "run_backtest",
+]
 
 MOST_WINDOWS = 4
 LARGEST_SHARE = 0.1
 """Share of the median series that is held out when the number of windows is left open."""
 
 SHORTEST_REST = 2
-"""Horizons that have to remain for training in the median series, or nothing is held out."""
+"""Horizons that have to remain for training of a series that can afford a window."""
+
+SHORTEST_SERIES = 3
+"""Steps of a series that can be learnt from."""
+
+LARGEST_PART = 0.5
+"""Share of all steps from which on the series that can afford a window decide alone, however many others there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +80,8 @@ def hold_out(panel: Panel, horizon: int, *, n_windows: int | None = None, step_s
     horizon
         Steps per window.
     n_windows
-        How many; None takes as many as fit into a tenth of the median series, from one to four, or none if the series
-        are too short for even one.
+        How many; None takes as many as fit into a tenth of the median series, from one to four. Where that one is too
+        short for even one: of the median of those that are not, if they hold half of all steps, or else none.
     step_size
         Steps between cutoffs; by default `horizon`.
 
@@ -80,22 +95,35 @@ def hold_out(panel: Panel, horizon: int, *, n_windows: int | None = None, step_s
         raise InputError(f"the step size of a backtest must be at least 1, not {step_size}")
     if n_windows is not None and n_windows < 0:
         raise InputError(f"the number of windows of a backtest must be at least 0, not {n_windows}")
-    median = float(np.median(panel.lengths))
-    if n_windows is None:
-        room = int((median * LARGEST_SHARE - horizon) // step_size) + 1
-        n_windows = min(max(room, 1), MOST_WINDOWS)
-        if median < (1 + SHORTEST_REST) * horizon:
-            n_windows = 0
-    if n_windows == 0:
+    wanted = _windows_afforded(panel.lengths, horizon, step_size) if n_windows is None else n_windows
+    held = horizon + (wanted - 1) * step_size
+    training = panel.drop_last(held) if wanted else panel
+    if wanted == 0 or (n_windows is None and not can_be_learnt_from(training)):
         return HoldOut(panel, panel, horizon, 0, step_size)
-    held = horizon + (n_windows - 1) * step_size
-    training = panel.drop_last(held)
     if len(training) == 0:
         longest = int(panel.lengths.max())
         raise InputError(
-            f"{n_windows} backtest windows need {held} steps held out, but the longest series has {longest} steps"
+            f"{wanted} backtest windows need {held} steps held out, but the longest series has {longest} steps"
         )
-    return HoldOut(training, panel, horizon, n_windows, step_size)
+    return HoldOut(training, panel, horizon, wanted, step_size)
+
+
+def can_be_learnt_from(panel: Panel) -> bool:
+    """Whether a series has as many steps as it takes, and an observed one among them."""
+    return any(len(y) >= SHORTEST_SERIES and np.isfinite(y).any() for y in panel.values)
+
+
+def _windows_afforded(lengths: npt.NDArray[np.int64], horizon: int, step_size: int) -> int:
+    """How many windows series of these lengths can afford; see `hold_out`."""
+    enough = horizon + max(SHORTEST_REST * horizon, SHORTEST_SERIES)
+    median = float(np.median(lengths))
+    if median < enough:
+        able = lengths[lengths >= enough]
+        if len(able) == 0 or able.sum() < LARGEST_PART * lengths.sum():
+            return 0
+        median = float(np.median(able))
+    room = int((median * LARGEST_SHARE - horizon) // step_size) + 1
+    return min(max(room, 1), MOST_WINDOWS)
 
 
 def run_backtest(model: Forecaster, panel: Panel, *, horizon: int, n_windows: int, step_size: int) -> Backtest:
@@ -124,7 +152,7 @@ def run_backtest(model: Forecaster, panel: Panel, *, horizon: int, n_windows: in
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """The champion as measured on the challenger's windows; no `metrics` if it cannot be, and why."""
+    """The champion as measured on the challenger's windows; no `metrics` without any, or if it cannot be, and why."""
 
     version: str
     metrics: dict[str, float]
@@ -135,10 +163,15 @@ class Rival:
 def measure_champion(
     client: MlflowClient, name: str, windows: HoldOut, *, tracking_uri: str | None = None
 ) -> Rival | None:
-    """Backtest the present champion on the same windows of the same panel; None if there is no champion."""
+    """Backtest the present champion on the same windows of the same panel; None if there is no champion.
+
+    Without windows it has no metrics, which is no problem of its own.
+    """
     version = version_of_alias(client, name, CHAMPION)
     if version is None:
         return None
+    if windows.n_windows == 0:
+        return Rival(version, {})
     try:
         model = (
             load_judged(client, run_of_version(client, name, version))

@@ -9,11 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from forecaster import ArtifactError, Calendar, Config, InputError, Panel
 from forecaster.artifact import check_place
-from pipelines.backtesting import HoldOut, hold_out
+from pipelines.backtesting import SHORTEST_SERIES, HoldOut, can_be_learnt_from, hold_out
 from pipelines.configuration import build_config
 from pipelines.connection import shorten
 from pipelines.console import Reporter
@@ -23,7 +21,6 @@ from pipelines.promotion import check_margin
 __all__ = ["Plan", "TrainRequest", "prepare"]
 
 DEFAULT_MODEL = "forecaster"
-SHORTEST_SERIES = 3
 LONGEST_BOX = 366 * 24 * 60
 LONGEST_NAME = 250
 UNUSABLE = "/:@%?#'\""
@@ -104,7 +101,7 @@ def prepare(request: TrainRequest, reporter: Reporter | None = None) -> Plan:
     if config.counts:
         panel.require_counts(f"head {config.head!r}")
     windows = hold_out(panel, config.horizon, n_windows=request.n_windows, step_size=request.step_size)
-    if not any(len(y) >= SHORTEST_SERIES and np.isfinite(y).any() for y in windows.training.values):
+    if not can_be_learnt_from(windows.training):
         longest, left = (max(map(len, found.values), default=0) for found in (panel, windows.training))
         raise InputError(
             f"{request.data}: no series has {SHORTEST_SERIES} steps or more to learn from; the longest has {longest}, "

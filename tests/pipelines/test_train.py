@@ -231,7 +231,8 @@ def test_series_too_short_to_judge_train_a_first_champion_but_never_replace_one(
 
     assert (first.n_windows, first.promoted, first.metrics) == (0, True, {})
     assert not second.promoted
-    assert "no backtest" in second.reason
+    assert second.reason == "the challenger has no backtest, because no window was held out"
+    assert (second.champion_version, second.champion_metrics) == ("1", {})
     assert version_of_alias(connect(tracking_uri), "demand", CHAMPION) == "1"
 
 
