@@ -75,9 +75,6 @@ def parts_of(frame: pd.DataFrame, freq: str, covariates: CovariatesConfig) -> Pa
         table = np.full((len(series), numbers.shape[1]), np.nan)
         places = steps[start:end] - first_steps[i]
         series[places], table[places] = y[start:end], numbers[start:end]
-        if covariates.known and np.isfinite(series).any():
-            series = series[: int(np.flatnonzero(np.isfinite(series))[-1]) + 1]
-            table[len(series) :, len(covariates.known) :] = np.nan
         values.append(series)
         tables.append(table)
     static = _static_numbers(frame, covariates, names, bounds)

@@ -99,7 +99,8 @@ class Panel:
             Missing or unknown columns, wrong types, infinite or huge values, repeated or disordered timestamps,
             timestamps off the grid of `freq`, no rows, a static column that changes, a vocabulary that is too large.
         """
-        return cls(*parts_of(frame, freq, CovariatesConfig() if covariates is None else covariates))
+        panel = cls(*parts_of(frame, freq, CovariatesConfig() if covariates is None else covariates))
+        return panel.until_observed() if panel.covariates.known else panel
 
     @classmethod
     def from_series(cls, calendar: Calendar, series: Sequence[tuple[str, int, Float]]) -> Panel:
@@ -179,11 +180,27 @@ class Panel:
         What was known beforehand of the steps dropped stays known.
         """
         lengths = np.maximum(self.lengths - steps, 0)
-        tables = [table.copy() for table in self.tables] if self.covariates.past else self.tables
-        for table, length in zip(tables, lengths, strict=True):
-            table[length:, len(self.covariates.known) :] = np.nan
-        values = [y[:length] for y, length in zip(self.values, lengths, strict=True)]
-        return replace(self, values=values, tables=tables).select(np.flatnonzero(lengths))
+        return self._until(lengths).select(np.flatnonzero(lengths))
+
+    def until_observed(self) -> Panel:
+        """Each series up to its last observed value; one without any stays as it is.
+
+        What was known beforehand of the steps after it stays known.
+        """
+        observed = [np.flatnonzero(np.isfinite(y)) for y in self.values]
+        ends = [places[-1] + 1 if len(places) else len(y) for places, y in zip(observed, self.values, strict=True)]
+        return self._until(np.array(ends, dtype=np.int64))
+
+    def _until(self, lengths: Steps) -> Panel:
+        """Each series' first steps, and of the others what is known beforehand."""
+        tables = self.tables
+        if not self.covariates.known:
+            tables = [table[:length] for table, length in zip(tables, lengths, strict=True)]
+        elif self.covariates.past:
+            tables = [table.copy() for table in tables]
+            for table, length in zip(tables, lengths, strict=True):
+                table[length:, len(self.covariates.known) :] = np.nan
+        return replace(self, values=[y[:length] for y, length in zip(self.values, lengths, strict=True)], tables=tables)
 
     def tail(self, steps: int) -> Panel:
         """Each series' last `steps` steps (all of a shorter one)."""

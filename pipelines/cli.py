@@ -281,6 +281,7 @@ def backtest(
     loaded = load_model(model, tracking_uri)
     trained = loaded.forecaster.config
     panel = read_panel(data, trained.freq, trained.covariates, time_zone=trained.time_zone, notice=reporter.notice)
+    panel = panel.until_observed()
     result = run_backtest(loaded.forecaster, panel, horizon=horizon, n_windows=windows, step_size=step)
     if out is not None:
         write_frame(result.forecasts, out)

@@ -91,6 +91,7 @@ def prepare(request: TrainRequest, reporter: Reporter | None = None) -> Plan:
     reporter = reporter or Reporter(quiet=True)
     config = configuration(request)
     panel = read_panel(request.data, config.freq, config.covariates, time_zone=config.time_zone, notice=reporter.notice)
+    panel = panel.until_observed()
     config = configuration(request, panel.calendar)
     if config.calendar != panel.calendar:
         found, expected = (zone or "no time zone" for zone in (panel.calendar.time_zone, config.time_zone))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from forecaster import Forecaster, Panel
@@ -64,7 +65,7 @@ def answer(
     tracking_uri
         Where the registry is.
     notice
-        Told about ignored columns.
+        Told about ignored columns, and about rows without y that forecasts begin after.
 
     Raises
     ------
@@ -77,6 +78,12 @@ def answer(
     config = loaded.forecaster.config
     zone = config.time_zone
     panel = read_panel(data, config.freq, config.covariates, time_zone=zone, notice=notice)
+    without = panel.lengths - panel.until_observed().lengths
+    if without.any() and notice is not None:
+        notice(
+            f"{np.count_nonzero(without)} series of {data} end in up to {without.max()} steps without y; "
+            "what is forecast begins after them"
+        )
     ahead = None if future is None else read_future(future, config.freq, config.covariates, time_zone=zone)
     frame = ask(loaded.forecaster, panel, ahead)
     if out is not None:

@@ -221,6 +221,27 @@ def test_drop_last_takes_steps_off_the_end_and_leaves_out_what_would_be_empty() 
     assert len(panel.drop_last(9)) == 0
 
 
+@pytest.mark.parametrize("roles", [{}, {"past": ("t",)}, {"known": ("t",)}, {"known": ("s",), "past": ("t",)}], ids=str)
+def test_rows_without_y_after_the_last_observed_one_add_nothing_but_what_is_known_of_them(
+    roles: dict[str, tuple[str, ...]],
+) -> None:
+    declared = CovariatesConfig(**roles)
+    frame = two_series().assign(t=np.arange(8.0), s=2.0)[["unique_id", "ds", "y", *declared.columns]]
+    frame.loc[[3, 4, 6], "y"] = np.nan
+
+    panel = Panel.from_frame(frame, "h", declared).until_observed()
+
+    np.testing.assert_array_equal(panel.series(0), [0.0, 1.0, 2.0])
+    np.testing.assert_array_equal(panel.series(1), [20.0, np.nan, 40.0])
+    assert [len(table) for table in panel.tables] == [5 if declared.known else 3, 3]
+    if declared.known:
+        assert panel.select(np.arange(1)).future(2)[0, :, 0].tolist() == frame[declared.known[0]][3:5].tolist()
+    else:
+        assert panel.fingerprint() == Panel.from_frame(frame.drop(index=[3, 4]), "h", declared).fingerprint()
+    assert panel.until_observed().fingerprint() == panel.fingerprint()
+    assert Panel.from_frame(frame.assign(y=np.nan), "h", declared).until_observed().lengths.tolist() == [5, 3]
+
+
 def test_tail_keeps_the_last_steps_of_every_series() -> None:
     panel = Panel.from_frame(two_series(), "h")
 

@@ -154,6 +154,28 @@ def test_covariates_go_from_training_to_a_forecast_of_a_known_future(
     assert drawn.status == 0, drawn.err
 
 
+def test_rows_without_y_at_the_end_are_no_part_of_a_backtest_and_forecasts_begin_after_them(
+    folder: Path, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    random_forecaster().save("model")
+    frame = long_frame()
+    late = frame.groupby("unique_id")["ds"].transform("max") - frame["ds"] < pd.Timedelta(2, "h")
+    late &= frame["unique_id"] != "s1"
+    frame.assign(y=frame["y"].mask(late)).to_csv("late.csv", index=False)
+    frame[~late].to_csv("cut.csv", index=False)
+    windows = ("--model", "model", "--horizon", "6", "--windows", "2", "--step", "6", "--json")
+
+    measured = [run("backtest", name, *windows).json["metrics"] for name in ("late.csv", "cut.csv")]
+    told = run("predict", "late.csv", "--model", "model", "--out", "out.csv")
+    silent = run("predict", "cut.csv", "--model", "model", "--out", "cut-out.csv")
+
+    assert measured[0] == measured[1]
+    assert "2 series of late.csv end in up to 2 steps without y; what is forecast begins after them" in told.err
+    assert "without y" not in silent.err
+    assert pd.read_csv("out.csv", parse_dates=["ds"])["ds"].min() == frame["ds"].max() + pd.Timedelta(1, "h")
+
+
 def test_score_repeats_a_known_result(tmp_path: Path, run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     """Naive2 as the forecast has an OWA of exactly 1."""
     monkeypatch.chdir(tmp_path)

@@ -324,6 +324,16 @@ def test_a_training_without_windows_says_whose_choice_that_was(request_: TrainRe
     assert "too short" in about[1]
 
 
+def test_rows_without_y_at_the_end_neither_train_nor_judge(request_: TrainRequest) -> None:
+    fingerprint = prepare(request_).panel.fingerprint()
+    frame = long_frame()
+    ahead = frame.groupby("unique_id").tail(2).assign(y=np.nan)
+    ahead["ds"] += pd.Timedelta(HORIZON, "h")
+    pd.concat([frame, ahead]).to_csv(request_.data, index=False)
+
+    assert prepare(request_).panel.fingerprint() == fingerprint
+
+
 def test_a_season_that_no_series_is_as_long_as_is_remarked_on(request_: TrainRequest) -> None:
     said: list[str] = []
     reporter = Reporter(quiet=True)
