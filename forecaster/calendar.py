@@ -229,6 +229,29 @@ class Calendar:
             return ds.to_numpy(dtype=np.int64)
         return self._to_steps(self._instants(ds))
 
+    def of_years(self, years: pd.Series[Any]) -> pd.Series[Any] | None:
+        """Timestamps in years that are told as whole numbers; None where a step is shorter than a year.
+
+        Raises
+        ------
+        InputError
+            A year is missing or cannot be told.
+
+        Examples
+        --------
+        >>> Calendar("YS-APR").of_years(pd.Series([1990, 1991])).dt.date.tolist()
+        [datetime.date(1990, 4, 1), datetime.date(1991, 4, 1)]
+        """
+        if self._grid.in_years(np.empty(0, np.int64)) is None:
+            return None
+        if years.isna().any():
+            raise InputError(f"ds is missing in {int(years.isna().sum())} rows")
+        beyond = ~years.between(_FIRST_YEAR, _LAST_YEAR).to_numpy(bool)
+        if beyond.any():
+            found = years.iloc[int(beyond.argmax())]
+            raise InputError(f"ds {found} lies outside the years {_FIRST_YEAR} to {_LAST_YEAR}")
+        return pd.Series(self._grid.in_years(years.to_numpy(dtype=np.int64)), years.index)
+
     def fits(self, ds: pd.Series[Any]) -> npt.NDArray[np.bool_]:
         """Which timestamps of a column `to_steps` would take by themselves; none if it wants others.
 

@@ -41,6 +41,10 @@ class Grid:
         """Instant of each step."""
         return steps.astype("datetime64[ns]")
 
+    def in_years(self, years: Steps) -> Instants | None:  # noqa: ARG002 - for steps of years
+        """Instant in each year; None where a step is shorter than that."""
+        return None
+
     def through(self, instant: np.datetime64) -> Grid:
         """The same with this instant on it.
 
@@ -99,7 +103,12 @@ class MonthGrid(Grid):
         return (months - self.anchor) // self.months
 
     def instants(self, steps: Steps) -> Instants:
-        months = steps * self.months + self.anchor
+        return self._in_months(steps * self.months + self.anchor)
+
+    def in_years(self, years: Steps) -> Instants | None:
+        return None if self.months % 12 else self._in_months((years - 1970) * 12 + self.anchor % 12)
+
+    def _in_months(self, months: Steps) -> Instants:
         if self.at_end:
             days = (months + 1).astype("datetime64[M]").astype("datetime64[D]") - np.timedelta64(1, "D")
         else:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from forecaster import CovariatesConfig, ForecasterError, InputError, Panel
+from forecaster import Calendar, CovariatesConfig, ForecasterError, InputError, Panel
 from forecaster.calendar import INTEGER_FREQ
 from forecaster.columns import shown
 from pipelines.connection import ARTIFACTS
@@ -276,6 +276,8 @@ def _named_twice(path: Path, columns: Sequence[str]) -> list[str]:
 def parse_ds(ds: pd.Series[Any], freq: str, source: str, time_zone: str | None = None) -> pd.Series[Any]:
     """Turn a `ds` column into timestamps or integers, as `freq` asks for; those that name an instant, in `time_zone`.
 
+    Whole numbers may be text; where a step is a year, they are years.
+
     Raises
     ------
     InputError
@@ -286,13 +288,24 @@ def parse_ds(ds: pd.Series[Any], freq: str, source: str, time_zone: str | None =
             return ds
         if pd.api.types.is_datetime64_any_dtype(ds.dtype):
             raise InputError(f"{source}: ds holds timestamps, but freq 1 means integer steps")
-        bad = next((value for value in ds if not str(value).lstrip("+-").isdecimal()), ds.iloc[0])
+        text = ds.astype(str).str.strip()
+        whole = text.str.fullmatch(r"[+-]?[0-9]{1,18}").to_numpy(bool)
+        if whole.all():
+            return text.astype(np.int64)
+        bad = ds.tolist()[whole.argmin()]
         raise InputError(f"{source}: ds holds {bad!r} in a column of {ds.dtype}, but freq 1 means integer steps")
     if pd.api.types.is_datetime64_any_dtype(ds.dtype):
         return _in_zone(ds, time_zone)
+    text = ds.astype(str).str.strip()
+    if pd.api.types.is_integer_dtype(ds.dtype) or text.str.fullmatch("[0-9]{4}").all():
+        try:
+            years = Calendar(freq).of_years(ds if pd.api.types.is_integer_dtype(ds.dtype) else text.astype(np.int64))
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from error
+        if years is not None:
+            return years
     if pd.api.types.is_numeric_dtype(ds.dtype):
         raise InputError(f"{source}: ds holds numbers, but freq {freq!r} needs timestamps (integer steps have freq 1)")
-    text = ds.astype(str).str.strip()
     # Offsets may differ within one column (summer time), and the calendar wants a named zone: such columns become UTC.
     offsets = text.str.contains(r"[T ]\d{2}.*(?:Z|[+-]\d{2}(?::?\d{2})?)$", regex=True).to_numpy(bool)
     if offsets.any() and not offsets.all():

@@ -195,15 +195,48 @@ def test_what_is_no_number_is_not_taken_for_one(tmp_path: Path, kind: str) -> No
     [
         (pd.array([1, None], dtype="Int64"), "ds is missing in 1 rows"),
         (np.array([2**63, 2**63 + 1], dtype=np.uint64), "ds 9223372036854775808 is no integer step"),
-        (np.array(["1", "2"], dtype=object), "ds holds '1' in a column of str"),
+        (np.array(["1", "two"], dtype=object), "ds holds 'two' in a column of str"),
+        (np.array(["1", "1" * 19], dtype=object), "ds holds '1111111111111111111' in a column of str"),
     ],
-    ids=["missing", "huge", "text"],
+    ids=["missing", "huge", "text", "huge text"],
 )
 def test_what_is_no_integer_step_in_a_parquet_file_is_refused(tmp_path: Path, ds: object, expected: str) -> None:
     pd.DataFrame({"unique_id": "a", "ds": ds, "y": 1.0}).to_parquet(tmp_path / "data.parquet")
 
     with pytest.raises(InputError, match=expected):
         read_panel(tmp_path / "data.parquet", "1")
+
+
+def test_whole_numbers_as_text_are_integer_steps(tmp_path: Path) -> None:
+    pd.DataFrame({"unique_id": "a", "ds": ["-1", "0", " 01"], "y": 1.0}).to_parquet(tmp_path / "data.parquet")
+
+    assert read_panel(tmp_path / "data.parquet", "1").to_frame()["ds"].tolist() == [-1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("freq", "days"),
+    [
+        ("YS", ["1990-01-01", "1991-01-01", "1992-01-01"]),
+        ("YE", ["1990-12-31", "1991-12-31", "1992-12-31"]),
+        ("YS-APR", ["1990-04-01", "1991-04-01", "1992-04-01"]),
+        ("YE-JUN", ["1990-06-30", "1991-06-30", "1992-06-30"]),
+        ("12MS", ["1990-01-01", "1991-01-01", "1992-01-01"]),
+    ],
+)
+def test_a_year_is_the_step_in_it_where_a_step_is_a_year(tmp_path: Path, freq: str, days: list[str]) -> None:
+    roles = CovariatesConfig(known=("price",))
+    frame = pd.DataFrame({"unique_id": "a", "ds": [1990, 1991, 1992], "y": [1.0, 2.0, 3.0], "price": 1.0})
+    frame.to_csv(tmp_path / "numbers.csv", index=False)
+    frame.to_parquet(tmp_path / "numbers.parquet")
+    frame.assign(ds=frame["ds"].astype(str)).to_parquet(tmp_path / "text.parquet")
+    frame.assign(ds=pd.to_datetime(days)).to_parquet(tmp_path / "days.parquet")
+
+    panels = [read_panel(path, freq, roles) for path in tmp_path.iterdir()]
+    futures = [read_future(path, freq, roles) for path in tmp_path.iterdir()]
+
+    assert len({panel.fingerprint() for panel in panels}) == 1
+    assert panels[0].to_frame()["ds"].tolist() == pd.to_datetime(days).tolist()
+    assert all(future["ds"].tolist() == pd.to_datetime(days).tolist() for future in futures)
 
 
 DAMAGED = {
@@ -221,6 +254,10 @@ DAMAGED = {
     "empty ds": ("unique_id,ds,y\na,,1\n", "h", "row 1"),
     "timestamps with freq 1": ("unique_id,ds,y\na,2024-01-01,1\n", "1", "integer steps"),
     "integers with a freq": ("unique_id,ds,y\na,1,1\na,2,1\n", "h", "freq 1"),
+    "numbers that are no years": ("unique_id,ds,y\na,1,1\na,2,1\n", "YE", "ds 1 lies outside the years 1678 to 2261"),
+    "days as numbers": ("unique_id,ds,y\na,19901231,1\n", "YE", "ds 19901231 lies outside the years"),
+    "years with a shorter freq": ("unique_id,ds,y\na,1990,1\na,1991,1\n", "QS", "needs timestamps"),
+    "every third year of two": ("unique_id,ds,y\na,1990,1\na,1993,1\n", "2YS", "not on the grid of freq '2YS'"),
     "off the grid": ("unique_id,ds,y\na,2024-01-01T00:30,1\n", "h", "not on the grid"),
     "unknown freq": ("unique_id,ds,y\na,2024-01-01,1\n", "fortnight", "'fortnight'"),
     "missing name": ("unique_id,ds,y\na,0,1\n,1,1\n", "1", "unique_id is missing in row 2"),
