@@ -121,7 +121,7 @@ def read_frame(data: str | Path, columns: Sequence[str] = COLUMNS, texts: Sequen
     data
         Path of the file or folder.
     columns
-        Columns that must be there.
+        Columns that must be there, or levels of that name of a Parquet file's index.
     texts
         Columns that a CSV file has as text even where it reads like numbers, beside `unique_id`.
 
@@ -210,6 +210,8 @@ def _read_file(path: Path, columns: Sequence[str], texts: Sequence[str]) -> pd.D
         if _has_suffix(path, PARQUET_SUFFIXES):
             frame = pd.read_parquet(path)
         elif _has_suffix(path, CSV_SUFFIXES):
+            named = [name for name in columns if name in frame.index.names and name not in frame.columns]
+            frame = frame.reset_index(named).reset_index(drop=True) if named else frame
             # Only y knows words for "missing": a series may well be called NA (Namibia), and an empty ds is an error.
             # Read whole: by parts, a column of numbers is one of texts from the part where some are missing.
             frame = pd.read_csv(

@@ -205,6 +205,16 @@ def test_what_is_no_integer_step_in_a_parquet_file_is_refused(tmp_path: Path, ds
 
     with pytest.raises(InputError, match=expected):
         read_panel(tmp_path / "data.parquet", "1")
+@pytest.mark.parametrize("levels", [["unique_id", "ds"], ["ds", "nothing", "unique_id"], ["ds"]], ids=str)
+def test_what_a_frame_has_in_its_index_is_a_column_as_well(tmp_path: Path, levels: list[str]) -> None:
+    frame = pd.concat([hourly("a"), hourly("b", 3)]).assign(nothing=range(8))
+    frame.set_index(levels).to_parquet(tmp_path / "data.parquet")
+
+    panel = read_panel(tmp_path / "data.parquet", "h")
+
+    assert panel.fingerprint() == Panel.from_frame(frame[["unique_id", "ds", "y"]], "h").fingerprint()
+
+
 
 
 def test_whole_numbers_as_text_are_integer_steps(tmp_path: Path) -> None:
