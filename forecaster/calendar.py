@@ -100,6 +100,11 @@ class Calendar:
         """Whether `ds` is a bare integer step."""
         return self.freq == INTEGER_FREQ
 
+    @property
+    def is_absolute(self) -> bool:
+        """Whether steps are counted in absolute time, shorter than a day as they are, not in local dates."""
+        return self._grid.absolute
+
     @cached_property
     def _grid(self) -> Grid:
         if self.is_integer:

@@ -79,20 +79,21 @@ def read_panel(
     try:
         panel = Panel.from_frame(frame, freq, covariates)
     except InputError as error:
-        raise InputError(f"{data}: {error}") from error
+        advice = _zone_advice(frame["ds"], freq) if time_zone is None and "not on the grid" in str(error) else ""
+        raise InputError(f"{data}: {error}{advice}") from error
     empty = [unique_id for unique_id, _, y in panel if not (y == y).any()]  # NaN is unequal to itself
     if empty:
         raise InputError(f"{data}: series {empty[0]!r} has no observed y; expected at least one number per series")
     apart = steps_apart(panel)
     if apart > 1 and notice is not None:
-        notice(f"all y of {data} are {apart} steps of freq {freq} apart, or a multiple of that: is the freq right?")
+        notice(f"no two y of {data} are closer than {apart} steps of freq {freq}: is the freq right?")
     return panel
 
 
 def steps_apart(panel: Panel) -> int:
-    """Greatest common divisor of the steps from one observed y to the next; 1 where no series has three of them."""
+    """Fewest steps from one observed y to the next; 1 where no series has three of them."""
     gaps = [np.diff(np.flatnonzero(np.isfinite(y))) for y in panel.values]
-    return int(np.gcd.reduce(np.concatenate(gaps))) if max(map(len, gaps)) > 1 else 1
+    return int(np.concatenate(gaps).min()) if max(map(len, gaps)) > 1 else 1
 
 
 def read_future(
@@ -209,9 +210,9 @@ def _read_file(path: Path, columns: Sequence[str], texts: Sequence[str]) -> pd.D
     try:
         if _has_suffix(path, PARQUET_SUFFIXES):
             frame = pd.read_parquet(path)
-        elif _has_suffix(path, CSV_SUFFIXES):
             named = [name for name in columns if name in frame.index.names and name not in frame.columns]
             frame = frame.reset_index(named).reset_index(drop=True) if named else frame
+        elif _has_suffix(path, CSV_SUFFIXES):
             # Only y knows words for "missing": a series may well be called NA (Namibia), and an empty ds is an error.
             # Read whole: by parts, a column of numbers is one of texts from the part where some are missing.
             frame = pd.read_csv(
@@ -323,6 +324,17 @@ def parse_ds(ds: pd.Series[Any], freq: str, source: str, time_zone: str | None =
             f"{source}: ds {text.iloc[row]!r} in row {row + 1}, expected a timestamp such as 2024-01-31T18:00"
         )
     return _in_zone(stamps, time_zone)
+
+
+def _zone_advice(ds: pd.Series[Any], freq: str) -> str:
+    """What to do where instants, read in UTC as no zone was given, are no local dates."""
+    zone = ds.dt.tz if pd.api.types.is_datetime64_any_dtype(ds.dtype) else None
+    if zone is None or str(zone) != "UTC" or Calendar(freq).is_absolute:
+        return ""
+    return (
+        " (UTC offsets were read in UTC, as no time zone was given; for days of another one, train with "
+        "--set time_zone=Europe/Berlin, say)"
+    )
 
 
 def _in_zone(stamps: pd.Series[Any], time_zone: str | None) -> pd.Series[Any]:

@@ -76,6 +76,26 @@ def test_timestamps_with_offsets_are_read_in_utc(tmp_path: Path) -> None:
     np.testing.assert_array_equal(panel.series(0), [1, np.nan, 2])
 
 
+@pytest.mark.parametrize(
+    ("freq", "start", "advised"),
+    [("D", "2024-02-20", True), ("MS", "2024-03-01", True), ("h", "2024-02-20T00:30", False)],
+)
+def test_local_dates_that_only_have_offsets_are_refused_with_the_cure(
+    tmp_path: Path, freq: str, start: str, advised: bool
+) -> None:
+    ds = pd.date_range(start, periods=60, freq=freq, tz="Europe/Berlin").to_series()
+    ds.iloc[-1] += pd.Timedelta(0 if advised else 10, "min")
+    pd.DataFrame({"unique_id": "a", "ds": ds, "y": 1.0}).to_csv(tmp_path / "data.csv", index=False)
+
+    with pytest.raises(InputError, match="is not on the grid of freq") as caught:
+        read_panel(tmp_path / "data.csv", freq)
+
+    assert ("read in UTC, as no time zone was given" in str(caught.value)) == advised
+    assert ("--set time_zone=Europe/Berlin" in str(caught.value)) == advised
+    if advised:
+        assert read_panel(tmp_path / "data.csv", freq, time_zone="Europe/Berlin").lengths.tolist() == [60]
+
+
 def test_an_instant_may_be_written_in_any_zone_where_the_zone_is_known(tmp_path: Path) -> None:
     local = hourly(start="2024-03-31").assign(ds=lambda f: f["ds"].dt.tz_localize("UTC").dt.tz_convert("Europe/Berlin"))
     write_frame(local, tmp_path / "local.parquet")
@@ -108,8 +128,18 @@ def test_a_freq_finer_than_the_rows_is_remarked_on(tmp_path: Path) -> None:
         read_panel(tmp_path / "data.csv", freq, notice=said.append)
 
     assert len(notices["h"]) == 1
-    assert "24 steps of freq h apart" in notices["h"][0]
+    assert "closer than 24 steps of freq h: is the freq right?" in notices["h"][0]
     assert notices["D"] == []
+
+
+def test_months_read_as_days_are_remarked_on_though_no_step_divides_them(tmp_path: Path) -> None:
+    months = hourly(steps=24).assign(ds=pd.date_range("2023-01-01", periods=24, freq="MS"))
+    write_frame(months, tmp_path / "data.csv")
+    said: list[str] = []
+
+    read_panel(tmp_path / "data.csv", "D", notice=said.append)
+
+    assert said == [f"no two y of {tmp_path / 'data.csv'} are closer than 28 steps of freq D: is the freq right?"]
 
 
 def test_declared_columns_are_numbers_or_categories_by_what_they_hold(tmp_path: Path) -> None:
@@ -175,6 +205,16 @@ def test_texts_of_a_parquet_file_are_what_the_library_makes_of_them(tmp_path: Pa
     assert read_future(tmp_path / "data.parquet", "h", covariates)["shop"].tolist()[:2] == ["007", "010"]
 
 
+@pytest.mark.parametrize("levels", [["unique_id", "ds"], ["ds", "nothing", "unique_id"], ["ds"]], ids=str)
+def test_what_a_frame_has_in_its_index_is_a_column_as_well(tmp_path: Path, levels: list[str]) -> None:
+    frame = pd.concat([hourly("a"), hourly("b", 3)]).assign(nothing=range(8))
+    frame.set_index(levels).to_parquet(tmp_path / "data.parquet")
+
+    panel = read_panel(tmp_path / "data.parquet", "h")
+
+    assert panel.fingerprint() == Panel.from_frame(frame[["unique_id", "ds", "y"]], "h").fingerprint()
+
+
 NO_NUMBERS: dict[str, list[object]] = {
     "truth values, one missing": [True, None],
     "timestamps": [pd.Timestamp("2024-01-01"), pd.Timestamp("2024-01-02")],
@@ -205,16 +245,6 @@ def test_what_is_no_integer_step_in_a_parquet_file_is_refused(tmp_path: Path, ds
 
     with pytest.raises(InputError, match=expected):
         read_panel(tmp_path / "data.parquet", "1")
-@pytest.mark.parametrize("levels", [["unique_id", "ds"], ["ds", "nothing", "unique_id"], ["ds"]], ids=str)
-def test_what_a_frame_has_in_its_index_is_a_column_as_well(tmp_path: Path, levels: list[str]) -> None:
-    frame = pd.concat([hourly("a"), hourly("b", 3)]).assign(nothing=range(8))
-    frame.set_index(levels).to_parquet(tmp_path / "data.parquet")
-
-    panel = read_panel(tmp_path / "data.parquet", "h")
-
-    assert panel.fingerprint() == Panel.from_frame(frame[["unique_id", "ds", "y"]], "h").fingerprint()
-
-
 
 
 def test_whole_numbers_as_text_are_integer_steps(tmp_path: Path) -> None:
