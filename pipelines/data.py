@@ -300,9 +300,11 @@ def parse_ds(ds: pd.Series[Any], freq: str, source: str, time_zone: str | None =
     if pd.api.types.is_datetime64_any_dtype(ds.dtype):
         return _in_zone(ds, time_zone)
     text = ds.astype(str).str.strip()
-    if pd.api.types.is_integer_dtype(ds.dtype) or text.str.fullmatch("[0-9]{4}").all():
+    numbered = pd.api.types.is_integer_dtype(ds.dtype)
+    # The first one spares most columns a look at all others.
+    if numbered or (len(text.iloc[0]) == 4 and text.str.fullmatch("[0-9]{4}").all()):
         try:
-            years = Calendar(freq).of_years(ds if pd.api.types.is_integer_dtype(ds.dtype) else text.astype(np.int64))
+            years = Calendar(freq).of_years(ds if numbered else text.astype(np.int64))
         except InputError as error:
             raise InputError(f"{source}: {error}") from error
         if years is not None:
