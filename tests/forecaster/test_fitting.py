@@ -342,15 +342,32 @@ def test_a_validation_part_in_which_nothing_was_observed_judges_nothing() -> Non
 FINISHING = {"finish": 0.5, "validation_horizons": 1}
 
 
-def test_the_judged_weights_know_nothing_of_what_is_held_out_and_the_served_ones_do() -> None:
+@pytest.mark.parametrize("calibration", ["off", "adaptive"])
+def test_the_judged_weights_know_nothing_of_what_is_held_out_and_the_served_ones_do(calibration: Any) -> None:
+    config = dataclasses.replace(with_training(**FINISHING), calibration=calibration)
     values = histories()
     changed = [np.concatenate([y[:-6], y[-6:] + 3.0]) for y in values]
 
-    one, two = (fitted(with_training(**FINISHING), y, held_out=6) for y in (values, changed))
+    one, two = (fitted(config, y, held_out=6) for y in (values, changed))
 
     assert one.judged.fingerprint() == two.judged.fingerprint()
     assert one.forecaster.fingerprint() != two.forecaster.fingerprint()
-    assert one.judged.fingerprint() == fitted(with_training(**FINISHING), [y[:-6] for y in values]).judged.fingerprint()
+    assert one.judged.fingerprint() == fitted(config, [y[:-6] for y in values]).judged.fingerprint()
+
+
+@pytest.mark.parametrize("calibration", ["off", "adaptive"])
+def test_nothing_is_learnt_from_the_validation_part(calibration: Any) -> None:
+    """Other values there change what weights are chosen, but not those that come up for choice."""
+    config = dataclasses.replace(with_training(pull="off"), calibration=calibration)
+    values = histories()
+    changed = [np.concatenate([y[:-4], y[-4:] + 3.0]) for y in values]
+
+    one, two = (fitted(config, y, validation=4).history for y in (values, changed))
+
+    assert len(one) == 3
+    for told in ("train_loss", "gradient_norm"):
+        assert [row[told] for row in one] == [row[told] for row in two]
+    assert all(a["val_loss"] != b["val_loss"] for a, b in zip(one, two, strict=True))
 
 
 def test_finishing_goes_on_for_its_share_of_the_run_without_validation() -> None:

@@ -201,6 +201,22 @@ def test_the_gate_judges_weights_that_never_saw_the_windows_of_either_rival(
     assert rival.metrics == pytest.approx(first.metrics)
 
 
+def test_what_is_in_the_held_out_windows_changes_the_served_weights_and_not_the_judged_ones(
+    request_: TrainRequest, tracking_uri: str, tmp_path: Path
+) -> None:
+    plan, frame = prepare(request_), long_frame()
+    held = frame["ds"] > frame["ds"].max() - pd.Timedelta(hours=plan.windows.held_out)
+    frame.loc[held, "y"] += 7 * np.arange(held.sum())
+    frame.to_csv(tmp_path / "changed.csv", index=False)
+
+    runs = [fit_step(prepare(one), one) for one in (request_, changed(request_, data=str(tmp_path / "changed.csv")))]
+    judged = [load_judged(connect(tracking_uri), run.run_id) for run in runs]
+
+    assert all(model is not None for model in judged)
+    assert len({model.fingerprint() for model in judged if model is not None}) == 1
+    assert len({run.forecaster.fingerprint() for run in runs}) == 2
+
+
 def test_steps_can_be_repeated_alone_and_change_nothing_then(request_: TrainRequest, tracking_uri: str) -> None:
     """As a scheduler does it: every step starts from the request, and a run id or a version."""
     client = connect(tracking_uri)
