@@ -19,12 +19,15 @@ from torch import Tensor, nn
 
 from forecaster.heads.decoder import Decoder, HeadSizes
 from forecaster.kernels import SLIGHT
-from forecaster.scaling import Frame, Transform
+from forecaster.scaling import Frame, Transform, transform
 
 __all__ = ["Head", "Levels", "level_tensor"]
 
 Levels = tuple[float, ...] | Tensor
 """Quantile levels: the same for every step as a tuple, or float64, broadcastable to [B, L, H]."""
+
+LARGEST_TARGET = 1e10
+"""In scaled coordinates: there a constant series doubles. Further away, errors would drown all others, or overflow."""
 
 
 class Head(nn.Module, ABC):
@@ -119,6 +122,10 @@ class Head(nn.Module, ABC):
         weight
             What an error in scaled coordinates is worth, shape [B]. Likelihoods are free of scale and do without it.
         """
+
+    def scaled(self, target: Tensor, frame: Frame) -> Tensor:
+        """Targets [B, H], as a loss has them: in scaled coordinates, where a jump from next to nothing has no bound."""
+        return transform(target, frame, self.transform).clamp(-LARGEST_TARGET, LARGEST_TARGET)
 
     @abstractmethod
     def quantiles(self, parameters: Tensor, frame: Frame, levels: Levels) -> Tensor:

@@ -99,8 +99,7 @@ class QuantileHead(Head):
 
     def loss(self, parameters: Tensor, target: Tensor, frame: Frame, weight: Tensor) -> Tensor:
         """Weighted pinball loss in scaled coordinates."""
-        scaled = transform(target, frame, self.transform)
-        return pinball_loss(parameters, scaled, self.trained, weight.unsqueeze(-1))
+        return pinball_loss(parameters, self.scaled(target, frame), self.trained, weight.unsqueeze(-1))
 
     def start_from(self, errors: Tensor, weights: Tensor) -> None:
         """From the quantiles of the errors at every step where any is known."""

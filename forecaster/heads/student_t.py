@@ -26,9 +26,6 @@ FEWEST_DF = 3.0
 SMALLEST_SCALE = 1e-3
 """In units: keeps the likelihood of a series that repeats itself exactly within bounds."""
 
-LARGEST_TARGET = 1e15
-"""In scaled coordinates: further away, the square of an error would overflow."""
-
 FIRST_SCALE, FIRST_DF = 0.2, 5.0
 
 
@@ -57,8 +54,7 @@ class StudentTHead(DistributionHead):
         """Negative log density in scaled coordinates; that in units of y differs by a term without parameters."""
         del weight
         known = ~torch.isnan(target)
-        scaled = transform(torch.where(known, target, frame.location.unsqueeze(-1)), frame, self.transform)
-        scaled = scaled.clamp(-LARGEST_TARGET, LARGEST_TARGET)
+        scaled = self.scaled(torch.where(known, target, frame.location.unsqueeze(-1)), frame)
         return -mean_known(_log_density(parameters.float(), scaled), known)
 
     def stretch(self, parameters: Tensor, factors: Tensor) -> Tensor:

@@ -106,19 +106,24 @@ def train_stage(
 
 
 def _check_finite(network: ForecastNetwork, trainer: pl.Trainer) -> None:
-    """Refuse weights that forecast nothing; on a GPU, where that was seen, also those that could not be judged."""
+    """Refuse weights that forecast nothing, and those that could not be judged."""
     updates, judged = int(trainer.global_step), trainer.callback_metrics.get("val_loss")
     if not all(bool(torch.isfinite(parameter).all()) for parameter in network.parameters()):
-        rate = network.config.training.learning_rate
-        raise ForecasterError(
-            f"training diverged: after {updates} updates, weights are not finite; training.learning_rate is {rate:g},"
-            " a lower one may help"
-        )
-    if uses_gpu(network.config.training) and judged is not None and not bool(torch.isfinite(judged)):
+        wrong = "weights are"
+    elif judged is None or bool(torch.isfinite(judged)):
+        return
+    elif uses_gpu(network.config.training):
         raise ForecasterError(
             f"after {updates} updates on a GPU, the validation loss is not finite; training.accelerator=cpu trains"
             " without one"
         )
+    else:
+        wrong = "the validation loss is"
+    rate = network.config.training.learning_rate
+    raise ForecasterError(
+        f"training diverged: after {updates} updates, {wrong} not finite; training.learning_rate is {rate:g},"
+        " a lower one may help"
+    )
 
 
 def _last_loss(trainer: pl.Trainer, module: TrainingModule, data: ChunkDataModule) -> float:

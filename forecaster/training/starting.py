@@ -21,7 +21,6 @@ from torch.nn.functional import pad
 from forecaster.chunks import Lanes
 from forecaster.heads.decoder import Decoder
 from forecaster.network import ForecastNetwork
-from forecaster.scaling import transform
 from forecaster.training.preparing import Preparation
 
 __all__ = ["start"]
@@ -102,7 +101,7 @@ def _sample(network: ForecastNetwork, lanes: Lanes) -> _Sample:
         stride = max(stride, -(-len(found.row) * chunks // room))
         thin = slice(None, None, stride)
         rings = found.history.scaled[found.row[thin], found.step[thin]]
-        targets = transform(found.target[thin], found.frame.at(thin), network.transform)
+        targets = network.head.scaled(found.target[thin], found.frame.at(thin))
         parts.append(_Sample(rings, targets, found.weight[thin]))
     return _Sample(*map(torch.cat, zip(*parts, strict=True)))
 

@@ -8,11 +8,15 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from forecaster import Config, Forecaster, NetworkConfig, Panel, TrainingConfig
 from forecaster.heads import HEADS
 from forecaster.training import fit
-from tests.forecaster.kit import Float, config_of, forecaster_of
+from forecaster.training.module import TrainingModule
+from tests.forecaster.kit import Float, config_of, forecaster_of, network_of
+from tests.forecaster.training_kit import chunk_of, ready
 
 STEPS, HORIZON = 120, 6
 CONFIG = Config(
@@ -118,6 +122,27 @@ def test_kinds_side_by_side_do_not_disturb_each_other(transform: str) -> None:
     last = np.exp(0.2 * (STEPS - 1))
     assert (median[place["explosive"]] > 0.05 * last).all()
     assert (median[place["explosive"]] < 20 * last).all()
+
+
+@given(
+    head=st.sampled_from(sorted(HEADS)),
+    transform=st.sampled_from(["log", "linear"]),
+    powers=st.lists(st.integers(-300, 30), min_size=1, max_size=8),
+    seed=st.integers(0, 2**16),
+)
+def test_whatever_a_panel_may_hold_the_loss_of_it_is_finite(
+    head: str, transform: str, powers: list[int], seed: int
+) -> None:
+    config = config_of(transform, (4,), head=head)
+    values = np.repeat(10.0 ** np.array(powers), 12) * np.random.default_rng(seed).uniform(-1, 1, 12 * len(powers))
+    if config.counts:
+        values = np.abs(np.round(values))
+    module = TrainingModule(network_of(config), updates=1, max_seconds=None)
+    y, future = values[None, : -config.horizon], values[None, 1:]
+
+    (batch,) = ready(module, chunk_of(y, future, reset=(0,), start=(0,)))
+
+    assert bool(torch.isfinite(module.score(None, batch)[0]))
 
 
 def test_signed_series_keep_their_sign() -> None:

@@ -463,10 +463,39 @@ def test_weights_that_are_not_finite_are_no_forecaster(monkeypatch: pytest.Monke
         fitted()
 
 
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_weights_that_cannot_be_judged_are_no_forecaster(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Early stopping would end the run there, as if nothing more were to be learnt."""
+    score = TrainingModule.score
+
+    def spoiled(self: TrainingModule, *args: Any) -> tuple[torch.Tensor, RecurrentState]:
+        loss, carry = score(self, *args)
+        return (loss if self.training or self.current_epoch < epoch else loss * torch.nan), carry
+
+    monkeypatch.setattr(TrainingModule, "score", spoiled)
+
+    with pytest.raises(ForecasterError, match=r"after \d+ updates, the validation loss is not finite; .* 0.005"):
+        fitted(with_training(accelerator="cpu"))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there_is_missed_in_one_line() -> None:
     with pytest.raises(InputError, match="accelerator is gpu, but PyTorch finds no CUDA device here"):
         fitted(with_training(accelerator="gpu"))
+
+
+@pytest.mark.parametrize("rate", [0.7, 1.5, 3.0])
+@pytest.mark.parametrize("head", ["quantile", "student_t"])
+def test_a_series_that_jumps_back_from_next_to_nothing_leaves_the_others_to_be_judged(head: Any, rate: float) -> None:
+    """In its scaled coordinates, the jump is beyond all numbers."""
+    steps = np.arange(90)
+    jumps = [np.where(steps < at, np.exp(-rate * steps), 1.0) for at in (60, 87)]
+
+    history = fitted(dataclasses.replace(CONFIG, head=head), [*histories(4), *jumps]).history
+
+    assert len(history) == 3
+    assert np.isfinite([(row["train_loss"], row["val_loss"]) for row in history]).all()
+    assert len({row["val_loss"] for row in history}) == 3
 
 
 def test_the_learning_rate_rises_then_falls_to_a_fiftieth() -> None:
