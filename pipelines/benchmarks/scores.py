@@ -52,7 +52,8 @@ class Scores:
         y
             Truth, shape [W, N, H]; NaN counts nothing.
         quantiles
-            At `LEVELS`, shape [W, N, H, 9]; or one point forecast, shape [W, N, H, 1], which has no interval.
+            At `LEVELS`, shape [W, N, H, 9]; or one point forecast, shape [W, N, H, 1], which has no interval. Where one
+            of a known truth is missing (NaN), so are `mse`, `mse_mean`, `mae` and `wql`.
         """
         self.spread &= quantiles.shape[-1] == len(LEVELS)
         middle, mean = quantiles[..., quantiles.shape[-1] // 2], quantiles.mean(-1)
@@ -62,16 +63,17 @@ class Scores:
         with np.errstate(divide="ignore", invalid="ignore"):
             ape = np.where(y != 0, np.abs(y - middle) / np.abs(y), np.nan)
         self._average("ape", ape.transpose(0, 2, 1).reshape(-1, y.shape[1]))
-        known = int((~np.isnan(y)).sum())
-        self.known += known
+        known = ~np.isnan(y)
+        count = int(known.sum())
+        self.known += count
         for name, error in (("mse", y - middle), ("mse_mean", y - mean)):
-            self.squares[name] += float(np.nansum(error**2))
-        self.squares["mae"] += float(np.nansum(np.abs(y - middle)))
+            self.squares[name] += float(np.sum(error**2, where=known))
+        self.squares["mae"] += float(np.sum(np.abs(y - middle), where=known))
         size = float(np.nansum(np.abs(y)))
-        if self.spread and known:
+        if self.spread and count:
             flat = quantiles.reshape(-1, *quantiles.shape[2:])
             self.loss += wql(errors[1], flat, LEVELS) * size if size else 0.0
-            self.inside += coverage(y, quantiles[..., 0], quantiles[..., -1]) * known
+            self.inside += coverage(y, quantiles[..., 0], quantiles[..., -1]) * count
         self.size += size
 
     def _average(self, name: str, values: Float) -> None:

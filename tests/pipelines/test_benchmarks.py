@@ -157,6 +157,22 @@ def test_errors_in_percent_and_squares_are_what_they_say(tiny: Task) -> None:
     assert found["mae"] == pytest.approx(np.nanmean(np.abs(y - 22)))
 
 
+def test_a_forecast_that_is_missing_is_not_a_perfect_one(tiny: Task) -> None:
+    """Sums over everything have no value then; where the truth is missing, too, nothing is missed."""
+    truth, found = tiny.truth([20]), []
+    for known in (1.0, np.nan):
+        y, quantiles = truth.copy(), np.repeat(truth[..., None] + 1, 9, -1)
+        y[0, 0, 0] *= known
+        quantiles[0, 0, 0] = np.nan
+        scores = Scores(tiny)
+        scores.add(y, quantiles)
+        found.append(scores.metrics())
+
+    sums = ("mse", "mse_mean", "mae", "wql")
+    assert np.isnan([found[0][name] for name in sums]).all()
+    assert [found[1][name] for name in sums[:3]] == pytest.approx([1, 1, 1])
+
+
 def test_a_point_forecast_has_no_interval(tiny: Task) -> None:
     scores = Scores(tiny)
     scores.add(tiny.truth([20]), tiny.truth([20])[..., None])
