@@ -134,6 +134,16 @@ def test_dropping_steps_keeps_what_was_known_of_them_and_no_more():
     assert np.isfinite(panel.tables[0][:DAYS, 2]).all()  # the panel itself has not changed
 
 
+def test_without_known_columns_dropping_steps_leaves_the_equal_shorter_panel():
+    """Nothing beyond the end of a series is known then, so nothing of what was dropped stays."""
+    past, rows = CovariatesConfig(past=("price",)), FRAME.loc[: DAYS - 1, ["unique_id", "ds", "y", "price"]]
+
+    shorter, expected = Panel.from_frame(rows, "D", past).drop_last(4), Panel.from_frame(rows[:-4], "D", past)
+
+    assert shorter.fingerprint() == expected.fingerprint()
+    pd.testing.assert_frame_equal(shorter.to_frame(), expected.to_frame())
+
+
 def test_columns_have_one_role():
     with pytest.raises(ConfigError, match=r"covariates\.known"):
         CovariatesConfig(known=("a",), past=("a",))
