@@ -250,8 +250,8 @@ class Preparation:
         fresh = self.layout.initial(chunk.step - chunk.prefix.shape[1], chunk.static)
         if chunk.prefix.shape[1]:
             fresh = self._settle(fresh, chunk.prefix)
-        known = chunk.prefix.shape[1] - torch.isnan(chunk.prefix).long().cumprod(1).sum(1)
-        clocks = torch.stack([chunk.start, torch.minimum(fresh.silence, known), fresh.last_step], 1)
+        # There was no silence before the series began, but missing values at its beginning are one.
+        clocks = torch.stack([chunk.start, torch.minimum(fresh.silence, chunk.start), fresh.last_step], 1)
         fresh = replace(fresh, clocks=clocks)
         return carry.replace_rows(chunk.reset, fresh)
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from forecaster import Forecaster, Panel, StreamState
-from forecaster.chunks import Chunk
+from forecaster.chunks import Chunk, Lanes
 from forecaster.losses import pinball_loss
 from forecaster.recurrent import RecurrentState
 from forecaster.scaling import transform
@@ -67,7 +67,7 @@ def test_the_gradient_of_a_chunk_does_not_reach_the_chunk_before() -> None:
 
 
 def scaling_of(state: StreamState) -> dict[str, torch.Tensor]:
-    return {name: getattr(state, name) for name in ("ring", "statistics", "age", "silence", "last_step", "static")}
+    return {name: getattr(state, name) for name in ("ring", "statistics", "clocks", "static")}
 
 
 def test_without_a_reset_the_carry_is_the_state_of_an_unbroken_run() -> None:
@@ -116,6 +116,27 @@ def test_a_lane_that_begins_late_has_the_scaling_state_of_the_values_before_it()
 
     streamed = network.encode(Forecaster(network).initial_state([0]), torch.from_numpy(y[None]))[1]
     assert_same_state(streamed.amended(**scaling_of(begun)), streamed)
+
+
+def test_wherever_a_lane_begins_it_has_the_scaling_state_that_serving_has_there() -> None:
+    """Also amid missing values at the beginning of a series, and amid those after its latest one."""
+    network, y = network_of(CONFIG), histories(1)[0][: 2 * CONFIG.ring_length]
+    y[:9] = y[20:24] = np.nan
+    lanes = Lanes(
+        panel_of([y]),
+        lanes=1,
+        chunk_length=1,
+        horizon=CONFIG.horizon,
+        prefix_length=len(y),
+        generator=np.random.default_rng(0),
+        carry=False,
+    )
+
+    drafts = list(islice(Preparation(network).drafts(lanes), len(y)))
+
+    for at, draft in enumerate(drafts):
+        served = Forecaster(network).warm_up([y[:at]], [0])
+        assert_same_state(served.amended(**scaling_of(draft.begun)), served)
 
 
 def test_a_chunk_that_resets_every_lane_does_not_depend_on_the_carry() -> None:
