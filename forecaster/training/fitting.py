@@ -6,17 +6,19 @@ The order of the stages: choose, train, keep what holds, calibrate, finish on al
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from forecaster.config import Config
 from forecaster.errors import PanelError
 from forecaster.forecaster import Forecaster
+from forecaster.holdout import Block
 from forecaster.network import ForecastNetwork
 from forecaster.panel import Panel
 from forecaster.training.attempts import best_attempt, fresh
@@ -27,7 +29,7 @@ from forecaster.training.data import ChunkDataModule, held_out_steps
 from forecaster.training.memory import keep_freed
 from forecaster.training.pulling import kept_share
 from forecaster.training.stage import quiet, train_stage, uses_gpu
-from forecaster.training.windows import latest_blocks, windows_of
+from forecaster.training.windows import Windows, latest_blocks, windows_of
 
 __all__ = ["Fitted", "fit"]
 
@@ -146,10 +148,9 @@ def fit(
             because = "the least loss on windows not learnt from" if tried else "there is no window to judge it by"
             reasons += (f"kept {kept:.0%} of what the decoder learnt: {because}",)
         pulled = deepcopy(network)
-        pulled.head.pull(kept)
-        calibrate(pulled, learnt, data.blocks, inside, settings.seed, kept)
-        drift = drift_of(pulled, latest, len(moments))
-        pulled.head.widen(drift)
+        drift = _make_ready(
+            pulled, learnt, data.blocks, inside, settings.seed, kept, lambda new: drift_of(new, latest, len(moments))
+        )
         judged = Forecaster(pulled)
         if not share:
             return Fitted(judged, judged, clock.history, reasons)
@@ -163,11 +164,26 @@ def fit(
             clock.until(1),
             peak=min(max(FINISHING_RATE * new, LEAST_RATE), LARGEST_RATE),
         )
-        network.head.pull(kept)
         inside = windows_of(network, panel, data.blocks, settings.seed)
-        calibrate(network, panel, data.blocks, inside, settings.seed, kept)
-        network.head.widen(drift)
+        _make_ready(network, panel, data.blocks, inside, settings.seed, kept, lambda _: drift)
         return Fitted(Forecaster(network), judged, clock.history, reasons)
+
+
+def _make_ready(
+    network: ForecastNetwork,
+    panel: Panel,
+    blocks: Sequence[Block],
+    inside: Windows | None,
+    seed: int,
+    kept: float,
+    drift_in: Callable[[ForecastNetwork], Tensor],
+) -> Tensor:
+    """Pull what was trained on a panel, calibrate it, widen it by its drift; return that."""
+    network.head.pull(kept)
+    calibrate(network, panel, blocks, inside, seed, kept)
+    drift = drift_in(network)
+    network.head.widen(drift)
+    return drift
 
 
 def _learnable(panel: Panel, config: Config, held_out: int, validation: int | None) -> Panel:

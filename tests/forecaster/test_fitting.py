@@ -370,6 +370,23 @@ def test_nothing_is_learnt_from_the_validation_part(calibration: Any) -> None:
     assert all(a["val_loss"] != b["val_loss"] for a, b in zip(one, two, strict=True))
 
 
+def test_finished_weights_are_pulled_and_widened_as_the_judged_ones_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the share and the drift that were found before finishing: nothing unseen is left to find them by."""
+    found = []
+    for share, wider in ((1.0, 1.0), (0.25, 2.0)):
+        monkeypatch.setattr("forecaster.training.fitting.kept_share", lambda *_, kept=share: kept)
+        monkeypatch.setattr("forecaster.training.fitting.drift_of", lambda *_, by=wider: torch.full((4,), by))
+        found.append(fitted(with_training(**FINISHING), held_out=6))
+
+    whole, part = ([run.judged._network, run.forecaster._network] for run in found)
+    assert found[0].judged.fingerprint() != found[0].forecaster.fingerprint()
+    for all_of_it, a_quarter in zip(whole, part, strict=True):
+        all_of_it.head.pull(0.25)
+        all_of_it.head.widen(torch.full((4,), 2.0))
+        for name, expected in all_of_it.state_dict().items():
+            torch.testing.assert_close(a_quarter.state_dict()[name], expected, msg=name)
+
+
 def test_finishing_goes_on_for_its_share_of_the_run_without_validation() -> None:
     history = fitted(with_training(**FINISHING, updates=3 * updates_of_an_epoch()), held_out=6).history
 
