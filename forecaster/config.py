@@ -128,7 +128,8 @@ class TrainingConfig:
     weight_decay
         Decoupled (AdamW).
     gradient_clip_val
-        Largest global norm of the gradient. Usual norms are 0.05 to 0.3; a few volatile series send ten times that.
+        Largest global norm of the gradient; of an ensemble's, this divided by the square root of its members. Usual
+        norms are 0.05 to 0.3; a few volatile series send ten times that.
     averaging
         Decay per update of the exponential moving average of the weights that validation and the final model use;
         0 for none.
@@ -315,8 +316,8 @@ class Config:
     quantile_levels
         Levels the decoder is trained on, rising, an odd number of them with 0.5 in the middle.
     context_length
-        Recent values each state keeps in its ring; 0: two seasons or so, and no less than a horizon. Rounded up to a
-        multiple of the longest season, so that every phase of it has its place.
+        Recent values each state keeps in its ring; 0: two seasons or so, and no less than a horizon. A multiple of the
+        longest season, so that every phase of it has its place: rounded up, or down where more than 2,048 would come.
     transform
         ``log`` (relative changes; for positive data), ``linear``, or ``auto``: training chooses by the panel.
     network, training, covariates

@@ -276,7 +276,7 @@ class Forecaster:
         for rows in np.array_split(order, max(1, -(-len(order) // 256))):
             longest = int(lengths[rows].max(initial=0))
             y = np.full((len(rows), longest), np.nan)
-            covariates = None if tables is None else np.full((len(rows), longest, tables[0].shape[1]), np.nan)
+            covariates = None if not tables else np.full((len(rows), longest, tables[0].shape[1]), np.nan)
             for place, row in enumerate(rows):
                 y[place, : lengths[row]] = histories[row]
                 if covariates is not None and tables is not None:
@@ -398,6 +398,7 @@ class Forecaster:
             `horizon`, `num_samples` or `seed` cannot be answered, or `future` lacks.
         """
         horizon = self.check_horizon(horizon)
+        seed = int(seed) if isinstance(seed, np.integer) else seed
         check_samples(num_samples, seed, len(state))
         future = self._checked_future(future, len(state), horizon)
         paths = max(num_samples, FEWEST_PATHS)
@@ -440,6 +441,7 @@ class Forecaster:
             The panel does not fit the forecaster (`check_panel`), or as in `simulate`.
         """
         horizon = self.check_horizon(horizon)
+        seed = int(seed) if isinstance(seed, np.integer) else seed
         check_samples(num_samples, seed, len(panel))
         state, known = self._ready(panel, horizon, future)
         paths = self.simulate(state, horizon, num_samples, [seed_of(name, seed) for name in panel.unique_ids], known)
@@ -481,6 +483,8 @@ class Forecaster:
             raise InputError(f"a model with head {self.config.head!r} has quantiles, but no density")
         if y.shape[1] > self.config.horizon:
             raise InputError(f"y has {y.shape[1]} steps, expected at most {self.config.horizon}, the trained horizon")
+        if not y.shape[1]:
+            return y.double()
         (known,) = self._future_blocks(self._checked_future(future, len(state), y.shape[1]), y.shape[1])
         block = self._decoded(self._network.encoded(state), state, known).steps(slice(0, y.shape[1]))
         found = head.log_prob(block.parameters, y.double(), block.frame)

@@ -1,8 +1,9 @@
 """The model registry: versions, the aliases that name them, and what was decided about each.
 
 `challenger` names the newest candidate, `champion` the version that serves, `previous` the one a rollback returns to.
-The invariant: a version that became champion carries, as a tag, which champion it replaced, so that rollbacks can walk
-back step by step. Knows MLflow's registry and nothing of training.
+The invariant: a version that became champion carries, as a tag, which champion it replaced, until it is rolled back. So
+rollbacks walk back step by step and end; of a version that became champion twice, only the last time counts. Knows
+MLflow's registry and nothing of training.
 """
 
 from __future__ import annotations
@@ -190,6 +191,7 @@ def rollback(client: MlflowClient, name: str) -> tuple[str, str]:
         client.set_registered_model_alias(name, CHAMPION, before)
         client.set_model_version_tag(name, champion, STATUS, "rolled back")
         client.set_model_version_tag(name, before, STATUS, "promoted")
+        client.delete_model_version_tag(name, champion, REPLACED)  # taken back: the way there is not walked again
         _point_previous(client, name, earlier)
     return before, champion
 

@@ -1,7 +1,7 @@
 """The data module: a panel as chunks for the Trainer.
 
 Splits off the validation end of every series, and hands whole chunks (already batches), prepared for a network, to the
-Trainer. One process owns all lanes: workers would repeat them.
+Trainer. Its loaders have no workers, which would repeat the lanes: for a GPU, processes of our own share them.
 """
 
 from __future__ import annotations

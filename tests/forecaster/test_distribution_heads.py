@@ -231,6 +231,7 @@ def test_probabilities_of_what_came_are_the_heads(name: str) -> None:
     assert torch.isnan(found[1]).all()
     with pytest.raises(InputError, match="at most 6"):
         forecaster.log_prob(state, torch.zeros(2, 7))
+    assert forecaster.log_prob(state, torch.zeros(2, 0)).shape == (2, 0)
 
 
 def test_a_count_head_gives_no_probability_to_fractions_and_negatives() -> None:

@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from forecaster import Calendar, Config, Forecaster, InputError, NetworkConfig, Panel
-from tests.forecaster.kit import TINY, assert_same_forecast, assert_same_state, config_of, forecaster_of, network_of
+from tests.forecaster.kit import (
+    COVERED,
+    TINY,
+    assert_same_forecast,
+    assert_same_state,
+    config_of,
+    forecaster_of,
+    network_of,
+)
 
 HISTORY = 20 + 5 * np.sin(np.arange(50) * np.pi / 2) + np.random.default_rng(0).normal(size=50)
 
@@ -283,3 +291,14 @@ def test_a_forecast_after_several_values_is_not_the_one_after_the_first(
     after = tiny_forecaster.fold(state, torch.full((1, several), 40.0))
 
     np.testing.assert_allclose(tiny_forecaster.forecast(after), tiny_forecaster.forecast(after.select([0])), rtol=1e-6)
+
+
+@pytest.mark.parametrize("config", [TINY, *COVERED])
+def test_an_empty_panel_has_an_empty_state_and_an_empty_forecast(config: Config) -> None:
+    forecaster = forecaster_of(config)
+    panel = Panel(Calendar("h"), [], np.empty(0, np.int64), [], config.covariates, [], np.empty((0, 3)))
+
+    assert len(forecaster.warm_up_panel(panel)) == 0
+    for frame in (forecaster.forecast_frame(panel, 3, [0.5]), forecaster.simulate_frame(panel, 3)):
+        assert len(frame) == 0
+        assert set(frame.columns) in ({"unique_id", "ds", "0.5"}, {"unique_id", "sample", "ds", "y"})

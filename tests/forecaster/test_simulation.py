@@ -54,6 +54,20 @@ def test_a_single_path_at_a_single_step_is_a_fair_draw_from_the_forecast() -> No
     assert stats.kstest(drawn, lambda y: np.interp(y, quantiles, levels)).pvalue > 0.01
 
 
+def test_a_seed_of_numpy_is_the_number_that_it_is() -> None:
+    forecaster, panel = forecaster_of(TINY), Panel.from_series(Calendar("h"), [("a", 0, HISTORY)])
+    state = forecaster.warm_up_panel(panel)
+
+    np.testing.assert_array_equal(
+        forecaster.simulate(state, 2, 3, seed=np.int64(7)),  # type: ignore[arg-type]
+        forecaster.simulate(state, 2, 3, seed=7),
+    )
+    pd.testing.assert_frame_equal(
+        forecaster.simulate_frame(panel, 2, 3, seed=np.int64(7)),  # type: ignore[arg-type]
+        forecaster.simulate_frame(panel, 2, 3, seed=7),
+    )
+
+
 @example(config=HEADS[0], histories=[np.array([np.nan])], horizon=2, seed=0)
 @given(
     config=st.sampled_from(HEADS), histories=batches(), horizon=st.sampled_from([2, 8]), seed=st.integers(0, 2**63 - 1)

@@ -109,6 +109,17 @@ def test_a_refusal_holds_until_the_gate_itself_thinks_better_of_it(client: Mlflo
     assert registry.promote(client, NAME, "2") == "2"
 
 
+def test_rollbacks_walk_back_and_end_also_where_a_version_was_champion_twice(client: MlflowClient) -> None:
+    for version in ("1", "2", "1"):
+        registry.promote(client, NAME, version)
+
+    assert registry.rollback(client, NAME) == ("2", "1")
+    assert registry.rollback(client, NAME) == ("1", "2")
+    assert aliases(client) == {"challenger": "3", "champion": "1"}
+    with pytest.raises(InputError, match="no champion before version 1"):
+        registry.rollback(client, NAME)
+
+
 def test_a_decision_against_another_champion_is_not_carried_over(client: MlflowClient) -> None:
     registry.apply_decision(client, NAME, "1", YES)
     client.set_model_version_tag(NAME, "3", "promotion.compared_with", "1")
