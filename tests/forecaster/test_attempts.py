@@ -10,6 +10,10 @@ import pytest
 import torch
 
 from forecaster.training import Fitted, fit
+from forecaster.training.attempts import best_attempt, fresh
+from forecaster.training.clock import Clock
+from forecaster.training.data import ChunkDataModule
+from forecaster.training.stage import Weights
 from tests.forecaster.kit import Float
 from tests.forecaster.training_kit import panel_of, with_training
 
@@ -81,6 +85,24 @@ def test_the_first_attempt_is_kept_where_the_next_is_not_clearly_better_and_the_
     for found, expected in ((fitted.judged, alone.judged), (fitted.forecaster, alone.forecaster)):
         weights = expected._network.state_dict()
         assert all(torch.equal(weights[name], value) for name, value in found._network.state_dict().items())
+
+
+@pytest.mark.parametrize(("loss", "kept"), [(0.995, "first"), (0.985, "second")])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_next_attempt_is_taken_where_it_is_better_by_a_hundredth(
+    monkeypatch: pytest.MonkeyPatch, loss: float, kept: str, sign: int
+) -> None:
+    """Of the loss, which may be negative; less is chance."""
+    least = loss if sign > 0 else loss - 2
+    found = iter([Weights(8, sign, sign + 1), Weights(8, least, least)])
+    monkeypatch.setattr("forecaster.training.attempts.train_stage", lambda *_: next(found))
+    panel, config = panel_of(noise()), with_training(lanes=0)
+    data = ChunkDataModule(panel, config, 32)
+
+    best, _ = best_attempt(fresh(config, data), data, panel, Clock(None, None), again=True)
+
+    assert next(found, None) is None
+    assert best.weights.loss == (sign if kept == "first" else least)
 
 
 @pytest.mark.parametrize(

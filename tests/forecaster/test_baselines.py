@@ -79,6 +79,13 @@ def test_naive2_continues_a_pure_season_exactly() -> None:
     np.testing.assert_allclose(naive2(y, 6, 4), np.resize([10.0, 20.0, 15.0, 40.0], 6))
 
 
+def test_naive2_believes_in_a_season_from_three_of_it_on() -> None:
+    y = np.where(np.arange(36) % 12 == 3, 20.0, 10.0)
+
+    np.testing.assert_array_equal(naive2(y[:35], 12, 12), np.full(12, 10.0))
+    assert naive2(y, 12, 12)[3] > 15
+
+
 @pytest.mark.parametrize(
     "history",
     [

@@ -144,6 +144,19 @@ def test_without_known_columns_dropping_steps_leaves_the_equal_shorter_panel():
     pd.testing.assert_frame_equal(shorter.to_frame(), expected.to_frame())
 
 
+def test_future_values_stand_at_the_steps_that_they_are_of():
+    """Also where they begin later than the next step, which then is unknown."""
+    panel = Panel.from_frame(FRAME[FRAME["y"].notna()], "D", ROLES)
+    later = frame_of("a", "north", future=9)[DAYS + 2 :]
+
+    table = panel.with_future(later).tables[0]
+
+    assert np.isnan(table[DAYS : DAYS + 2]).all()
+    np.testing.assert_array_equal(table[DAYS + 2 :, 0], later["price"])
+    with pytest.raises(PanelError, match=r"not known at 2024-03-01.*, step 1 of the 4"):
+        panel.with_future(later).future(4)
+
+
 def test_columns_have_one_role():
     with pytest.raises(ConfigError, match=r"covariates\.known"):
         CovariatesConfig(known=("a",), past=("a",))

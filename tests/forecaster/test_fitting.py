@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -122,6 +123,25 @@ def test_gradients_within_the_norm_are_left_alone(tmp_path: Path) -> None:
     for before, after in zip(spy.before, spy.after, strict=True):
         for name, gradient in before.items():
             torch.testing.assert_close(after[name], gradient, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("members", [1, 4])
+def test_members_of_an_ensemble_are_clipped_as_each_would_be_alone(
+    members: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their mean has a gradient of each by their number, so the norm of all is that of one by the root of it."""
+    clip, bounds = TrainingModule.configure_gradient_clipping, set()
+
+    def noted(self: TrainingModule, optimizer: Any, gradient_clip_val: float, **options: Any) -> None:
+        bounds.add(gradient_clip_val)
+        clip(self, optimizer, gradient_clip_val, **options)
+
+    monkeypatch.setattr(TrainingModule, "configure_gradient_clipping", noted)
+    config = with_training(updates=2, gradient_clip_val=0.1)
+
+    fitted(dataclasses.replace(config, network=dataclasses.replace(config.network, members=members)))
+
+    assert bounds == {0.1 / math.sqrt(members)}
 
 
 @pytest.mark.usefixtures("_quiet")
@@ -249,6 +269,18 @@ def test_the_weights_kept_are_those_of_the_best_validation(averaging: float) -> 
     losses = [row["val_loss"] for row in history]
     assert len(set(losses)) == 5
     assert validation_loss(forecaster, config) == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_the_average_of_a_short_run_forgets_its_start_whatever_the_decay() -> None:
+    """After n updates it is over a tenth of them or so: a decay for long runs would keep the first weights."""
+    found = [
+        fitted(with_training(averaging=decay, validation_horizons=0)).forecaster._network.state_dict()
+        for decay in (0.0, 0.9, 0.999)
+    ]
+
+    none, some, most = found
+    assert all(torch.equal(some[name], most[name]) for name in some)
+    assert not all(torch.equal(some[name], none[name]) for name in some)
 
 
 @pytest.mark.parametrize("updates", [12, 13, 18])
