@@ -180,7 +180,7 @@ def problem_response(problem: Problem, request_id: str | None = None) -> Respons
 
 def from_validation(error: ValidationError) -> Problem:
     """One line for the first mistake, and up to twenty of them as ``errors``."""
-    errors = [e | {"msg": e["msg"].removeprefix("Value error, ")} for e in error.errors()]
+    errors = [e | {"msg": e["msg"].removeprefix("Value error, ")} for e in error.errors(include_url=False)]
     first = errors[0]
     if first["type"] == "json_invalid":
         return Problem(
@@ -190,7 +190,7 @@ def from_validation(error: ValidationError) -> Problem:
         {
             "at": shortened("/".join(str(part) for part in e["loc"] if not _BRANCH.match(str(part)))),
             "message": shortened(e["msg"]),
-            "found": shortened(repr(e.get("input")), 80),
+            "found": shortened(_glimpse(e.get("input"), 80), 80),
         }
         for e in errors[:20]
     ]
@@ -227,6 +227,23 @@ def explained(error: Exception, method: str, path: str) -> Problem:
 def shortened(text: str, limit: int = 500) -> str:
     """The same, as far as one line has room for it."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _glimpse(value: Any, room: int) -> str:
+    """How a value begins: its text as far as it may be shown, however large it is."""
+    if isinstance(value, str):
+        return repr(value[: room + 1])
+    if not isinstance(value, dict | list):
+        return repr(value)
+    parts: list[str] = []
+    for part in value:
+        if room < 0:
+            break
+        parts.append(_glimpse(part, room))
+        if isinstance(value, dict):
+            parts[-1] += f": {_glimpse(value[part], room)}"
+        room -= len(parts[-1]) + 2
+    return ", ".join(parts).join("{}" if isinstance(value, dict) else "[]")
 
 
 def install(app: FastAPI) -> None:

@@ -58,14 +58,16 @@ class Options(_Extensible):
     """What to forecast."""
 
     horizon: Annotated[int, Field(ge=1)]
-    quantiles: Annotated[list[float] | None, Field(min_length=1, max_length=98)] = None
+    quantiles: Annotated[Annotated[list[float], Field(fail_fast=True)] | None, Field(min_length=1, max_length=98)] = (
+        None
+    )
 
 
 class KServeRequest(_Extensible):
     """A forecast in KServe's words."""
 
     model: str
-    inputs: Annotated[list[SeriesInput], Field(min_length=1, max_length=10_000)]
+    inputs: Annotated[list[SeriesInput], Field(min_length=1, max_length=10_000, fail_fast=True)]
     options: Options
     metadata: Any = None
 

@@ -34,6 +34,7 @@ __all__ = ["MODELS", "add_to"]
 
 _MEDIAN = 0.5
 _RETRIED = {"H": "h", "T": "min", "S": "s", "L": "ms"}  # what pandas once called them
+_Columns = Annotated[list[list[Any]], Field(fail_fast=True)]
 
 
 class _Lenient(BaseModel):
@@ -44,10 +45,12 @@ class TimeGptSeries(_Lenient):
     """All series, one after the other."""
 
     y: Annotated[list[Any], Field(min_length=1, description="values of all series; null = missing")]
-    sizes: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=10_000)]
-    X: Annotated[list[list[Any]] | None, Field(description="known, then past covariates, as long as y")] = None
-    X_future: Annotated[list[list[Any]] | None, Field(description="known covariates, h values per series")] = None
-    start_datetime: Annotated[list[str | int] | None, Field(description="of the first value of each series")] = None
+    sizes: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=10_000, fail_fast=True)]
+    X: Annotated[_Columns | None, Field(description="known, then past covariates, as long as y")] = None
+    X_future: Annotated[_Columns | None, Field(description="known covariates, h values per series")] = None
+    start_datetime: Annotated[
+        Annotated[list[str | int], Field(fail_fast=True)] | None, Field(description="of the first value of each series")
+    ] = None
 
 
 class TimeGptRequest(_Lenient):
@@ -56,7 +59,9 @@ class TimeGptRequest(_Lenient):
     series: TimeGptSeries
     freq: str
     h: Annotated[int, Field(ge=1)]
-    level: Annotated[list[Annotated[float, Field(ge=0, lt=100)]] | None, Field(max_length=40)] = None
+    level: Annotated[
+        Annotated[list[Annotated[float, Field(ge=0, lt=100)]], Field(fail_fast=True)] | None, Field(max_length=40)
+    ] = None
     finetune_steps: int = 0
     finetuned_model_id: str | None = None
     feature_contributions: bool = False

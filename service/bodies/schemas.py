@@ -1,18 +1,30 @@
 """What clients send: strict models, unknown fields refused, and the rules for numbers, dates and names.
 
-They know neither calendar nor model, so a `ds` is here only text or an integer. Invariant: every y that passes is
-finite and at most 1e30 in magnitude, or None for a missing value.
+They know neither calendar nor model, so a `ds` is here only text or an integer. Invariants: every y that passes is
+finite and at most 1e30 in magnitude, or None for a missing value; a list or a mapping is refused at its first mistake,
+since pydantic collects those of all elements at a thousand bytes each.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from math import isfinite
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from forecaster.columns import LARGEST_VALUE
+from service.problems import invalid, shortened
 
 __all__ = [
     "ForecastQuery",
@@ -23,12 +35,45 @@ __all__ = [
     "SeriesHistory",
     "StreamForecastRequest",
     "StreamHistory",
+    "check_cells",
     "check_unique_id",
+    "read_body",
 ]
+
+_M = TypeVar("_M", bound=BaseModel)
+_MOST_UNKNOWN = 20  # fields told of one by one
+_MOST_CHARACTERS = 255  # of a covariate's value
+_MOST_COMING = 100_000  # values of a column
+
+
+def read_body(model: type[_M], body: bytes) -> _M:
+    """A JSON body as `model`, straight from bytes.
+
+    Raises
+    ------
+    ValidationError
+        With a few mistakes, however many there are.
+    Problem
+        422 for very many unknown fields.
+    """
+    return model.model_validate_json(body, context=[])
+
+
+def _refuse_field(name: str, info: ValidationInfo) -> str:
+    """Refuse an unknown field; pydantic's own way, ``forbid``, knows no end."""
+    if info.context is not None:
+        info.context.append(name)
+        if len(info.context) > _MOST_UNKNOWN:
+            first = shortened(repr(info.context[0]), 80)
+            raise invalid(f"more than {_MOST_UNKNOWN} fields are unknown, the first of them {first}")
+    raise PydanticCustomError("extra_forbidden", "this field is unknown")
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(
+        extra="allow", strict=True, frozen=True, json_schema_extra={"additionalProperties": False}
+    )
+    __pydantic_extra__: dict[Annotated[str, AfterValidator(_refuse_field)], Any] = Field(init=False)
 
 
 def check_unique_id(value: str) -> str:
@@ -46,18 +91,69 @@ def check_unique_id(value: str) -> str:
     return value
 
 
-def check_cell(value: Any) -> Any:
-    """Refuse what is no value of a covariate.
+def check_cells(cells: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what is no value of a covariate, the first one by name.
 
     Raises
     ------
-    ValueError
+    ValidationError
         With what is expected.
     """
-    known = value is None or isinstance(value, bool | int)
-    if known or (isinstance(value, float) and isfinite(value)) or (isinstance(value, str) and len(value) <= 255):
-        return value
-    raise ValueError("expected a finite number, true, false, null, or text of at most 255 characters")
+    for name, value in cells.items():
+        if not _is_cell(value):
+            raise _wrong_cell(value, name)
+    return cells
+
+
+def _check_columns(columns: dict[str, Any], *at: str | int) -> dict[str, Any]:
+    for name, cells in columns.items():
+        if not isinstance(cells, list):
+            raise _mistake("expected a list", cells, *at, name)
+        for place, value in enumerate(cells):
+            if not _is_cell(value):
+                raise _wrong_cell(value, *at, name, place)
+    return columns
+
+
+def _check_future(columns: dict[str, Any], *at: str | int) -> dict[str, Any]:
+    _check_columns(columns, *at)
+    for name, cells in columns.items():
+        if not 1 <= len(cells) <= _MOST_COMING:
+            raise _mistake(f"expected 1 to {_MOST_COMING:,} values, found {len(cells):,}", cells, *at, name)
+    return columns
+
+
+def _check_futures(futures: dict[str, Any]) -> dict[str, Any]:
+    for name, future in futures.items():
+        if isinstance(future, dict):
+            _check_future(future, name)
+        elif future not in (None, "missing"):
+            raise _mistake('expected an object of lists, "missing" or null', future, name)
+    return futures
+
+
+def _is_cell(value: Any) -> bool:
+    kind = type(value)
+    if kind is float:
+        return isfinite(value)
+    if kind is str:
+        return len(value) <= _MOST_CHARACTERS
+    return value is None or kind is bool or (kind is int and -(2**63) <= value < 2**63)
+
+
+def _wrong_cell(found: Any, *at: str | int) -> ValidationError:
+    expected = f"a finite number, true, false, null, or text of at most {_MOST_CHARACTERS} characters"
+    if isinstance(found, int):
+        expected = "an integer of at most 64 bits"
+    return _mistake(f"expected {expected}", found, *at)
+
+
+def _mistake(message: str, found: Any, *at: str | int) -> ValidationError:
+    """One mistake at its place, as pydantic would tell of it."""
+    return ValidationError.from_exception_data(
+        "a body",
+        [{"type": PydanticCustomError("value_error", "{message}", {"message": message}), "loc": at, "input": found}],
+    )
 
 
 UniqueId = Annotated[str, AfterValidator(check_unique_id)]
@@ -68,16 +164,37 @@ Y = Annotated[
 ]
 Horizon = Annotated[int | None, Field(ge=1, description="steps to forecast; default: the trained horizon")]
 Level = Annotated[float, Field(gt=0, lt=1)]
-Levels = Annotated[list[Level] | None, Field(min_length=1, max_length=99, description="default: 0.1 … 0.9")]
-Cell = Annotated[
-    Any,  # one rule in one sentence, where a union would say of each of its members why it is not that
-    AfterValidator(check_cell),
-    WithJsonSchema({"anyOf": [{"type": kind} for kind in ("boolean", "integer", "number", "string", "null")]}),
+Levels = Annotated[
+    Annotated[list[Level], Field(fail_fast=True)] | None,
+    Field(min_length=1, max_length=99, description="default: 0.1 … 0.9"),
 ]
-Cells = Annotated[dict[str, Cell] | None, Field(description="covariate -> value; null = missing")]
-Columns = Annotated[dict[str, list[Cell]] | None, Field(description="covariate -> one value per ds")]
+_CELL: dict[str, Any] = {"anyOf": [{"type": kind} for kind in ("boolean", "integer", "number", "string", "null")]}
+_COLUMN = {"type": "array", "items": _CELL}
+_COMING = {
+    "type": "object",
+    "additionalProperties": {**_COLUMN, "minItems": 1, "maxItems": _MOST_COMING},
+}
+_FUTURE = {"anyOf": [_COMING, {"type": "string", "const": "missing"}, {"type": "null"}]}
+Cells = Annotated[
+    Annotated[
+        dict[str, Any],
+        AfterValidator(check_cells),
+        WithJsonSchema({"type": "object", "additionalProperties": _CELL}),
+    ]
+    | None,
+    Field(description="covariate -> value; null = missing"),
+]
+Columns = Annotated[
+    Annotated[
+        dict[str, Any],
+        AfterValidator(_check_columns),
+        WithJsonSchema({"type": "object", "additionalProperties": _COLUMN}),
+    ]
+    | None,
+    Field(description="covariate -> one value per ds"),
+]
 FutureColumns = Annotated[
-    dict[str, Annotated[list[Cell], Field(min_length=1, max_length=100_000)]] | Literal["missing"] | None,
+    Annotated[dict[str, Any], AfterValidator(_check_future), WithJsonSchema(_COMING)] | Literal["missing"] | None,
     Field(
         description="known covariate -> values at the coming steps: from the one after the cutoff on, or at those of "
         '`ds`; "missing": forecast without. For models with known covariates only'
@@ -96,22 +213,28 @@ class Observation(_Strict):
     covariates: Cells = None
 
 
-class Row(_Strict):
+class Row(BaseModel):
     """One row of a bulk body; further fields are covariates."""
 
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
-    __pydantic_extra__: dict[str, Cell] = Field(init=False)
+    model_config = ConfigDict(
+        extra="allow", strict=True, frozen=True, json_schema_extra={"additionalProperties": _CELL}
+    )
 
     unique_id: UniqueId
     ds: Ds
     y: Y
 
+    @model_validator(mode="after")
+    def _cells(self) -> Self:
+        check_cells(self.model_extra or {})
+        return self
+
 
 class StreamHistory(_Strict):
     """The history a stream starts from: ascending `ds`, gaps allowed."""
 
-    ds: Annotated[list[Ds], Field(min_length=1)]
-    y: Annotated[list[Y], Field(min_length=1)]
+    ds: Annotated[list[Ds], Field(min_length=1, fail_fast=True)]
+    y: Annotated[list[Y], Field(min_length=1, fail_fast=True)]
     covariates: Columns = None
     static: Cells = None
 
@@ -132,14 +255,24 @@ class SeriesHistory(StreamHistory):
 class ForecastsRequest(_Strict):
     """Either histories to forecast from, without keeping anything, or streams to forecast from where they stand."""
 
-    series: Annotated[list[SeriesHistory] | None, Field(min_length=1, max_length=10_000)] = None
-    streams: Annotated[list[UniqueId] | None, Field(min_length=1, max_length=10_000)] = None
+    series: Annotated[
+        Annotated[list[SeriesHistory], Field(fail_fast=True)] | None, Field(min_length=1, max_length=10_000)
+    ] = None
+    streams: Annotated[
+        Annotated[list[UniqueId], Field(fail_fast=True)] | None, Field(min_length=1, max_length=10_000)
+    ] = None
     horizon: Horizon = None
     quantile_levels: Levels = None
     num_samples: NumSamples = None
     seed: Seed = None
     future: Annotated[
-        dict[str, FutureColumns] | Literal["missing"] | None,
+        Annotated[
+            dict[str, Any],
+            AfterValidator(_check_futures),
+            WithJsonSchema({"type": "object", "additionalProperties": _FUTURE}),
+        ]
+        | Literal["missing"]
+        | None,
         Field(description='of streams: unique_id -> what is known of the coming steps, or "missing" for all of them'),
     ] = None
 
@@ -163,7 +296,7 @@ class ForecastsRequest(_Strict):
 class ObservationsRequest(_Strict):
     """New observations of one stream, taken all or not at all."""
 
-    observations: Annotated[list[Observation], Field(min_length=1)]
+    observations: Annotated[list[Observation], Field(min_length=1, fail_fast=True)]
     on_conflict: OnConflict = "refuse"
     horizon: Horizon = None
     quantile_levels: Levels = None

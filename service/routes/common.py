@@ -11,7 +11,7 @@ import orjson
 from fastapi import Request
 from pydantic import BaseModel
 
-from service.bodies.schemas import ForecastQuery, check_unique_id
+from service.bodies.schemas import ForecastQuery, check_unique_id, read_body
 from service.engine import Engine
 from service.engine.items import Precondition
 from service.front import KEY_SCHEME
@@ -89,7 +89,7 @@ def engine_of(request: Request) -> Engine:
 
 async def body_of(request: Request, model: type[_M]) -> _M:
     """The body as `model`, straight from bytes."""
-    return model.model_validate_json(await request.body())
+    return read_body(model, await request.body())
 
 
 def needs(scope: str | None) -> dict[str, Any]:

@@ -16,7 +16,13 @@ from service.bodies.described import ForecastReply, ObservedReply, StreamReply
 from service.bodies.forms import JSON, form_of, one_forecast_body, stream_frame
 from service.bodies.histories import read_history
 from service.bodies.replies import description, json_reply, observed, stream_forecast
-from service.bodies.schemas import ForecastQuery, ObservationsRequest, StreamForecastRequest, StreamHistory
+from service.bodies.schemas import (
+    ForecastQuery,
+    ObservationsRequest,
+    StreamForecastRequest,
+    StreamHistory,
+    read_body,
+)
 from service.engine.coming import Coming
 from service.engine.items import Create, Delete, Look, Observe, Outcome, Single
 from service.engine.microbatch import warm_up
@@ -151,7 +157,7 @@ async def _observe(request: Request) -> Response:
     refuse_query(request)
     engine = engine_of(request)
     content = await request.body()
-    body = ObservationsRequest.model_validate_json(content)
+    body = read_body(ObservationsRequest, content)
     model = engine.model
     unique_id = unique_id_of(request)
     key = idempotency_key_of(request, content)
