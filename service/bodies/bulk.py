@@ -21,7 +21,7 @@ from forecaster import InputError
 from forecaster.columns import LARGEST_VALUE
 from forecaster.marginals import surprise
 from service.bodies.covariates import read_values
-from service.bodies.schemas import Row, check_unique_id
+from service.bodies.schemas import Row, check_cells, check_unique_id
 from service.engine.items import Outcome
 from service.engine.verdicts import Verdict
 from service.models.dates import Dates
@@ -104,11 +104,9 @@ def _refuse_document(body: bytes, lines: list[bytes]) -> None:
 def _read_clean_lines(lines: list[bytes], dates: Dates) -> Rows | None:
     """All rows at once if all are right, else None."""
     try:
-        # One call of the parser instead of one per line; what it lets pass is checked below.
-        if not all(line.lstrip().startswith(b"{") for line in lines):
-            return None  # else two halves of lines would be one together
-        objects = orjson.loads(b"[" + b",".join(lines) + b"]")
-        if len(objects) != len(lines) or set(map(len, objects)) - {3}:
+        # Each by itself: joined for one call of the parser, halves of two lines could be one row.
+        objects = list(map(orjson.loads, lines))
+        if set(map(type, objects)) - {dict} or set(map(len, objects)) - {3}:
             return None
         names = [o["unique_id"] for o in objects]
         values = [o["y"] for o in objects]
@@ -197,13 +195,16 @@ def read_arrow(body: bytes, model: ServedModel) -> Rows:
 
 def _add_covariates(rows: Rows, y: list[float | None], covariates: dict[str, list[Any]], model: ServedModel) -> None:
     """Join covariates to the values; a row whose covariates cannot be read is invalid."""
+    told = 0
     for i, found in enumerate(zip(*covariates.values(), strict=True)):
         cells = dict(zip(covariates, found, strict=True))
         try:
-            (rows.values[i],) = read_values(model, [y[i]], [cells])
-        except InputError as error:
+            (rows.values[i],) = read_values(model, [y[i]], [check_cells(cells)])
+        except (ValidationError, InputError) as error:
             rows.steps[i] = None
-            rows.reasons[i] = str(error)
+            if told < _SHOWN:
+                told += 1
+                rows.reasons[i] = str(error) if isinstance(error, InputError) else from_validation(error).detail
 
 
 def _is_name(name: str) -> bool:

@@ -513,3 +513,74 @@ def test_a_bad_history_is_refused(client: LocalClient, change: dict[str, Any], w
         assert reply.status_code == 422, reply.text
         assert word in reply.json()["detail"]
     assert client.get("/v1/streams/a").status_code == 404
+
+
+# -- one rule for the values of covariates, whatever they come as ------------------------------------------------------
+
+WRONG_CELLS = {
+    "long text": ("weather", "x" * 256, "text of at most 255 characters"),
+    "an integer beyond 64 bits": ("price", 2**63, "an integer of at most 64 bits"),
+    "one below them": ("visitors", -(2**70), "an integer of at most 64 bits"),
+}
+RIGHT_CELLS = {"long text": ("weather", "x" * 255), "large": ("price", 2**63 - 1), "small": ("visitors", -(2**63))}
+
+
+def arrow_of(row: dict[str, Any]) -> bytes:
+    """One row as an Arrow stream."""
+    table = pa.table({name: pa.array([v], pa.uint64() if v == 2**63 else None) for name, v in row.items()})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def told_in_bulk(client: LocalClient, kind: str, row: dict[str, Any]) -> dict[str, Any]:
+    content = arrow_of(row) if kind.endswith("arrow.stream") else json.dumps(row).encode()
+    reply = client.post("/v1/observations", content=content, headers={"content-type": kind})
+    assert reply.status_code == 200, reply.text
+    return dict(reply.json())
+
+
+@pytest.mark.parametrize("kind", ["application/x-ndjson", "application/vnd.apache.arrow.stream"])
+@pytest.mark.parametrize("name", RIGHT_CELLS)
+def test_a_bulk_row_with_a_value_within_bounds_is_taken(stream: LocalClient, kind: str, name: str) -> None:
+    column, value = RIGHT_CELLS[name]
+    row = {"unique_id": "a", "ds": ds(HOURS), "y": 1.0, column: value}
+
+    assert told_in_bulk(stream, kind, row)["verdicts"] == ["accepted"]
+
+
+@pytest.mark.parametrize("kind", ["application/x-ndjson", "application/vnd.apache.arrow.stream"])
+@pytest.mark.parametrize("name", WRONG_CELLS)
+def test_a_value_out_of_bounds_costs_its_bulk_row_alone(stream: LocalClient, kind: str, name: str) -> None:
+    column, value, words = WRONG_CELLS[name]
+    if "arrow" in kind and isinstance(value, int) and value < 0:
+        pytest.skip("Arrow has no such integers")
+
+    reply = told_in_bulk(stream, kind, {"unique_id": "a", "ds": ds(HOURS), "y": 1.0, column: value})
+
+    assert reply["verdicts"] == ["invalid"]
+    assert reply["refused"][0]["detail"].startswith(f"{column}: expected ")
+    assert words in reply["refused"][0]["detail"]
+
+
+@pytest.mark.parametrize("name", WRONG_CELLS)
+def test_a_value_out_of_bounds_is_refused_wherever_it_stands_in_json(stream: LocalClient, name: str) -> None:
+    column, value, words = WRONG_CELLS[name]
+    one = {"ds": ds(HOURS), "y": 1.0}
+    past = {"ds": [ds(0)], "y": [1.0]}
+    asked = [
+        ("POST", "/v1/streams/a/observations", {"observations": [{**one, "covariates": {column: value}}]}),
+        ("POST", "/v1/streams/a/observations", {"observations": [one], "future": {**future(0), column: [value] * 6}}),
+        ("POST", "/v1/streams/a/forecast", {"future": {**future(0), column: [value] * 6}}),
+        ("PUT", "/v1/streams/b", {**past, "covariates": {column: [value]}}),
+        ("PUT", "/v1/streams/b", {**past, "static": {"size": value}}),
+        ("POST", "/v1/forecasts", {"series": [{"unique_id": "b", **past, "static": {"country": value}}]}),
+        ("POST", "/v1/forecasts", {"streams": ["a"], "future": {"a": {column: [value] * 6}}}),
+    ]
+
+    for method, path, body in asked:
+        reply = stream.request(method, path, json=body)
+        assert reply.status_code == 422, (path, reply.text)
+        assert words in reply.json()["detail"]
+    assert stream.get("/v1/streams/a").json()["version"] == 1

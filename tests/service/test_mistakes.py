@@ -27,7 +27,7 @@ from tests.service.kit import LocalClient, ds, history
 MODELS = (ForecastsRequest, ObservationsRequest, Row, StreamForecastRequest, StreamHistory)
 FOREIGN = (*kserve.MODELS, *timegpt.MODELS)
 MOST = 25  # mistakes, whatever is sent
-MANY = 20_000
+MANY = 2_000
 
 
 @pytest.fixture

@@ -154,6 +154,18 @@ def test_json_lines(client, lines):
         assert reply.json()["rows"] == len(reply.json()["verdicts"]) == len(meant)
 
 
+@pytest.mark.parametrize("end", [b'{"y":[1', b'{"y":[{}'])
+def test_a_line_is_a_row_by_itself(client, end):
+    """Two halves together would be one row, and two rows on a line make up for the number."""
+    halves = [end, b'{}],"unique_id":"a","ds":"2024-01-01T20:00:00","y":1}']
+    row = b'{"unique_id":"b/1","ds":"2024-01-01T00:00:00","y":1}'
+
+    body = b"\n".join([*halves, row + b"," + row, row])
+    reply = client.post("/v1/observations", content=body, headers={"content-type": JSON_LINES})
+
+    assert reply.json()["verdicts"] == ["invalid", "invalid", "invalid", "duplicate"]
+
+
 @FEW
 @given(st.lists(ROW, min_size=1, max_size=5))
 def test_the_quick_reader_of_json_lines_reads_what_the_slow_one_reads_or_nothing(client, rows):
