@@ -3,9 +3,9 @@
 FastAPI describes the routes (OpenAPI, docs) and answers what none of them takes. Its own chain of layers and its
 resolution of dependencies cost several times a request's share of a micro-batch, and the endpoints here need neither:
 they read bodies and write replies by themselves. Invariants: no more than the limit of a body is ever held in memory,
-and of all bodies that come in parts no more than that of a few; where API keys are needed, nothing of a body is read
-before the request's key is admitted; whatever an endpoint raises becomes a problem. Below its prefix a named model has
-the same routes as the one at the root.
+and of all bodies that come in parts or packed no more than that of a few; where API keys are needed, nothing of a body
+is read before the request's key is admitted; whatever an endpoint raises becomes a problem. Below its prefix a named
+model has the same routes as the one at the root.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from asyncio import CancelledError
 from collections.abc import Callable, Coroutine
 from itertools import count
 from secrets import token_hex
+from threading import Lock
 from time import perf_counter, time
 from typing import Any
 
@@ -39,7 +40,7 @@ KEY_SCHEME = "key"
 AT_ROOT: dict[str, Any] = {"servers": [{"url": "/"}]}
 """OpenAPI description, which the front door obeys, of a route of the whole process, which is not below prefixes."""
 
-_BODIES = 16  # of the largest size, held at a time; what comes in one piece does not count
+_BODIES = 16  # of the largest size, held at a time; what comes in one piece does not count, what it unpacks to does
 _CONTENT_LENGTH = b"content-length"
 _AUTHORIZATION = b"authorization"
 _REQUEST_ID = b"x-request-id"
@@ -152,7 +153,7 @@ class Front:
             response.raw_headers.append((_REQUEST_ID, name))
             await response(scope, receive, send)
         finally:
-            self._room.left += call.held
+            call.let_go()
             seconds = perf_counter() - started
             (host.requests if hosted is None else hosted.metrics).request(method, template, status, seconds)
             if named is not None and template != "none":
@@ -199,10 +200,11 @@ class Front:
 
 
 class _Room:
-    """What is left, in bytes, for bodies that are being received or answered."""
+    """What is left, in bytes, for bodies that are being received, unpacked or answered."""
 
     def __init__(self, left: int) -> None:
         self.left = left
+        self.lock = Lock()  # bodies are unpacked in threads
 
 
 class _Call(Request):
@@ -210,10 +212,30 @@ class _Call(Request):
 
     def __init__(self, scope: Scope, receive: Receive, limit: int, room: _Room, coding: str) -> None:
         super().__init__(scope, receive)
-        self.held = 0
+        self._held: int | None = 0  # None: it is over
         self._limit = limit
         self._room = room
         self._coding = coding
+
+    def hold(self, size: int) -> None:
+        """Take so many bytes of the room, until the request is over.
+
+        Raises
+        ------
+        Problem
+            503 if there are no more, or nobody waits for the answer any longer.
+        """
+        with self._room.lock:
+            if self._held is None or self._room.left < size:
+                raise overloaded()
+            self._room.left -= size
+            self._held += size
+
+    def let_go(self) -> None:
+        """Give back what was held: the request is over."""
+        with self._room.lock:
+            self._room.left += self._held or 0
+            self._held = None
 
     async def body(self) -> bytes:
         """The whole body, unpacked.
@@ -226,7 +248,7 @@ class _Call(Request):
             It cannot be unpacked, or not within the limit; 503 if too much of others is held, or the service ends.
         """
         packed = await self._packed_body()
-        return await unpack(packed, self._coding, self._limit) if self._coding else packed
+        return await unpack(packed, self._coding, self._limit, self.hold) if self._coding else packed
 
     async def _packed_body(self) -> bytes:
         parts = bytearray()
@@ -245,10 +267,7 @@ class _Call(Request):
             parts += body
             if not message.get("more_body"):
                 return bytes(parts)
-            if self._room.left < len(body):
-                raise overloaded()
-            self._room.left -= len(body)
-            self.held += len(body)
+            self.hold(len(body))
 
 
 def _head_of(response: Response) -> Response:

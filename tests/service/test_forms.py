@@ -12,9 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.app import create_app
 from service.bodies.arrow_size import unpacked_size
+from service.front import _Call, _Room
 from service.negotiation import preferred
-from tests.service.kit import ds, history, observations
+from service.problems import Problem
+from tests.service.kit import LocalClient, ds, history, observations, run
 
 ARROW = "application/vnd.apache.arrow.stream"
 JSON_LINES = "application/x-ndjson"
@@ -180,6 +183,41 @@ def test_a_small_body_that_unpacks_to_a_huge_one_costs_no_memory(streams, coding
     assert (reply.status_code, reply.json()["type"]) == (413, "urn:forecaster:problem:too-large")
     assert most < 20 * LIMIT
     assert pa.total_allocated_bytes() - allocated < 64 * LIMIT  # of which a stream's own buffers are a megabyte
+
+
+def test_what_bodies_unpack_to_counts_against_the_room_for_bodies_until_they_are_answered(settings, monkeypatch):
+    body = packed(json.dumps({"streams": ["a"]}).encode() + b" " * (LIMIT // 2), "gzip")
+    plain = {"streams": ["a"]}
+    for bodies, status in ((1, 200), (0.1, 503)):
+        monkeypatch.setattr("service.front._BODIES", bodies)
+        with LocalClient(create_app(settings)) as client:
+            client.put("/v1/streams/a", json=history([1.0] * 10))
+            for _ in range(5):
+                reply = client.post("/v1/forecasts", content=body, headers={"content-encoding": "gzip"})
+                assert reply.status_code == status, reply.text
+                assert client.post("/v1/forecasts", json=plain).status_code == 200
+    assert reply.json()["type"] == "urn:forecaster:problem:overloaded"
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_no_body_unpacks_to_more_than_there_is_room_for(over):
+    """Nor does one that is still unpacked when its request is over keep any of it."""
+    room = _Room(2 * LIMIT)
+    body = packed(b"x" * LIMIT, "gzip")
+
+    async def receive():
+        return {"type": "http.request", "body": body}
+
+    calls = [_Call({"type": "http", "headers": []}, receive, LIMIT, room, "gzip") for _ in range(3)]
+    assert len(run(calls[0].body())) == len(run(calls[1].body())) == LIMIT
+    if over:
+        calls[2].let_go()
+    with pytest.raises(Problem, match="too many requests"):
+        run(calls[2].body())
+
+    for call in calls:
+        call.let_go()
+    assert room.left == 2 * LIMIT
 
 
 # -- Arrow's own compression -------------------------------------------------------------------------------------------
