@@ -22,7 +22,7 @@ from service.bodies.schemas import ForecastsRequest
 from service.front import TooLarge
 from service.models.served import ServedModel
 from service.problems import Problem, explained
-from service.routes.common import hosted_of, needs, refuse_query, service_of
+from service.routes.common import check_json, hosted_of, needs, refuse_query, service_of
 from service.routes.describing import answer as answer_of
 from service.routes.describing import described
 
@@ -67,6 +67,7 @@ def add_forecast(
 ) -> None:
     """Add a route that forecasts in another system's words; `body` as OpenAPI has it, examples of reply and error."""
     own = _json(error)
+    takes_json_alone = list(body["content"]) == ["application/json"]
     extra = described({200: answer_of("the forecasts", content=_json(reply))}, body=body)
     responses = extra["responses"]
     for status in (400, 404, 409, 413, 415, 422, 500, 503):
@@ -76,6 +77,8 @@ def add_forecast(
     async def endpoint(request: Request) -> Response:
         try:
             refuse_query(request)
+            if takes_json_alone:
+                check_json(request)
             service = service_of(request)
             kind = request.headers.get("content-type", "").lower()
             model, named = service.require_engine().model, hosted_of(request).name

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import Any, TypeVar, cast
 
 import orjson
 from fastapi import Request
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from service.bodies.schemas import ForecastQuery, check_unique_id, read_body
 from service.engine import Engine
@@ -17,12 +18,13 @@ from service.engine.items import Precondition
 from service.front import KEY_SCHEME
 from service.hosting import Host, Hosted
 from service.negotiation import header_of
-from service.problems import Problem, invalid
+from service.problems import Problem, from_validation, invalid
 from service.runtime import Service
 from service.store import IdempotencyKey
 
 __all__ = [
-    "body_of",
+    "aside",
+    "check_json",
     "engine_of",
     "forecast_query",
     "foreign_cursor",
@@ -31,6 +33,7 @@ __all__ = [
     "idempotency_key_of",
     "limit_of",
     "needs",
+    "parsed",
     "precondition_of",
     "read_cursor",
     "refuse_header",
@@ -42,7 +45,10 @@ __all__ = [
 
 _LIST = "quantile_levels"
 """The one query parameter that may come several times."""
+_LARGE = 2**18  # bytes; parsing more takes so long that others must not wait behind it
+_JSON = b"application/json"
 _M = TypeVar("_M", bound=BaseModel)
+_T = TypeVar("_T")
 
 
 def host_of(request: Request) -> Host:
@@ -87,9 +93,43 @@ def engine_of(request: Request) -> Engine:
     return service_of(request).require_engine()
 
 
-async def body_of(request: Request, model: type[_M]) -> _M:
-    """The body as `model`, straight from bytes."""
-    return read_body(model, await request.body())
+def check_json(request: Request) -> None:
+    """Refuse a body that says it is something else: a page of any site may have a browser send text or a form here.
+
+    Raises
+    ------
+    Problem
+        415 with the type.
+    """
+    for name, value in request.scope["headers"]:
+        if name == b"content-type" and value != _JSON:
+            kind = value.decode("latin-1").partition(";")[0].strip().lower()
+            if kind and kind != "application/json" and not kind.endswith("+json"):
+                raise Problem(415, "unsupported-type", f"the body has type {kind}; expected application/json")
+
+
+async def aside(body: bytes, work: Callable[..., _T], *arguments: object) -> _T:
+    """Do work on a body, in a thread if the body is large."""
+    return work(*arguments) if len(body) < _LARGE else await asyncio.to_thread(work, *arguments)
+
+
+async def parsed(body: bytes, model: type[_M]) -> _M:
+    """A JSON body as `model`.
+
+    Raises
+    ------
+    ValidationError, Problem
+        It is not one.
+    """
+    return read_body(model, body) if len(body) < _LARGE else await asyncio.to_thread(_read, model, body)
+
+
+def _read(model: type[_M], body: bytes) -> _M:
+    """The same with mistakes put into words, for which what was found is made out at length."""
+    try:
+        return read_body(model, body)
+    except ValidationError as error:
+        raise from_validation(error) from None
 
 
 def needs(scope: str | None) -> dict[str, Any]:

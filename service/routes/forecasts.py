@@ -21,7 +21,7 @@ from service.bodies.schemas import ForecastsRequest
 from service.engine.items import Bundle, Item, Look, Outcome
 from service.models.served import ServedModel, Want
 from service.problems import Problem, common_failure
-from service.routes.common import body_of, engine_of, needs, refuse_query, service_of
+from service.routes.common import check_json, engine_of, needs, parsed, refuse_query, service_of
 from service.routes.describing import ARROW_CONTENT, answer, body_of_model, described
 from service.stateless import check_reply_size, forecast_histories
 
@@ -49,8 +49,9 @@ def add_to(app: FastAPI) -> None:
 
 async def _forecast(request: Request) -> Response:
     refuse_query(request)
+    check_json(request)
     form = form_of(request.scope)
-    body = await body_of(request, ForecastsRequest)
+    body = await parsed(await request.body(), ForecastsRequest)
     service, engine = service_of(request), engine_of(request)
     if body.streams is None:
         content = await service.beside(_from_histories, engine.model, body, service.settings.max_history_steps, form)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -18,10 +19,10 @@ from service.bodies.histories import read_history
 from service.bodies.replies import description, json_reply, observed, stream_forecast
 from service.bodies.schemas import (
     ForecastQuery,
+    Observation,
     ObservationsRequest,
     StreamForecastRequest,
     StreamHistory,
-    read_body,
 )
 from service.engine.coming import Coming
 from service.engine.items import Create, Delete, Look, Observe, Outcome, Single
@@ -29,11 +30,13 @@ from service.engine.microbatch import warm_up
 from service.models.served import ServedModel, Want
 from service.problems import Problem, from_library, invalid
 from service.routes.common import (
-    body_of,
+    aside,
+    check_json,
     engine_of,
     forecast_query,
     idempotency_key_of,
     needs,
+    parsed,
     precondition_of,
     refuse_header,
     refuse_query,
@@ -53,7 +56,7 @@ from service.routes.describing import (
 )
 from service.runtime import Service
 from service.sampling import Draw, draw_of, with_samples
-from service.store import IdempotencyKey, StoredReply
+from service.store import IdempotencyKey, StoredReply, Value
 
 __all__ = ["add_to"]
 
@@ -155,24 +158,23 @@ def add_to(app: FastAPI) -> None:
 
 async def _observe(request: Request) -> Response:
     refuse_query(request)
+    check_json(request)
     engine = engine_of(request)
     content = await request.body()
-    body = read_body(ObservationsRequest, content)
+    body = await parsed(content, ObservationsRequest)
     model = engine.model
     unique_id = unique_id_of(request)
     key = idempotency_key_of(request, content)
     try:
         want = model.want(body.horizon, body.quantile_levels)
-        steps = model.dates.steps([o.ds for o in body.observations])
-        given = [o.covariates for o in body.observations]
-        values = read_values(model, [o.y for o in body.observations], given, takes_back=True)
+        steps, values = await aside(content, _read, model, body.observations)
     except InputError:
         # It may have been answered by another version, which understood it.
         kept = None if key is None else await _kept(service_of(request), unique_id, key)
         if kept is None:
             raise
         return _observed(kept.body, kept.version, replayed=True)
-    future, refusal = _coming(model, body, want)
+    future, refusal = await aside(content, _coming, model, body, want)
     ticket = Single()
     item = Observe(
         ticket,
@@ -195,6 +197,12 @@ async def _observe(request: Request) -> Response:
             engine.submit([item])
             outcome = await ticket.future
     return _observed(outcome.reply, outcome.record.version, replayed=outcome.replayed)
+
+
+def _read(model: ServedModel, observations: Sequence[Observation]) -> tuple[list[int], list[Value]]:
+    steps = model.dates.steps([o.ds for o in observations])
+    given = [o.covariates for o in observations]
+    return steps, read_values(model, [o.y for o in observations], given, takes_back=True)
 
 
 def _coming(model: ServedModel, body: ObservationsRequest, want: Want) -> tuple[Coming | None, Problem | None]:
@@ -227,16 +235,21 @@ async def _forecast(request: Request) -> Response:
 
 async def _forecast_with_future(request: Request) -> Response:
     refuse_query(request)
-    body = await body_of(request, StreamForecastRequest)
-    return await _look(request, body, body.future)
+    check_json(request)
+    content = await request.body()
+    body = await parsed(content, StreamForecastRequest)
+    return await _look(request, body, body.future, content)
 
 
-async def _look(request: Request, asked: ForecastQuery | StreamForecastRequest, future: Any) -> Response:
+async def _look(
+    request: Request, asked: ForecastQuery | StreamForecastRequest, future: Any, content: bytes = b""
+) -> Response:
     form = form_of(request.scope)
     engine = engine_of(request)
     want = engine.model.want(asked.horizon, asked.quantile_levels)
     draw = draw_of(asked.num_samples, asked.seed, want.horizon)
-    known = read_future(engine.model, future, want.horizon, engine.model.dates)
+    model = engine.model
+    known = await aside(content, read_future, model, future, want.horizon, model.dates)
     ticket = Single()
     render = None if draw is not None else stream_forecast if form == JSON else stream_frame
     engine.submit([Look(ticket, unique_id_of(request), want, render, known, copy=draw is not None)])
@@ -254,12 +267,13 @@ def _with_samples(outcome: Outcome, want: Want, draw: Draw, known: Coming | None
 async def _put(request: Request) -> Response:
     refuse_query(request)
     refuse_header(request, "Idempotency-Key", _NO_KEY)
+    check_json(request)
     engine = engine_of(request)
     service = service_of(request)
     unique_id = unique_id_of(request)
     if unique_id.endswith(_TAKEN):
         raise invalid(f"no stream can be called {unique_id!r}: {', '.join(_TAKEN)} end the paths of other streams")
-    body = await body_of(request, StreamHistory)
+    body = await parsed(await request.body(), StreamHistory)
     longest = service.settings.max_history_steps
     # A long history takes long enough to check that others must not wait behind it.
     model = engine.model
