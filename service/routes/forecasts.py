@@ -15,7 +15,7 @@ from fastapi import FastAPI, Request, Response
 from forecaster import InputError
 from service.bodies.covariates import read_future
 from service.bodies.described import ForecastsReply
-from service.bodies.forms import forecasts_body, form_of
+from service.bodies.forms import forecasts_body, form_of, streams_body
 from service.bodies.replies import Forecast, Json, json_reply
 from service.bodies.schemas import ForecastsRequest
 from service.engine.items import Bundle, Item, Look, Outcome
@@ -63,7 +63,8 @@ async def _forecast(request: Request) -> Response:
     looks = await asyncio.to_thread(_looks, ticket, body, want, engine.model)
     engine.submit(looks)
     results = await ticket.future
-    return json_reply(await asyncio.to_thread(_of_streams, looks, results, want, form), media_type=form)
+    content = await asyncio.to_thread(_of_streams, looks, results, engine.model, want, form)
+    return json_reply(content, media_type=form)
 
 
 def _from_histories(model: ServedModel, body: ForecastsRequest, longest: int, form: str) -> bytes:
@@ -82,7 +83,9 @@ def _looks(ticket: Bundle, body: ForecastsRequest, want: Want, model: ServedMode
     return looks
 
 
-def _of_streams(looks: Sequence[Item], results: Mapping[int, Outcome | Problem], want: Want, form: str) -> bytes:
+def _of_streams(
+    looks: Sequence[Item], results: Mapping[int, Outcome | Problem], model: ServedModel, want: Want, form: str
+) -> bytes:
     found: list[Forecast] = []
     refused: list[Json] = []
     if failure := common_failure(results.values()):
@@ -93,4 +96,4 @@ def _of_streams(looks: Sequence[Item], results: Mapping[int, Outcome | Problem],
             refused.append({"unique_id": look.unique_id, **result.members()})
             continue
         found.append(Forecast.of_stream(result, want))
-    return forecasts_body(found, form, refused)
+    return streams_body(found, refused, form, model, want)
