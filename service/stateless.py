@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from forecaster import InputError
-from service.bodies.covariates import read_future, read_static
+from service.bodies.covariates import ADVICE, read_future, read_static
 from service.bodies.histories import History, read_history
 from service.bodies.replies import Forecast
 from service.bodies.schemas import ForecastsRequest
@@ -22,8 +22,10 @@ _TOTAL = 5  # times the longest single history
 _LARGEST_REPLY = 20_000_000  # quantiles, all series together: 160 MB of numbers
 
 
-def forecast_histories(model: ServedModel, body: ForecastsRequest, max_history_steps: int) -> list[Forecast]:
-    """Forecasts of every series of a request.
+def forecast_histories(
+    model: ServedModel, body: ForecastsRequest, max_history_steps: int, advice: str = ADVICE
+) -> list[Forecast]:
+    """Forecasts of every series of a request; `advice` is for one that lacks known covariates.
 
     Raises
     ------
@@ -51,7 +53,7 @@ def forecast_histories(model: ServedModel, body: ForecastsRequest, max_history_s
     for series in body.series:
         read_static(model, series.unique_id, series.static)
     static = static_values(forecaster, names, [s.static for s in body.series])
-    future = _future(model, body, histories, want.horizon)
+    future = _future(model, body, histories, want.horizon, advice)
     with torch.inference_mode():
         states = fold_ragged(
             forecaster,
@@ -86,12 +88,14 @@ def check_reply_size(series: int, want: Want) -> None:
         raise InputError(f"the forecasts together would have {size:,} quantiles, more than {_LARGEST_REPLY:,}")
 
 
-def _future(model: ServedModel, body: ForecastsRequest, histories: list[History], horizon: int) -> torch.Tensor | None:
+def _future(
+    model: ServedModel, body: ForecastsRequest, histories: list[History], horizon: int, advice: str
+) -> torch.Tensor | None:
     """Known covariates of every series' coming steps, shape [B, horizon, K]; None for models without any."""
     parts = []
     for series, history in zip(body.series or (), histories, strict=True):
         try:
-            future = read_future(model, series.future, horizon, model.dates)
+            future = read_future(model, series.future, horizon, model.dates, advice)
             if future is not None:
                 future.check(history.steps[-1], horizon, model.dates)
                 known = len(model.forecaster.config.covariates.known)

@@ -1,7 +1,8 @@
 """KServe's time-series protocol: `POST /v1/timeseries/forecast`.
 
 Its `mean_forecast` is the median here: the model forecasts quantiles. A frequency is checked against the model's,
-never converted.
+never converted. What is known of the coming steps has no place in the protocol: it is a further field of an input, as
+this service's own requests have it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from service.adapters.answering import (
     without_utc,
 )
 from service.bodies.replies import Forecast
+from service.bodies.schemas import FutureColumns
 from service.models.served import ServedModel
 from service.problems import Problem
 from service.stateless import forecast_histories
@@ -52,6 +54,7 @@ class SeriesInput(_Extensible):
     series: Annotated[list[Any], Field(min_length=1, description="values; null = missing")]
     frequency: str
     start_timestamp: Annotated[str | None, Field(description="of the first value")] = None
+    future: FutureColumns = None
 
 
 class Options(_Extensible):
@@ -139,7 +142,9 @@ def add_to(app: FastAPI) -> None:
         _answer,
         _refusal,
         summary="Forecast, in the words of KServe's time-series API",
-        description="mean_forecast is the median. Series without start_timestamp get forecasts without one.",
+        description="mean_forecast is the median. Series without start_timestamp get forecasts without one. Beyond "
+        "KServe's own fields, an input may have future, as series of POST /v1/forecasts have it; models with known "
+        "covariates need it.",
         body=_BODY,
         reply=_REPLY,
         error=_ERROR,
@@ -200,7 +205,7 @@ def _history(one: SeriesInput, model: ServedModel) -> dict[str, Any]:
         start = without_utc(one.start_timestamp, model)
     first = model.dates.steps([start])[0]
     ds = model.dates.texts(first, len(one.series))
-    return {"unique_id": one.name, "ds": ds, "y": missing_as_none(one.series)}
+    return {"unique_id": one.name, "ds": ds, "y": missing_as_none(one.series), "future": one.future}
 
 
 def _utc(one: SeriesInput, model: ServedModel) -> str:

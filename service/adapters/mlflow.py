@@ -34,6 +34,7 @@ _CODES = {
     503: "TEMPORARILY_UNAVAILABLE",
 }
 _COLUMNS = ["unique_id", "ds", "y"]
+_ADVICE = "send them in rows without y after the last value of the series"
 _EXAMPLE_ROWS = [["plant-1", "2025-01-01T00:00:00", 98.1], ["plant-1", "2025-01-01T01:00:00", 104.7]]
 _BODY: dict[str, Any] = {
     "required": True,
@@ -77,7 +78,8 @@ def add_to(app: FastAPI) -> None:
         _answer,
         _refusal,
         summary="Forecast, in the words of MLflow's scoring server",
-        description="Rows in, one row per series and coming step out, as the model that was logged to MLflow answers.",
+        description="Rows in, one row per series and coming step out, as the model that was logged to MLflow answers. "
+        "Rows without y after a series' last value tell what is known of the coming steps.",
         body=_BODY,
         reply=_REPLY,
         error=_ERROR,
@@ -135,7 +137,7 @@ def _answer(asked: Asked) -> bytes:
         raise Problem(415, "unsupported-type", f"the body has type {kind or 'none'}; expected {expected}")
     series = _series(columns, asked.model.forecaster.config.covariates)
     request = validated(series, **_wanted(params))
-    forecasts = forecast_histories(asked.model, request, asked.max_history_steps)
+    forecasts = forecast_histories(asked.model, request, asked.max_history_steps, _ADVICE)
     predictions: list[dict[str, Any]] = []
     for found in forecasts:
         by_level = dict(zip(level_names(found.want.quantile_levels), found.quantiles.tolist(), strict=True))

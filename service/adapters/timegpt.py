@@ -33,6 +33,7 @@ from service.stateless import forecast_histories
 __all__ = ["MODELS", "add_to"]
 
 _MEDIAN = 0.5
+_ADVICE = "send them as X_future, h values per series"
 _RETRIED = {"H": "h", "T": "min", "S": "s", "L": "ms"}  # what pandas once called them
 _Columns = Annotated[list[list[Any]], Field(fail_fast=True)]
 
@@ -107,7 +108,8 @@ def add_to(app: FastAPI) -> None:
         _answer,
         _refusal,
         summary="Forecast, in the words of TimeGPT's API",
-        description="mean is the median. Columns of X: the model's known covariates in its order, then its past ones.",
+        description="mean is the median. Columns of X: the model's known covariates in its order, then its past ones; "
+        "X_future has the known ones, and models that have any need it.",
         body=_BODY,
         reply=_REPLY,
         error={"detail": [{"loc": ["body", "h"], "msg": "Field required", "type": "invalid"}]},
@@ -155,7 +157,7 @@ def _answer(asked: Asked) -> bytes:
     bounds = {f"{level:g}": (round(0.5 - level / 200, 10), round(0.5 + level / 200, 10)) for level in body.level or ()}
     levels = list(dict.fromkeys([_MEDIAN, *(level for pair in bounds.values() for level in pair)]))
     request = validated(_histories(body, model), horizon=body.h, quantile_levels=levels)
-    forecasts = forecast_histories(model, request, asked.max_history_steps)
+    forecasts = forecast_histories(model, request, asked.max_history_steps, _ADVICE)
 
     def flat(level: float) -> list[float]:
         return [value for found in forecasts for value in found.at(level)]

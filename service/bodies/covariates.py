@@ -15,9 +15,11 @@ from service.models.dates import Dates
 from service.models.served import ServedModel
 from service.store.values import UNKNOWN, Value, value_of, written
 
-__all__ = ["read_columns", "read_future", "read_static", "read_values"]
+__all__ = ["ADVICE", "read_columns", "read_future", "read_static", "read_values"]
 
 Cells = Mapping[str, Any]
+ADVICE = 'send them as future, or "missing" as future to forecast without'
+"""What to do about known covariates that a request lacks."""
 
 
 def read_values(
@@ -92,9 +94,20 @@ def read_static(model: ServedModel, unique_id: str, static: Cells | None) -> str
 
 
 def read_future(
-    model: ServedModel, future: Mapping[str, Sequence[Any]] | str | None, horizon: int, dates: Dates
+    model: ServedModel,
+    future: Mapping[str, Sequence[Any]] | str | None,
+    horizon: int,
+    dates: Dates,
+    advice: str = ADVICE,
 ) -> Coming | None:
     """What a request knows of the coming steps; None for models without known covariates.
+
+    Parameters
+    ----------
+    model, future, horizon, dates
+        What is asked of whom, and the calendar of `future`.
+    advice
+        How its sender can tell what is lacking.
 
     Raises
     ------
@@ -109,10 +122,7 @@ def read_future(
         return None
     names = ", ".join(declared.known)
     if future is None:
-        raise InputError(
-            f"this model needs {names} of the {horizon} steps to forecast: send them as future, "
-            'or "missing" as future to forecast without'
-        )
+        raise InputError(f"this model needs {names} of the {horizon} steps to forecast: {advice}")
     if isinstance(future, str):
         return Coming(None)
     columns = {name: cells for name, cells in future.items() if name != "ds"}

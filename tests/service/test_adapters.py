@@ -335,6 +335,47 @@ def test_timegpt_covariates_come_in_the_models_order(covered_client, covered):
     assert reply.json()["mean"] == [value for one in expected for value in one["quantiles"]["0.5"]]
 
 
+def test_kserve_inputs_may_have_a_future_which_the_protocol_knows_nothing_of(covered_client):
+    ahead = {"price": [1.0, 2.0, 3.0, 4.0], "weather": ["sun", None, "rain", "sun"]}
+    for future in (ahead, "missing"):
+        body = kserve_body(future=future) | {"model": "covered"}
+        outputs = covered_client.post("/v1/timeseries/forecast", json=body).json()["outputs"]
+        series = [
+            {"unique_id": name, **history(values, first), "future": future} for name, (first, values) in SERIES.items()
+        ]
+        expected = covered_client.post("/v1/forecasts", json={"series": series, "horizon": 4}).json()["forecasts"]
+        for output, one in zip(outputs, expected, strict=True):
+            np.testing.assert_allclose(output["content"][0]["mean_forecast"], one["quantiles"]["0.5"], rtol=1e-5)
+
+
+ADVISED = {
+    "/v1/forecasts": "send them as future, or",
+    "/v1/timeseries/forecast": "send them as future, or",
+    "/v2/forecast": "send them as X_future, h values per series",
+    "/invocations": "send them in rows without y after the last value of the series",
+}
+
+
+@pytest.mark.parametrize("path", ADVISED)
+def test_whoever_lacks_a_future_is_told_how_to_send_one_there(covered_client, path):
+    """In words of the protocol that it has come by."""
+    values = history([1.0, 2.0])
+    rows = {"unique_id": ["a", "a"], **values, "price": [1, 1], "weather": ["sun"] * 2, "visitors": [1, 1]}
+    body = {
+        "/v1/forecasts": {"series": [{"unique_id": "a", **values}]},
+        "/v1/timeseries/forecast": kserve_body() | {"model": "covered"},
+        "/v2/forecast": timegpt_body(),
+        "/invocations": {"inputs": {**rows, "size": [1, 1], "country": ["FR"] * 2}},
+    }[path]
+    reply = covered_client.post(path, json=body)
+
+    assert reply.status_code in (400, 422)
+    assert "this model needs price, weather of the" in reply.text
+    assert ADVISED[path] in reply.text
+    description = covered_client.get("/openapi.json").json()["paths"][path]["post"].get("description", "future")
+    assert any(word in description for word in ("future", "coming steps"))
+
+
 def test_a_model_that_uses_the_calendar_needs_a_start(covered_client):
     series = {"y": [1.0, 2.0], "sizes": [2]}
     reply = covered_client.post("/v2/forecast", json={"series": series, "freq": "h", "h": 4})
