@@ -172,8 +172,10 @@ class Calendar:
         """
         if self.is_integer:
             for value in values:
-                if type(value) is not int or not -_LAST_INTEGER <= value <= _LAST_INTEGER:
+                if type(value) is not int:
                     raise InputError(f"ds {_shown(value)} is not an integer step, but freq is '1'")
+                if not -_LAST_INTEGER <= value <= _LAST_INTEGER:
+                    raise InputError(f"ds {_shown(value)} is no integer step below 2**53")
             return np.array(values, dtype=np.int64)
         return self._to_steps(np.array([self._instant(value) for value in values], dtype="datetime64[ns]"))
 

@@ -115,5 +115,8 @@ async def _list(request: Request) -> Response:
 def _step(dates: Dates, ds: str | None) -> int | None:
     if ds is None:
         return None
+    head, _, offset = ds.rpartition(" ")
+    if len(offset) == 5 and offset[2] == ":" and len(head) > 10:  # after a time: it was a plus that nobody escaped
+        ds = f"{head}+{offset}"
     is_number = dates.calendar.is_integer and ds.removeprefix("-").isdecimal() and len(ds) <= 18
     return dates.steps([int(ds) if is_number else ds])[0]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from service.app import create_app
 from service.routes.listing import _Cursor
 from service.store import Filter
-from tests.service.kit import ds, history
+from tests.forecaster.kit import TINY, forecaster_of
+from tests.service.kit import LocalClient, ds, history
 
 
 @pytest.fixture
@@ -87,3 +89,25 @@ def test_a_list_that_cannot_be_given_is_refused(client, query, word):
 
     assert (reply.status_code, reply.headers["content-type"]) == (422, "application/problem+json")
     assert word in reply.json()["detail"]
+
+
+@pytest.mark.parametrize("offset", ["%2B01:00", "+01:00", " 01:00", "%2B01", "-00:30", "Z"])
+def test_the_plus_of_an_offset_need_not_be_escaped(settings, tmp_path, offset):
+    """It reads as a space, as one between date and time does, which stays one."""
+    forecaster_of(TINY.with_overrides({"time_zone": "Europe/Berlin"})).save(tmp_path / "zoned")
+    with LocalClient(create_app(settings.model_copy(update={"model": str(tmp_path / "zoned")}))) as client:
+        for hour in range(3):
+            reply = client.put(f"/v1/streams/{hour}", json={"ds": [f"{ds(hour)}+01:00"], "y": [1.0]})
+            assert reply.status_code == 201, reply.text
+        for separator in ("T", "%20"):
+            begin = {"Z": ds(0), "-00:30": ds(0).replace(":00:", ":30:", 1)}.get(offset, ds(1)).replace("T", separator)
+            found = client.get(f"/v1/streams?cutoff_from={begin}{offset}")
+            assert found.status_code == 200, found.text
+            names = [stream["unique_id"] for stream in found.json()["streams"]]
+            assert names == {"Z": ["1", "2"], "-00:30": ["2"]}.get(offset, ["1", "2"])
+
+
+def test_a_space_between_date_and_time_is_no_plus(client, names):
+    found = client.get(f"/v1/streams?cutoff_from={ds(6)[:10]}%20{ds(6)[11:16]}")
+
+    assert [stream["unique_id"] for stream in found.json()["streams"]] == ["b/2", "é"]
