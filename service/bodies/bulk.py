@@ -126,18 +126,15 @@ def _read_clean_lines(lines: list[bytes], dates: Dates) -> Rows | None:
 def _read_each_line(lines: list[bytes], model: ServedModel) -> Rows:
     rows = Rows([], [], [])
     for i, line in enumerate(lines):
-        name, step, value, reason = "", None, None, ""
+        name, step, value = "", None, None
         try:
             row = Row.model_validate_json(line)
             name = row.unique_id
             (value,) = read_values(model, [row.y], [row.model_extra])
             step = model.dates.steps([row.ds])[0]
-        except ValidationError as error:
-            reason = from_validation(error).detail.replace("the body", "the line", 1)
-        except InputError as error:
-            reason = str(error)
-        if reason and len(rows.reasons) < _SHOWN:
-            rows.reasons[i] = reason
+        except (ValidationError, InputError) as error:
+            if len(rows.reasons) < _SHOWN:
+                rows.reasons[i] = _reason(error).replace("the body", "the line", 1)
         rows.unique_ids.append(name)
         rows.steps.append(step)
         rows.values.append(value)
@@ -204,7 +201,11 @@ def _add_covariates(rows: Rows, y: list[float | None], covariates: dict[str, lis
             rows.steps[i] = None
             if told < _SHOWN:
                 told += 1
-                rows.reasons[i] = str(error) if isinstance(error, InputError) else from_validation(error).detail
+                rows.reasons[i] = _reason(error)
+
+
+def _reason(error: ValidationError | InputError) -> str:
+    return str(error) if isinstance(error, InputError) else from_validation(error).detail
 
 
 def _is_name(name: str) -> bool:
