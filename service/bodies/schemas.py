@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from forecaster.columns import LARGEST_VALUE
+from service.engine.items import HEAVIEST
 from service.problems import invalid, shortened
 
 __all__ = [
@@ -294,9 +295,9 @@ class ForecastsRequest(_Strict):
 
 
 class ObservationsRequest(_Strict):
-    """New observations of one stream, taken all or not at all."""
+    """New observations of one stream, taken all or not at all; more than so many go as lines of a bulk body."""
 
-    observations: Annotated[list[Observation], Field(min_length=1, fail_fast=True)]
+    observations: Annotated[list[Observation], Field(min_length=1, max_length=HEAVIEST, fail_fast=True)]
     on_conflict: OnConflict = "refuse"
     horizon: Horizon = None
     quantile_levels: Levels = None
