@@ -61,9 +61,7 @@ class Options(_Extensible):
     """What to forecast."""
 
     horizon: Annotated[int, Field(ge=1)]
-    quantiles: Annotated[Annotated[list[float], Field(fail_fast=True)] | None, Field(min_length=1, max_length=98)] = (
-        None
-    )
+    quantiles: Annotated[list[float] | None, Field(min_length=1, max_length=98, fail_fast=True)] = None
 
 
 class KServeRequest(_Extensible):

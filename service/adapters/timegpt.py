@@ -35,7 +35,6 @@ __all__ = ["MODELS", "add_to"]
 _MEDIAN = 0.5
 _ADVICE = "send them as X_future, h values per series"
 _RETRIED = {"H": "h", "T": "min", "S": "s", "L": "ms"}  # what pandas once called them
-_Columns = Annotated[list[list[Any]], Field(fail_fast=True)]
 
 
 class _Lenient(BaseModel):
@@ -47,10 +46,14 @@ class TimeGptSeries(_Lenient):
 
     y: Annotated[list[Any], Field(min_length=1, description="values of all series; null = missing")]
     sizes: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=10_000, fail_fast=True)]
-    X: Annotated[_Columns | None, Field(description="known, then past covariates, as long as y")] = None
-    X_future: Annotated[_Columns | None, Field(description="known covariates, h values per series")] = None
+    X: Annotated[
+        list[list[Any]] | None, Field(fail_fast=True, description="known, then past covariates, as long as y")
+    ] = None
+    X_future: Annotated[
+        list[list[Any]] | None, Field(fail_fast=True, description="known covariates, h values per series")
+    ] = None
     start_datetime: Annotated[
-        Annotated[list[str | int], Field(fail_fast=True)] | None, Field(description="of the first value of each series")
+        list[str | int] | None, Field(fail_fast=True, description="of the first value of each series")
     ] = None
 
 
@@ -60,9 +63,7 @@ class TimeGptRequest(_Lenient):
     series: TimeGptSeries
     freq: str
     h: Annotated[int, Field(ge=1)]
-    level: Annotated[
-        Annotated[list[Annotated[float, Field(ge=0, lt=100)]], Field(fail_fast=True)] | None, Field(max_length=40)
-    ] = None
+    level: Annotated[list[Annotated[float, Field(ge=0, lt=100)]] | None, Field(max_length=40, fail_fast=True)] = None
     finetune_steps: int = 0
     finetuned_model_id: str | None = None
     feature_contributions: bool = False

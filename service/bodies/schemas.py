@@ -166,8 +166,7 @@ Y = Annotated[
 Horizon = Annotated[int | None, Field(ge=1, description="steps to forecast; default: the trained horizon")]
 Level = Annotated[float, Field(gt=0, lt=1)]
 Levels = Annotated[
-    Annotated[list[Level], Field(fail_fast=True)] | None,
-    Field(min_length=1, max_length=99, description="default: 0.1 … 0.9"),
+    list[Level] | None, Field(min_length=1, max_length=99, fail_fast=True, description="default: 0.1 … 0.9")
 ]
 _CELL: dict[str, Any] = {"anyOf": [{"type": kind} for kind in ("boolean", "integer", "number", "string", "null")]}
 _COLUMN = {"type": "array", "items": _CELL}
@@ -256,12 +255,8 @@ class SeriesHistory(StreamHistory):
 class ForecastsRequest(_Strict):
     """Either histories to forecast from, without keeping anything, or streams to forecast from where they stand."""
 
-    series: Annotated[
-        Annotated[list[SeriesHistory], Field(fail_fast=True)] | None, Field(min_length=1, max_length=10_000)
-    ] = None
-    streams: Annotated[
-        Annotated[list[UniqueId], Field(fail_fast=True)] | None, Field(min_length=1, max_length=10_000)
-    ] = None
+    series: Annotated[list[SeriesHistory] | None, Field(min_length=1, max_length=10_000, fail_fast=True)] = None
+    streams: Annotated[list[UniqueId] | None, Field(min_length=1, max_length=10_000, fail_fast=True)] = None
     horizon: Horizon = None
     quantile_levels: Levels = None
     num_samples: NumSamples = None
