@@ -14,7 +14,8 @@ from tests.reliability.kit import BASE, Book, Writer, audit, audit_states, creat
 from tests.service.kit import observations, until
 from tests.service.processes import HTTP
 
-LONG = [float(3 + hour % 7) for hour in range(LONGEST + 1000)]
+# So long that nobody is done with it before the kill.
+LONG = [float(3 + hour % 7) for hour in range(6 * LONGEST)]
 
 
 @pytest.fixture

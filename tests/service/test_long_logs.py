@@ -45,13 +45,14 @@ def line(name: str, hour: int) -> str:
 
 def test_others_are_served_while_a_log_that_takes_long_is_folded(settings, tiny_forecaster):
     """As after an import without snapshots: its own stream is to be asked again, and nothing of it is lost."""
-    log = {BASE + hour: float(3 + hour % 5) for hour in range(LONGEST + 1)}
+    length = 6 * LONGEST  # so long that it takes longer than the requests here
+    log = {BASE + hour: float(3 + hour % 5) for hour in range(length)}
     with LocalClient(create_app(settings)) as client:
         client.put("/v1/streams/short", json=history([5.0, 6.0]))
         row = StreamRow("long", BASE, max(log), 1, len(log), 0, None, None)
         client.service.store.load([row], [[LogRow("long", *y, None) for y in log.items()]], [], replace=False)
 
-        observed = {"json": observations((LONGEST + 1, 4.0)), "headers": {"idempotency-key": "once"}}
+        observed = {"json": observations((length, 4.0)), "headers": {"idempotency-key": "once"}}
         refused = client.post("/v1/streams/long/observations", **observed)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         assert client.post("/v1/streams/short/observations", json=observations((2, 7.0))).is_success
