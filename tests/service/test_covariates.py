@@ -550,13 +550,15 @@ def test_a_bulk_row_with_a_value_within_bounds_is_taken(stream: LocalClient, kin
     assert told_in_bulk(stream, kind, row)["verdicts"] == ["accepted"]
 
 
-@pytest.mark.parametrize("kind", ["application/x-ndjson", "application/vnd.apache.arrow.stream"])
-@pytest.mark.parametrize("name", WRONG_CELLS)
+# No integer of Arrow is below 64 bits.
+WRONG_IN_BULK = [("application/x-ndjson", name) for name in WRONG_CELLS] + [
+    ("application/vnd.apache.arrow.stream", name) for name in WRONG_CELLS if name != "one below them"
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), WRONG_IN_BULK)
 def test_a_value_out_of_bounds_costs_its_bulk_row_alone(stream: LocalClient, kind: str, name: str) -> None:
     column, value, words = WRONG_CELLS[name]
-    if "arrow" in kind and isinstance(value, int) and value < 0:
-        pytest.skip("Arrow has no such integers")
-
     reply = told_in_bulk(stream, kind, {"unique_id": "a", "ds": ds(HOURS), "y": 1.0, column: value})
 
     assert reply["verdicts"] == ["invalid"]
