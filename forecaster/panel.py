@@ -343,8 +343,6 @@ class Panel:
             )
             for table in self.tables
         ]
-        for y, table in zip(self.values, tables, strict=True):
-            table[len(y) :, len(covariates.known) :] = np.nan
         static = [
             self._renumbered(self.static[:, mine.static.index(name)], name, covariates) for name in covariates.static
         ]
@@ -353,7 +351,8 @@ class Panel:
             if source in mine.static and source != "unique_id":
                 source = columns.decode(self.static[:, mine.static.index(source)], mine.values_of(source))
             static.append(country_numbers(source, self.unique_ids))
-        return replace(self, covariates=covariates, tables=tables, static=side_by_side(static, len(self)))
+        found = replace(self, covariates=covariates, tables=tables, static=side_by_side(static, len(self)))
+        return found._until(self.lengths)
 
     def _renumbered(self, numbers: Float, name: str, covariates: CovariatesConfig) -> Float:
         """Numbers of one column by the vocabulary it has in `covariates`."""

@@ -209,6 +209,17 @@ def test_an_unknown_series_is_refused() -> None:
         Panel.from_frame(two_series(), "h").index_of("z")
 
 
+def test_columns_that_were_known_beforehand_end_with_the_series_where_they_are_no_longer() -> None:
+    """As a panel has them that was read without."""
+    frame = two_series().assign(s=2.0, t=np.arange(8.0))
+    frame.loc[[3, 4, 6], "y"] = np.nan
+    past = CovariatesConfig(past=("t",))
+    panel = Panel.from_frame(frame, "h", CovariatesConfig(known=("s",), past=("t",))).with_covariates(past)
+
+    assert len(panel.to_frame()) == panel.lengths.sum()
+    assert panel.fingerprint() == Panel.from_frame(panel.to_frame(), "h", past).fingerprint()
+
+
 def test_drop_last_takes_steps_off_the_end_and_leaves_out_what_would_be_empty() -> None:
     panel = Panel.from_frame(two_series(), "h")
 
