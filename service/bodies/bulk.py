@@ -20,8 +20,9 @@ from pydantic import ValidationError
 from forecaster import InputError
 from forecaster.columns import LARGEST_VALUE
 from forecaster.marginals import surprise
+from service.bodies.cells import check_cells
 from service.bodies.covariates import read_values
-from service.bodies.schemas import Row, check_cells, check_unique_id
+from service.bodies.schemas import Row, check_unique_id
 from service.engine.items import Outcome
 from service.engine.verdicts import Verdict
 from service.models.dates import Dates

@@ -8,7 +8,6 @@ since pydantic collects those of all elements at a thousand bytes each.
 from __future__ import annotations
 
 from collections import Counter
-from math import isfinite
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
@@ -16,7 +15,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     ValidationInfo,
     WithJsonSchema,
     model_validator,
@@ -24,6 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from forecaster.columns import LARGEST_VALUE
+from service.bodies.cells import MOST_COMING, check_cells, check_columns, check_future, check_futures
 from service.engine.items import HEAVIEST
 from service.problems import invalid, shortened
 
@@ -36,15 +35,12 @@ __all__ = [
     "SeriesHistory",
     "StreamForecastRequest",
     "StreamHistory",
-    "check_cells",
     "check_unique_id",
     "read_body",
 ]
 
 _M = TypeVar("_M", bound=BaseModel)
 _MOST_UNKNOWN = 20  # fields told of one by one
-_MOST_CHARACTERS = 255  # of a covariate's value
-_MOST_COMING = 100_000  # values of a column
 
 
 def read_body(model: type[_M], body: bytes) -> _M:
@@ -92,71 +88,6 @@ def check_unique_id(value: str) -> str:
     return value
 
 
-def check_cells(cells: dict[str, Any]) -> dict[str, Any]:
-    """Refuse what is no value of a covariate, the first one by name.
-
-    Raises
-    ------
-    ValidationError
-        With what is expected.
-    """
-    for name, value in cells.items():
-        if not _is_cell(value):
-            raise _wrong_cell(value, name)
-    return cells
-
-
-def _check_columns(columns: dict[str, Any], *at: str | int) -> dict[str, Any]:
-    for name, cells in columns.items():
-        if not isinstance(cells, list):
-            raise _mistake("expected a list", cells, *at, name)
-        for place, value in enumerate(cells):
-            if not _is_cell(value):
-                raise _wrong_cell(value, *at, name, place)
-    return columns
-
-
-def _check_future(columns: dict[str, Any], *at: str | int) -> dict[str, Any]:
-    _check_columns(columns, *at)
-    for name, cells in columns.items():
-        if not 1 <= len(cells) <= _MOST_COMING:
-            raise _mistake(f"expected 1 to {_MOST_COMING:,} values, found {len(cells):,}", cells, *at, name)
-    return columns
-
-
-def _check_futures(futures: dict[str, Any]) -> dict[str, Any]:
-    for name, future in futures.items():
-        if isinstance(future, dict):
-            _check_future(future, name)
-        elif future not in (None, "missing"):
-            raise _mistake('expected an object of lists, "missing" or null', future, name)
-    return futures
-
-
-def _is_cell(value: Any) -> bool:
-    kind = type(value)
-    if kind is float:
-        return isfinite(value)
-    if kind is str:
-        return len(value) <= _MOST_CHARACTERS
-    return value is None or kind is bool or (kind is int and -(2**63) <= value < 2**63)
-
-
-def _wrong_cell(found: Any, *at: str | int) -> ValidationError:
-    expected = f"a finite number, true, false, null, or text of at most {_MOST_CHARACTERS} characters"
-    if isinstance(found, int):
-        expected = "an integer of at most 64 bits"
-    return _mistake(f"expected {expected}", found, *at)
-
-
-def _mistake(message: str, found: Any, *at: str | int) -> ValidationError:
-    """One mistake at its place, as pydantic would tell of it."""
-    return ValidationError.from_exception_data(
-        "a body",
-        [{"type": PydanticCustomError("value_error", "{message}", {"message": message}), "loc": at, "input": found}],
-    )
-
-
 UniqueId = Annotated[str, AfterValidator(check_unique_id)]
 Ds = Annotated[str | int, Field(description="ISO 8601 timestamp, or an integer step for models of freq 1")]
 Y = Annotated[
@@ -172,7 +103,7 @@ _CELL: dict[str, Any] = {"anyOf": [{"type": kind} for kind in ("boolean", "integ
 _COLUMN = {"type": "array", "items": _CELL}
 _COMING = {
     "type": "object",
-    "additionalProperties": {**_COLUMN, "minItems": 1, "maxItems": _MOST_COMING},
+    "additionalProperties": {**_COLUMN, "minItems": 1, "maxItems": MOST_COMING},
 }
 _FUTURE = {"anyOf": [_COMING, {"type": "string", "const": "missing"}, {"type": "null"}]}
 Cells = Annotated[
@@ -187,14 +118,14 @@ Cells = Annotated[
 Columns = Annotated[
     Annotated[
         dict[str, Any],
-        AfterValidator(_check_columns),
+        AfterValidator(check_columns),
         WithJsonSchema({"type": "object", "additionalProperties": _COLUMN}),
     ]
     | None,
     Field(description="covariate -> one value per ds"),
 ]
 FutureColumns = Annotated[
-    Annotated[dict[str, Any], AfterValidator(_check_future), WithJsonSchema(_COMING)] | Literal["missing"] | None,
+    Annotated[dict[str, Any], AfterValidator(check_future), WithJsonSchema(_COMING)] | Literal["missing"] | None,
     Field(
         description="known covariate -> values at the coming steps: from the one after the cutoff on, or at those of "
         '`ds`; "missing": forecast without. For models with known covariates only'
@@ -264,7 +195,7 @@ class ForecastsRequest(_Strict):
     future: Annotated[
         Annotated[
             dict[str, Any],
-            AfterValidator(_check_futures),
+            AfterValidator(check_futures),
             WithJsonSchema({"type": "object", "additionalProperties": _FUTURE}),
         ]
         | Literal["missing"]
