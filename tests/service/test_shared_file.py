@@ -24,6 +24,12 @@ def created(store: Store) -> StreamRecord:
     return store.commit(Changes(created=[NewStream(StreamRecord(0, "a", 0, 0, 1, 1, 0), None, [(0, 1.0)])]))[0]
 
 
+def appended(record: StreamRecord) -> Changes:
+    """One more observation of that stream."""
+    after = record._replace(version=2, last_step=1, observations=2)
+    return Changes(inserted=[(record.id, 1, 1.0)], streams=[(after, 1)])
+
+
 def test_what_one_process_acknowledges_is_seen_by_reads_forecasts_and_preconditions_of_the_other(
     template, artifact, store_url, tmp_path
 ):
@@ -108,9 +114,9 @@ def test_a_moment_is_another_one_exactly_if_another_has_written(store_url):
     record = created(one)
     mine, others = one.moment(), two.moment()
 
-    after = record._replace(version=2, last_step=1, observations=2)
-    one.commit(Changes(inserted=[(record.id, 1, 1.0)], streams=[(after, 1)]))
-    assert one.save_snapshots("key", {after: b"state"}) == 1
+    changes = appended(record)
+    one.commit(changes)
+    assert one.save_snapshots("key", {changes.streams[0][0]: b"state"}) == 1
     assert one.forget_replies(2**40, 9) == 0
 
     assert one.moment() == mine
@@ -127,8 +133,7 @@ def test_a_moment_is_another_one_after_a_transaction_of_ones_own_was_undone(stor
     one, two = Store.open(store_url), Store.open(store_url)
     record = created(one)
     mine = one.moment()
-    after = record._replace(version=2, last_step=1, observations=2)
-    changes = Changes(inserted=[(record.id, 1, 1.0)], streams=[(after, 1)])
+    changes = appended(record)
     two.commit(changes)
     with pytest.raises(Exception, match="changed by another process"):
         one.commit(changes)
@@ -140,8 +145,7 @@ def test_a_moment_is_another_one_after_a_transaction_of_ones_own_was_undone(stor
 def test_while_another_process_writes_a_transaction_is_not_begun_but_waited_for(store_url):
     store = Store.open(store_url)
     record = created(store)
-    after = record._replace(version=2, last_step=1, observations=2)
-    changes = Changes(inserted=[(record.id, 1, 1.0)], streams=[(after, 1)])
+    changes = appended(record)
     other = sqlite3.connect(store_url.removeprefix("sqlite:///"), check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
 
@@ -179,8 +183,7 @@ def test_what_is_known_as_of_a_moment_is_written_only_if_nobody_has_written_sinc
     record = created(one)
     moment = one.moment()
     two.commit(Changes(created=[NewStream(StreamRecord(0, "b", 0, 0, 1, 1, 0), None, [(0, 1.0)])]))
-    after = record._replace(version=2, last_step=1, observations=2)
-    changes = Changes(inserted=[(record.id, 1, 1.0)], streams=[(after, 1)])
+    changes = appended(record)
 
     with pytest.raises(StaleStreams):
         one.commit(changes, moment=moment)
