@@ -160,9 +160,12 @@ class Store:
         facts = self._tables.facts
         # SQLite writes nothing where a row gets the value that it has.
         value = token_hex(8)
-        with self._engine.begin() as connection:
-            if not connection.execute(update(facts).where(facts.c.name == "probe").values(value=value)).rowcount:
-                connection.execute(insert(facts).values(name="probe", value=value))
+        try:
+            with self._engine.begin() as connection:
+                if not connection.execute(update(facts).where(facts.c.name == "probe").values(value=value)).rowcount:
+                    connection.execute(insert(facts).values(name="probe", value=value))
+        except IntegrityError:
+            self.probe()  # another process was the first ever to probe: now there is a row to update
 
     # -- who else writes -------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
+from threading import Barrier
 
 import pytest
 
@@ -69,6 +70,27 @@ def test_names_of_covariates_stay_whoever_adds_them_at_once(store, store_url):
             other.close()
 
     assert store.add_covariates({"price", "n3"}) == {*(f"n{i}" for i in range(20)), "x" * 300, "price"}
+
+
+def test_all_who_first_probe_a_store_at_once_may_write(any_store_url):
+    stores = [Store.open(any_store_url) for _ in range(4)]
+    together = Barrier(len(stores), timeout=30)
+
+    def probe_first(store):
+        for _ in range(20):
+            with store._engine.begin() as connection:
+                connection.exec_driver_sql("DELETE FROM facts WHERE name = 'probe'")
+            together.wait()
+            store.probe()
+            together.wait()
+
+    try:
+        with ThreadPoolExecutor(len(stores)) as threads:
+            for future in [threads.submit(probe_first, store) for store in stores]:
+                future.result()
+    finally:
+        for store in stores:
+            store.close()
 
 
 @pytest.mark.parametrize(
