@@ -401,4 +401,5 @@ _REASONS: Mapping[Verdict, str] = {
     Verdict.CONFLICT: "another value is known for this ds, or stands above in this body; on_conflict=revise takes it",
     Verdict.TOO_OLD: "before the first step of the stream's log",
     Verdict.GAP_TOO_LONG: "further after the stream's last step than gaps are filled",
+    Verdict.BUSY: "more steps after the stream's last one, gaps included, than are taken at once; send it again",
 }

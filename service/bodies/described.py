@@ -145,7 +145,8 @@ class VerdictsReply(_Reply):
     filled: int
     verdicts: list[str] = Field(
         description="accepted, late, duplicate, revised; not taken: conflict, too_old, gap_too_long, unknown_stream, "
-        "invalid, busy (of a stream that cannot be written at present: send the row again)"
+        "invalid, busy (its stream cannot be written at present, or would grow by more steps, gaps included, than are "
+        "taken at once: send the row again)"
     )
     refused: list[RefusedRow] = Field(description="the first hundred")
     surprising: list[dict[str, Any]] | None = Field(

@@ -136,7 +136,7 @@ class Beside:
         past = {step: value for step, value in changed.items() if step <= end}
         if found.era != self._store.era or record.id != found.record.id or past != found.changed:
             return None
-        if last_step - end > LONGEST:
+        if record.last_step - end > LONGEST:
             return None
         rows = dict(self._store.log(record.id, end)) | {s: value for s, value in changed.items() if s > end}
         if not self._store.has_only_grown(found.record):

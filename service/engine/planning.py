@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from forecaster import InputError
+from service.engine.folding import LONGEST
 from service.engine.items import Create, Delete, Item, Look, Observe, Precondition, Result, wanted
 from service.engine.residents import Resident, Residents
 from service.engine.verdicts import Judgement, Verdict, judge
@@ -99,6 +100,7 @@ class Planner:
         self._model = residents.model
         self._store = store
         self._max_gap = max_gap
+        self._reach = LONGEST + max_gap  # a full item after a gap
         self._results = results
 
     def plan(self, items: Sequence[Item]) -> Plan:
@@ -158,6 +160,7 @@ class Planner:
                 item.values,
                 revise=item.revise,
                 max_gap=self._max_gap,
+                reach=self._reach,
             )
             if item.whole and judgement.refuses and (refusal := self._refusal(item, record, judgement)):
                 self._results[item] = refusal
@@ -226,6 +229,12 @@ class Planner:
         if verdict is Verdict.TOO_OLD:
             detail = f"ds {ds} lies before the log of {name}, which begins at {dates.text(record.log_step)}"
             return Problem(422, "too-old", detail, observations=rows)
+        if verdict is Verdict.BUSY:
+            detail = (
+                f"ds {ds} lies more than {self._reach} steps after {last}, the last ds of {name}, gaps included; "
+                "send the observations in parts"
+            )
+            return Problem(413, "too-large", detail, observations=rows)
         return Problem(
             422,
             "gap-too-long",

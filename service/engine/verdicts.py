@@ -10,10 +10,12 @@ revised    another value for a known ds, where the caller asked to revise
 conflict   another value for a known ds, where the caller did not
 too_old    before the first step of the stream's retained log
 gap_too_long  further after the stream's last step than may be filled
+busy       more steps after it than are folded at once, gaps included: to be sent again when those before are taken
 ========== ==========================================================================================
 
 A value is y, with covariates if there are any; one without them says nothing about covariates that are known.
-(`invalid`, `unknown_stream` and `busy`, to be sent again, are decided before a stream is looked at.) Invariant: the
+(`invalid`, `unknown_stream`, and `busy` of a stream that cannot be written at present, are decided before it is looked
+at.) Invariant: the
 outcome depends on the set of observations, not on how it was cut into requests, duplicated or, within the gap limit,
 shuffled.
 """
@@ -93,6 +95,7 @@ def judge(
     *,
     revise: bool,
     max_gap: int,
+    reach: int,
 ) -> Judgement:
     """Judge observations against a stream's log.
 
@@ -108,15 +111,17 @@ def judge(
         Whether another value for a known ds replaces it.
     max_gap
         Most missing steps filled in one go.
+    reach
+        Most steps, filled ones included, by which the stream grows.
 
     Examples
     --------
-    >>> found = judge(0, 4, {4: 1.0}, [4, 6, 6], [1.0, 2.0, 3.0], revise=False, max_gap=10)
+    >>> found = judge(0, 4, {4: 1.0}, [4, 6, 6], [1.0, 2.0, 3.0], revise=False, max_gap=10, reach=100)
     >>> [verdict.value for verdict in found.verdicts], found.filled, found.inserted
     (['duplicate', 'accepted', 'conflict'], 1, {6: 2.0})
     """
-    count = len(steps)
-    if count and 0 <= (gap := steps[0] - last_step - 1) <= max_gap and steps[-1] == steps[0] + count - 1:
+    count, furthest = len(steps), last_step + reach
+    if count and 0 <= (gap := steps[0] - last_step - 1) <= max_gap and steps[-1] == steps[0] + count - 1 <= furthest:
         if count == 1 or steps == list(range(steps[0], steps[0] + count)):  # the usual case: nothing to weigh
             return Judgement([Verdict.ACCEPTED] * count, steps[-1], gap, dict(zip(steps, values, strict=True)))
     verdicts = [Verdict.INVALID] * count
@@ -125,14 +130,16 @@ def judge(
     # In order of time, so that a shuffled request fills no gap that its own observations close.
     for i in sorted(range(count), key=steps.__getitem__):
         step, value = steps[i], values[i]
-        if step > last_step:
-            gap = step - last_step - 1
-            if gap > max_gap:
-                verdicts[i] = Verdict.GAP_TOO_LONG
-                continue
+        gap = step - last_step - 1
+        if gap > max_gap:
+            verdicts[i] = Verdict.GAP_TOO_LONG
+        elif step > furthest:
+            verdicts[i] = Verdict.BUSY
+            last_step = step
+        elif step > last_step:
             verdicts[i] = Verdict.ACCEPTED
             out.filled += gap
-            last_step = step
+            last_step = out.last_step = step
             inserted[step] = value
         elif step < first_step:
             verdicts[i] = Verdict.TOO_OLD
@@ -149,6 +156,5 @@ def judge(
         else:
             verdicts[i] = Verdict.LATE
             inserted[step] = value
-    out.last_step = last_step
     out.refuses = any(verdict.refused for verdict in verdicts)
     return out

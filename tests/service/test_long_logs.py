@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from service.app import create_app
-from service.engine import beside, folding, microbatch, residents
+from service.engine import beside, folding, microbatch, planning, residents
 from service.engine.folding import LONGEST
 from service.routes import observations as bulk_route
 from service.store.copying import LogRow, StreamRow
@@ -76,7 +76,7 @@ def test_others_are_served_while_a_log_that_takes_long_is_folded(settings, tiny_
 def few(monkeypatch):
     """Fifty steps are a long log; folding them beside the engine waits for the event."""
     go_on = threading.Event()
-    for module in (beside, folding, residents, microbatch):
+    for module in (beside, folding, microbatch, planning, residents):
         monkeypatch.setattr(module, "LONGEST", 50)
     for name in ("_restore", "_rewind"):
         fold = getattr(beside.Beside, name)
@@ -190,7 +190,7 @@ def test_changes_far_back_in_several_logs_are_folded_a_few_at_a_time_with_others
     settings, tiny_forecaster, monkeypatch
 ):
     """Together they would keep all others waiting for as long as one that is folded beside; each gets its verdict."""
-    for module in (beside, folding, residents, microbatch):
+    for module in (beside, folding, microbatch, planning, residents):
         monkeypatch.setattr(module, "LONGEST", 50)
     seen, begin = [], microbatch.MicroBatch.begin
 
@@ -245,3 +245,45 @@ def test_very_many_rows_of_one_stream_are_folded_a_part_at_a_time(settings, tiny
     assert reply["verdicts"] == expected
     log = {BASE: 5.0, BASE + 1: 6.0} | {BASE + hour: 4.0 for hour in range(2, 30)}
     assert_same_state(found, recompute(tiny_forecaster, [log]))
+
+
+def test_gaps_make_no_request_of_one_stream_longer_than_others_can_wait(few, settings, tiny_forecaster):
+    """A few values, each after the longest gap, are as much to fold as if there were none: so many at a time."""
+    sparse = list(range(12, 210, 11))
+    log = {BASE: 5.0, BASE + 1: 6.0} | {BASE + hour: 4.0 for hour in sparse}
+    with LocalClient(create_app(settings)) as client:
+        client.put("/v1/streams/a", json=history([5.0, 6.0]))
+        client.put("/v1/streams/b", json=history([5.0, 6.0]))
+        path = "/v1/streams/a/observations"
+        refused = client.post(path, json=observations(*((hour, 4.0) for hour in sparse)))
+        assert (refused.status_code, refused.json()["type"]) == (413, "urn:forecaster:problem:too-large")
+        assert ds(67) in refused.json()["detail"], "the first that does not fit"
+        assert client.get("/v1/streams/a").json()["version"] == 1
+        for start in range(0, len(sparse), 5):
+            parts = observations(*((hour, 4.0) for hour in sparse[start : start + 5]))
+            assert client.post(path, json=parts).json()["accepted"] == len(parts["observations"])
+
+        rows, seen = "".join(line("b", hour) for hour in reversed(sparse)), []
+        while not seen or "busy" in seen[-1]["counts"]:
+            seen.append(client.post("/v1/observations", content=rows, headers=LINES).json())
+        assert seen[0]["counts"] == {"accepted": 5, "busy": 13}
+        assert "send it again" in seen[0]["refused"][0]["detail"]
+        assert seen[-1]["counts"] == {"accepted": 3, "duplicate": 15}
+        held = client.service.engine._residents
+        found = held.slab.gather([held.get(name).row for name in "ab"])
+    assert_same_state(found, recompute(tiny_forecaster, [log] * 2))
+
+
+def test_a_change_far_back_that_also_makes_the_log_much_longer_is_taken_in_the_end(few, settings, tiny_forecaster):
+    log = {BASE + hour: float(3 + hour % 5) for hour in range(60)}
+    change = {2: 9.0} | {hour: 4.0 for hour in range(69, 115)}
+    with LocalClient(create_app(settings)) as client:
+        client.put("/v1/streams/a", json=history(list(log.values())))
+        few.set()
+        path, sent = "/v1/streams/a/observations", observations(*change.items(), on_conflict="revise")
+        assert client.post(path, json=sent).status_code == 503
+        idle(client)
+        assert client.post(path, json=sent).is_success
+        held = client.service.engine._residents
+        found = held.slab.gather([held.get("a").row])
+    assert_same_state(found, recompute(tiny_forecaster, [log | {BASE + hour: y for hour, y in change.items()}]))

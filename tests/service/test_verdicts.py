@@ -14,9 +14,10 @@ LOGS = st.dictionaries(st.integers(0, 12), VALUES, min_size=1)
 MAX_GAP = 5
 
 
-def judged(log, pairs, *, revise=False):
+def judged(log, pairs, *, revise=False, reach=1000):
     """Judge, and apply what is taken."""
-    found = judge(min(log), max(log), log, [s for s, _ in pairs], [y for _, y in pairs], revise=revise, max_gap=MAX_GAP)
+    steps, values = [s for s, _ in pairs], [y for _, y in pairs]
+    found = judge(min(log), max(log), log, steps, values, revise=revise, max_gap=MAX_GAP, reach=reach)
     return found, log | found.inserted | found.updated
 
 
@@ -92,3 +93,21 @@ def test_nothing_that_is_refused_leaves_a_trace(log, pairs):
     assert {step: after[step] for step in log} == log
     new = [step for step in after if step > max(log)]
     assert found.filled == found.last_step - max(log) - len(new)
+
+
+@given(LOGS, st.dictionaries(STEPS, VALUES, max_size=12), st.integers(1, 15), st.data())
+def test_what_is_out_of_reach_is_told_to_come_again_and_then_all_is_as_if_it_had_not_been(log, new, reach, data):
+    """However the rows stand; a gap that is too long stays too long."""
+    pairs = data.draw(st.permutations(sorted(new.items())))
+    whole, expected = judged(log, pairs)
+    while True:
+        before = max(log)
+        found, log = judged(log, pairs, reach=reach)
+        assert max(log) - before <= reach
+        if Verdict.BUSY not in found.verdicts:
+            break
+        if max(log) == before:  # the gap alone is more than that
+            return
+    assert log == expected
+    refused = (Verdict.GAP_TOO_LONG, Verdict.TOO_OLD, Verdict.CONFLICT)
+    assert [v for v in found.verdicts if v in refused] == [v for v in whole.verdicts if v in refused]
