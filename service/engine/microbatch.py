@@ -23,7 +23,7 @@ import torch
 from forecaster import StreamState
 from forecaster.marginals import Decoded, surprise
 from service.engine.coming import Coming
-from service.engine.folding import LONGEST, begin, dense, fold_ragged, numbers, stretch_of
+from service.engine.folding import LONGEST, RESTORED, begin, dense, fold_ragged, numbers, stretch_of
 from service.engine.items import Create, Item, Look, Observe, Outcome, Result
 from service.engine.planning import Plan, Planner, Step
 from service.engine.residents import Resident, Residents
@@ -120,10 +120,11 @@ class MicroBatch:
         self.parts: list[tuple[str, float, float]] = []
         self.postponed: list[Item] = []
         self._room: float = LONGEST
+        self._cold: float = RESTORED
 
     def run(self, items: Sequence[Item]) -> dict[Item, Result]:
         """Begin, and end."""
-        self._room = math.inf
+        self._room = self._cold = math.inf
         self.begin(items)
         return self.end()
 
@@ -136,7 +137,11 @@ class MicroBatch:
 
     def _begin(self, items: Sequence[Item]) -> None:
         asked = self._check_versions and not self._late
-        long = self._residents.touch([item.unique_id for item in items], check_versions=asked)
+        names = [item.unique_id for item in items]
+        long, later = self._residents.touch(names, check_versions=asked, most=self._cold)
+        if later:
+            self.postponed = [item for item in items if item.unique_id in later]
+            items = [item for item in items if item.unique_id not in later]
         self._results.update((item, still_folded(item.unique_id)) for item in items if item.unique_id in long)
         keyed = [item for item in items if isinstance(item, Observe) and item.key is not None]
         if keyed:

@@ -81,21 +81,26 @@ class Residents:
         """A resident stream, or None: after `touch` of that name this means that no such stream exists."""
         return self._by_name.get(unique_id)
 
-    def touch(self, unique_ids: Sequence[str], *, check_versions: bool) -> set[str]:
+    def touch(
+        self, unique_ids: Sequence[str], *, check_versions: bool, most: float = math.inf
+    ) -> tuple[set[str], set[str]]:
         """Make streams resident, those that exist, and mark them as used.
 
         With `check_versions`, residents that another process has changed are restored anew.
 
         Returns
         -------
-        Streams that cannot be resident yet: their logs take long to fold.
+        long
+            Streams that cannot be resident yet: their logs take long to fold.
+        later
+            Those that are to be touched again, as `most` steps or more have been folded for others.
         """
         if check_versions:
             # Asked before anything is read, so what is read is at least as new.
             self.moment = self._store.moment()
         self._drop_outdated(unique_ids)
         self._touched = unique_ids
-        absent, long = [], set[str]()
+        absent, long, later = [], set[str](), set[str]()
         for unique_id in unique_ids:
             resident = self._by_name.pop(unique_id, None)
             if resident is None:
@@ -105,28 +110,34 @@ class Residents:
         for start in range(0, len(absent), _RESTORE):
             left = absent[start : start + _RESTORE]
             while left:
+                if most <= 0:
+                    later.update(left)
+                    break
                 # Under a model that was not there when they were observed, whole logs are to be read.
-                found, left = self._store.recover_some(left, self.model.key, MOST_STEPS, LONGEST)
+                at_once = min(max(most, LONGEST), MOST_STEPS)
+                found, left = self._store.recover_some(left, self.model.key, at_once, LONGEST)
                 if short := [recovery for recovery in found.values() if not recovery.too_long]:
-                    self._restore(short)
+                    most -= self._restore(short)
                 for name in found.keys() - {recovery.record.unique_id for recovery in short}:
                     if (recovery := self._beside.restored(found[name])) is None:
                         long.add(name)
                     else:
                         self._restore([recovery])
                         self._by_name[name].unsaved += LONGEST  # the log before is in no snapshot
-        return long
+        return long, later
 
     def rewound(self, record: StreamRecord, changed: dict[int, Value], last_step: int) -> Rewound | None:
         """A stream folded anew from before a change of its log, as by `rewind`; None while that is done beside."""
         return self._beside.rewound(record, changed, last_step)
 
-    def _restore(self, found: Sequence[Recovery]) -> None:
+    def _restore(self, found: Sequence[Recovery]) -> int:
+        """Fold them, and take them in; how many steps that were."""
         restored = restore(self.model, self._store, found)
         self.add([recovery.record for recovery in found], restored.states, restored.unsaved)
         self._metrics.restored.inc(len(found))
         self._metrics.damaged_snapshots.inc(restored.damaged)
         self.count_begun(restored.begun)
+        return sum(restored.unsaved)
 
     def trimmed(self, begins: Mapping[str, tuple[int, int]]) -> None:
         """Learn where logs begin now: unique_id → (stream id, step). A log known longer than it is does no harm."""

@@ -219,6 +219,39 @@ def test_changes_far_back_in_several_logs_are_folded_a_few_at_a_time_with_others
     assert_same_state(found, recompute(tiny_forecaster, [log] * 6))
 
 
+def test_cold_streams_are_restored_a_few_at_a_time_with_others_in_between(few, settings, tiny_forecaster, monkeypatch):
+    """As after a start with a model that has no states yet: whatever asks for all of them gets its answer."""
+    monkeypatch.setattr(microbatch, "RESTORED", 50)
+    seen, restore, begin = [], residents.restore, microbatch.MicroBatch.begin
+
+    def restored(*asked):
+        found = restore(*asked)
+        seen[-1] += sum(found.unsaved)
+        return found
+
+    def watched(self, items):
+        seen.append(0)
+        begin(self, items)
+
+    names, values = [f"s{i}" for i in range(6)], [float(3 + hour % 5) for hour in range(40)]
+    monkeypatch.setattr(residents, "restore", restored)
+    monkeypatch.setattr(microbatch.MicroBatch, "begin", watched)
+    with LocalClient(create_app(settings)) as client:
+        for name in names:
+            client.put(f"/v1/streams/{name}", json=history(values))
+    with LocalClient(create_app(settings.model_copy(update={"snapshot_every": 1000}))) as client:
+        drop_all_snapshots(client)
+        rows = "".join(line(name, 40) for name in [*names, "unknown"])
+        reply = client.post("/v1/observations", content=rows, headers=LINES).json()
+        assert reply["counts"] == {"accepted": 6, "unknown_stream": 1}
+        assert (sum(seen), max(seen)) == (6 * 40, 2 * 40)
+        assert len(client.post("/v1/forecasts", json={"streams": names}).json()["forecasts"]) == 6
+        held = client.service.engine._residents
+        found = held.slab.gather([held.get(name).row for name in names])
+    log = {BASE + hour: y for hour, y in enumerate(values)} | {BASE + 40: 4.0}
+    assert_same_state(found, recompute(tiny_forecaster, [log] * 6))
+
+
 def test_very_many_rows_of_one_stream_are_folded_a_part_at_a_time(settings, tiny_forecaster, monkeypatch):
     """In whatever order they stand in the body; the verdicts are the rows' own."""
     monkeypatch.setattr(bulk_route, "HEAVIEST", 10)
