@@ -289,6 +289,11 @@ class Create(_Carrying):
         self.static = static
         self.warmed: tuple[str, StreamState] | None = None
 
+    @property
+    def weight(self) -> int:
+        """Steps of its history, up to the most that count: gaps are folded like values."""
+        return min(self.steps[-1] - self.steps[0] + 1, HEAVIEST)
+
     def state_under(self, key: str) -> StreamState | None:
         """Its state under a model, if it comes with that."""
         return self.warmed[1] if self.warmed is not None and self.warmed[0] == key else None

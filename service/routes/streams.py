@@ -281,7 +281,9 @@ async def _put(request: Request) -> Response:
     static = read_static(model, unique_id, body.static)
     ticket = Single()
     item = Create(ticket, unique_id, history.steps, history.values, precondition_of(request), static)
-    if history.length > _LONG:
+    while history.length > _LONG and item.state_under(engine.model.key) is None:
+        # Once more if another model serves by now: else the engine would fold it, and all others wait.
+        model = engine.model
         item.warmed = model.key, await service.beside(_warm_up, model, item)
     engine.submit([item])
     outcome = await ticket.future

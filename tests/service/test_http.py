@@ -19,7 +19,8 @@ from service.app import create_app
 from service.bodies import bulk
 from service.bodies.bulk import read_arrow
 from service.bodies.replies import observed
-from service.engine import items
+from service.engine import engine as engine_module
+from service.engine import items, microbatch
 from service.engine.items import Create, Delete, Observe, Precondition, Single
 from service.engine.microbatch import MicroBatch
 from service.errors import UnknownOutcome
@@ -922,8 +923,8 @@ def test_the_longest_history_leaves_room_for_others(settings, monkeypatch):
 def test_a_long_history_is_folded_beside_the_engine_and_nobody_waits_for_it(
     client, stream, challenger, tiny_forecaster, monkeypatch
 ):
-    """Its state is that of any other; under a model that came meanwhile it is folded once more."""
-    begun, go_on, fold = threading.Event(), threading.Event(), streams.warm_up
+    """Its state is that of any other; under a model that came meanwhile it is folded once more, beside it again."""
+    begun, go_on, fold, by_engine = threading.Event(), threading.Event(), streams.warm_up, []
 
     def slowly(*asked):
         begun.set()
@@ -932,6 +933,7 @@ def test_a_long_history_is_folded_beside_the_engine_and_nobody_waits_for_it(
 
     monkeypatch.setattr(streams, "warm_up", slowly)
     monkeypatch.setattr(streams, "_LONG", 50)
+    monkeypatch.setattr(microbatch, "warm_up", lambda model, creates: by_engine.extend(creates) or fold(model, creates))
     values = [float(5 + i % 7) for i in range(60)]
     with ThreadPoolExecutor(2) as threads:
         waiting = [threads.submit(client.put, f"/v1/streams/{name}", json=history(values)) for name in ("x", "y")]
@@ -957,3 +959,35 @@ def test_a_long_history_is_folded_beside_the_engine_and_nobody_waits_for_it(
         go_on.set()
         assert [put.result(30).status_code for put in waiting] == [200, 200]
         check(challenger)
+    assert {item.unique_id for item in by_engine} == {"short"}
+
+
+def test_histories_with_gaps_share_a_micro_batch_as_those_without(client, monkeypatch):
+    """Gaps are folded like values, so what a micro-batch may take counts them."""
+    monkeypatch.setattr(items, "HEAVIEST", 6)
+    monkeypatch.setattr(engine_module, "HEAVIEST", 6)
+    seen, begin = [], MicroBatch.begin
+
+    def watched(self, items):
+        seen.append(sum(item.steps[-1] - item.steps[0] + 1 for item in items if isinstance(item, Create)))
+        begin(self, items)
+
+    monkeypatch.setattr(MicroBatch, "begin", watched)
+    sparse = {"ds": [ds(0), ds(4)], "y": [1.0, 2.0]}
+    client.put("/v1/streams/a", json=history([1.0]))
+    commit, begun, go_on = client.service.store.commit, threading.Event(), threading.Event()
+
+    def slowly(*asked):
+        begun.set()
+        assert go_on.wait(30)
+        return commit(*asked)
+
+    replace_commit(monkeypatch, client.service.store, slowly)
+    with ThreadPoolExecutor(5) as threads:
+        first = threads.submit(client.post, "/v1/streams/a/observations", json=observations((1, 1.0)))
+        assert begun.wait(30)
+        puts = [threads.submit(client.put, f"/v1/streams/s{i}", json=sparse) for i in range(4)]
+        until(lambda: client.service.engine._intake.waiting == 5)
+        go_on.set()
+        assert [put.result(30).status_code for put in (first, *puts)] == [200, 201, 201, 201, 201]
+    assert max(seen) == 10, "one that comes before it is full, and one that fills it"
