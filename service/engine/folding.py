@@ -24,7 +24,7 @@ from service.store.values import covariates_of, ys_of
 __all__ = [
     "LONGEST",
     "MOST_STEPS",
-    "RESTORED",
+    "TOGETHER",
     "Restored",
     "Rewound",
     "Stretch",
@@ -47,8 +47,8 @@ AT_ONCE = 100_000
 LONGEST = 1 << 15
 """Steps of single logs that the engine folds while all others wait, a second or two: the default network takes 25 µs or
 more for each, one stream at a time."""
-RESTORED = 1 << 16
-"""Steps of the logs of several streams, side by side, that the engine folds while all others wait, a second or so."""
+TOGETHER = 1 << 16
+"""Steps of several streams, side by side, that the engine folds while all others wait, a second or so."""
 MOST_STEPS = 1_000_000
 """Of logs that are in memory together; one that alone is longer is read a stretch at a time."""
 

@@ -23,7 +23,7 @@ import torch
 from forecaster import StreamState
 from forecaster.marginals import Decoded, surprise
 from service.engine.coming import Coming
-from service.engine.folding import LONGEST, RESTORED, begin, dense, fold_ragged, numbers, stretch_of
+from service.engine.folding import LONGEST, TOGETHER, begin, dense, fold_ragged, numbers, stretch_of
 from service.engine.items import Create, Item, Look, Observe, Outcome, Result
 from service.engine.planning import Plan, Planner, Step
 from service.engine.residents import Resident, Residents
@@ -120,11 +120,11 @@ class MicroBatch:
         self.parts: list[tuple[str, float, float]] = []
         self.postponed: list[Item] = []
         self._room: float = LONGEST
-        self._cold: float = RESTORED
+        self._together: float = TOGETHER
 
     def run(self, items: Sequence[Item]) -> dict[Item, Result]:
         """Begin, and end."""
-        self._room = self._cold = math.inf
+        self._room = self._together = math.inf
         self.begin(items)
         return self.end()
 
@@ -138,7 +138,7 @@ class MicroBatch:
     def _begin(self, items: Sequence[Item]) -> None:
         asked = self._check_versions and not self._late
         names = [item.unique_id for item in items]
-        long, later = self._residents.touch(names, check_versions=asked, most=self._cold)
+        long, later = self._residents.touch(names, check_versions=asked, most=self._together)
         if later:
             self.postponed = [item for item in items if item.unique_id in later]
             items = [item for item in items if item.unique_id not in later]
@@ -148,6 +148,8 @@ class MicroBatch:
             self._replay(keyed)
         planner = Planner(self._residents, self._store, self._max_gap, self._results)
         plan = self._plan = planner.plan([item for item in items if item not in self._results])
+        if plan.filled:
+            self._put_off(plan)
         rewound = self._rewind(plan)
         created = self._warm_up(plan.creates)
         changes = self._changes(plan)
@@ -298,6 +300,16 @@ class MicroBatch:
         return kept
 
     # -- compute on copies -----------------------------------------------------------------------------------------
+
+    def _put_off(self, plan: Plan) -> None:
+        """Leave to the next micro-batch what this one has no room for: what is filled is folded like what is there."""
+        steps, plan.appends, room = plan.appends, [], self._together
+        for step in steps:
+            if room <= 0:
+                self.postponed.append(step.item)
+                continue
+            plan.appends.append(step)
+            room -= step.record.last_step - step.resident.record.last_step
 
     def _append(self, plan: Plan) -> StreamState | None:
         if not plan.appends:

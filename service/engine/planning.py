@@ -68,6 +68,8 @@ class Plan:
     reads: list[Step] = field(default_factory=list)
     creates: list[tuple[Create, Resident | None]] = field(default_factory=list)
     deletes: list[Step] = field(default_factory=list)
+    filled: int = 0
+    """Steps that nobody observed, of all that is appended and changed."""
 
     @cached_property
     def rows(self) -> torch.Tensor:
@@ -166,6 +168,7 @@ class Planner:
                 self._results[item] = refusal
                 continue
             after = record
+            plan.filled += judgement.filled
             if judgement.changes:
                 inserted, updated = judgement.inserted, judgement.updated
                 missing = record.missing + count_missing(list(inserted.values()))

@@ -221,7 +221,7 @@ def test_changes_far_back_in_several_logs_are_folded_a_few_at_a_time_with_others
 
 def test_cold_streams_are_restored_a_few_at_a_time_with_others_in_between(few, settings, tiny_forecaster, monkeypatch):
     """As after a start with a model that has no states yet: whatever asks for all of them gets its answer."""
-    monkeypatch.setattr(microbatch, "RESTORED", 50)
+    monkeypatch.setattr(microbatch, "TOGETHER", 50)
     seen, restore, begin = [], residents.restore, microbatch.MicroBatch.begin
 
     def restored(*asked):
@@ -250,6 +250,31 @@ def test_cold_streams_are_restored_a_few_at_a_time_with_others_in_between(few, s
         found = held.slab.gather([held.get(name).row for name in names])
     log = {BASE + hour: y for hour, y in enumerate(values)} | {BASE + 40: 4.0}
     assert_same_state(found, recompute(tiny_forecaster, [log] * 6))
+
+
+def test_gaps_of_many_streams_are_filled_a_few_at_a_time_with_others_in_between(settings, tiny_forecaster, monkeypatch):
+    """As after an outage, in a transaction each; whoever comes in between is not kept waiting for all of them."""
+    monkeypatch.setattr(microbatch, "TOGETHER", 50)
+    seen, append = [], microbatch.MicroBatch._append
+
+    def watched(self, plan):
+        seen.append(sum(step.record.last_step - step.resident.record.last_step for step in plan.appends))
+        return append(self, plan)
+
+    monkeypatch.setattr(microbatch.MicroBatch, "_append", watched)
+    names = [f"s{i:02}" for i in range(12)]
+    with LocalClient(create_app(settings)) as client:
+        for name in names:
+            client.put(f"/v1/streams/{name}", json=history([5.0, 6.0]))
+        rows = "".join(line(name, hour) for name in names for hour in (9, 12))
+        reply = client.post("/v1/observations", content=rows, headers=LINES).json()
+        held = client.service.engine._residents
+        found = held.slab.gather([held.get(name).row for name in names])
+
+    assert (reply["counts"], reply["filled"]) == ({"accepted": 24}, 12 * 9)
+    assert (sum(seen), max(seen)) == (12 * 11, 5 * 11)
+    log = {BASE: 5.0, BASE + 1: 6.0, BASE + 9: 4.0, BASE + 12: 4.0}
+    assert_same_state(found, recompute(tiny_forecaster, [log] * 12))
 
 
 def test_very_many_rows_of_one_stream_are_folded_a_part_at_a_time(settings, tiny_forecaster, monkeypatch):
