@@ -43,6 +43,7 @@ __all__ = ["Readiness", "Service"]
 
 _T = TypeVar("_T")
 _STATELESS_WAITING = 64
+_STATELESS_BEGUN = 2  # one at work, and the next, so that the thread need not wait for the event loop
 _PROBE_SECONDS = 3.0
 _QUESTIONS = 8  # at a time; the pool of connections to a database server has 15
 
@@ -118,6 +119,7 @@ class Service:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stateless = ThreadPoolExecutor(1, thread_name_prefix="stateless")
         self._stateless_waiting = 0
+        self._stateless_turn = asyncio.Semaphore(_STATELESS_BEGUN)
         self._probe = Probe(store)
         self.questions = Questions(_QUESTIONS, settings.stall_seconds)
         self._tracing = tracing
@@ -343,6 +345,8 @@ class Service:
     async def beside(self, work: Callable[..., _T], *arguments: object) -> _T:
         """Do long work on the one thread beside the engine: it never takes more than one core from it.
 
+        What has not begun when this is cancelled is not done.
+
         Raises
         ------
         Problem
@@ -352,9 +356,18 @@ class Service:
             raise overloaded()
         self._stateless_waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._stateless, partial(work, *arguments))
+            # Most wait here, not in the thread's queue, so who goes takes along what was to be done.
+            await self._stateless_turn.acquire()
+            running = asyncio.get_running_loop().run_in_executor(self._stateless, partial(work, *arguments))
+            running.add_done_callback(self._next_turn)
+            return await asyncio.shield(running)
         finally:
             self._stateless_waiting -= 1
+
+    def _next_turn(self, ended: asyncio.Future[Any]) -> None:
+        self._stateless_turn.release()
+        if not ended.cancelled():
+            ended.exception()  # nobody may be there to hear of it
 
 
 def _claim(store: Store, model: ServedModel) -> None:

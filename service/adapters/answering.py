@@ -22,7 +22,7 @@ from service.bodies.schemas import ForecastsRequest
 from service.front import TooLarge
 from service.models.served import ServedModel
 from service.problems import Problem, explained
-from service.routes.common import check_json, hosted_of, needs, refuse_query, service_of
+from service.routes.common import beside, check_json, hosted_of, needs, refuse_query, service_of
 from service.routes.describing import answer as answer_of
 from service.routes.describing import described
 
@@ -83,7 +83,7 @@ def add_forecast(
             kind = request.headers.get("content-type", "").lower()
             model, named = service.require_engine().model, hosted_of(request).name
             asked = Asked(await request.body(), kind, model, named, service.settings.max_history_steps)
-            return Response(await service.beside(answer, asked), media_type="application/json")
+            return Response(await beside(request, answer, asked), media_type="application/json")
         except (ClientDisconnect, TooLarge):
             raise  # the front door's
         except Exception as error:

@@ -11,6 +11,8 @@ from typing import Any, TypeVar, cast
 import orjson
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from service.bodies.schemas import ForecastQuery, check_unique_id, read_body
 from service.engine import Engine
@@ -24,6 +26,7 @@ from service.store import IdempotencyKey
 
 __all__ = [
     "aside",
+    "beside",
     "check_json",
     "engine_of",
     "forecast_query",
@@ -40,6 +43,7 @@ __all__ = [
     "refuse_query",
     "service_of",
     "unique_id_of",
+    "until_gone",
     "write_cursor",
 ]
 
@@ -106,6 +110,34 @@ def check_json(request: Request) -> None:
             kind = value.decode("latin-1").partition(";")[0].strip().lower()
             if kind and kind != "application/json" and not kind.endswith("+json"):
                 raise Problem(415, "unsupported-type", f"the body has type {kind}; expected application/json")
+
+
+async def beside(request: Request, work: Callable[..., _T], *arguments: object) -> _T:
+    """As `Service.beside`, for what only answers a request: it is given up once the client has gone.
+
+    Raises
+    ------
+    ClientDisconnect
+        The client has gone.
+    Problem
+        503 if too much is waiting.
+    """
+    working = asyncio.ensure_future(service_of(request).beside(work, *arguments))
+    gone = asyncio.ensure_future(until_gone(request.receive))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
+
+
+async def until_gone(receive: Receive) -> None:
+    """Wait until the client has gone, or has its reply; a body is passed over."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def aside(body: bytes, work: Callable[..., _T], *arguments: object) -> _T:

@@ -22,7 +22,7 @@ from service.engine.subscriptions import Subscriptions
 from service.models.served import Want
 from service.negotiation import header_of, preferred
 from service.problems import Problem, unavailable
-from service.routes.common import engine_of, forecast_query, service_of, unique_id_of
+from service.routes.common import engine_of, forecast_query, service_of, unique_id_of, until_gone
 from service.routes.describing import NAME, answer, described, query
 
 __all__ = ["add_to"]
@@ -144,7 +144,7 @@ class _EventStream(Response):
         # Subscribed first, as nothing may come between counting the readers and being one of them.
         with self._subscriptions.to(self._asked.unique_id) as changed:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            gone = asyncio.ensure_future(_until_gone(receive))
+            gone = asyncio.ensure_future(until_gone(receive))
             try:
                 await _write(send, b"retry: 2000\n\n")
                 await self._tell(changed, gone, send)
@@ -185,8 +185,3 @@ def _name(outcome: Outcome) -> str:
 async def _write(send: Send, event: bytes) -> None:
     """Hand an event to the connection, which waits while the client does not read."""
     await send({"type": "http.response.body", "body": event, "more_body": True})
-
-
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

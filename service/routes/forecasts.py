@@ -21,7 +21,7 @@ from service.bodies.schemas import ForecastsRequest
 from service.engine.items import Bundle, Item, Look, Outcome
 from service.models.served import ServedModel, Want
 from service.problems import Problem, common_failure
-from service.routes.common import check_json, engine_of, needs, parsed, refuse_query, service_of
+from service.routes.common import beside, check_json, engine_of, needs, parsed, refuse_query, service_of
 from service.routes.describing import ARROW_CONTENT, answer, body_of_model, described
 from service.stateless import check_reply_size, forecast_histories
 
@@ -54,7 +54,8 @@ async def _forecast(request: Request) -> Response:
     body = await parsed(await request.body(), ForecastsRequest)
     service, engine = service_of(request), engine_of(request)
     if body.streams is None:
-        content = await service.beside(_from_histories, engine.model, body, service.settings.max_history_steps, form)
+        longest = service.settings.max_history_steps
+        content = await beside(request, _from_histories, engine.model, body, longest, form)
         return json_reply(content, media_type=form)
     want = engine.model.want(body.horizon, body.quantile_levels)
     check_reply_size(len(body.streams), want)

@@ -31,6 +31,7 @@ from service.models.served import ServedModel, Want
 from service.problems import Problem, from_library, invalid
 from service.routes.common import (
     aside,
+    beside,
     check_json,
     engine_of,
     forecast_query,
@@ -256,7 +257,7 @@ async def _look(
     outcome = await ticket.future
     reply = outcome.reply
     if draw is not None:
-        reply = await service_of(request).beside(_with_samples, outcome, want, draw, known, form)
+        reply = await beside(request, _with_samples, outcome, want, draw, known, form)
     return json_reply(reply, version=outcome.record.version, media_type=form)
 
 

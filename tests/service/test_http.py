@@ -26,7 +26,7 @@ from service.engine.microbatch import MicroBatch
 from service.errors import UnknownOutcome
 from service.models.served import ServedModel
 from service.problems import Problem
-from service.routes import streams
+from service.routes import forecasts, streams
 from service.store import Transaction
 from tests.forecaster.kit import TINY, assert_same_state, forecaster_of
 from tests.service.kit import (
@@ -646,6 +646,90 @@ def test_a_client_that_leaves_while_it_sends_gets_nothing_and_changes_nothing(cl
     assert client.get(stream).json() == before
     assert not caplog.records
     assert 'status="499"' in client.get("/metrics").text
+
+
+class Leaving:
+    """A stateless forecast whose client leaves when it is told to."""
+
+    def __init__(self, client, name, y=1.0):
+        self._client, self._sent = client, []
+        body = json.dumps({"series": [{"unique_id": name, "ds": [ds(0)], "y": [y]}]}).encode()
+        self._parts = [{"type": "http.request", "body": body}]
+        self._task = client.call(self._begin())
+
+    async def _begin(self):
+        self._gone = asyncio.Event()
+        scope = {"type": "http", "method": "POST", "path": "/v1/forecasts", "query_string": b"", "headers": []}
+        return asyncio.create_task(self._client.app(scope, self._receive, self._send))
+
+    async def _receive(self):
+        if self._parts:
+            return self._parts.pop()
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message):
+        self._sent.append(message)
+
+    def leave(self):
+        """Go, and see how the service takes it; what it has sent."""
+
+        async def end():
+            self._gone.set()
+            await asyncio.wait_for(self._task, 50)
+
+        self._client.call(end())
+        return self._sent
+
+
+@pytest.fixture
+def folding(monkeypatch):
+    """Stateless forecasts: names of series that were begun and ended, and what tells of a begin and allows an end."""
+    begun, go_on, forecast = threading.Semaphore(0), threading.Semaphore(0), forecasts.forecast_histories
+    names, ended = [], []
+
+    def slowly(model, body, *asked):
+        names.append(body.series[0].unique_id)
+        begun.release()
+        try:
+            assert go_on.acquire(timeout=60)
+            return forecast(model, body, *asked)
+        finally:
+            ended.append(names[-1])
+
+    monkeypatch.setattr(forecasts, "forecast_histories", slowly)
+    return names, ended, begun, go_on
+
+
+def test_histories_of_clients_that_have_gone_are_not_folded(client, folding):
+    """But for the one at work and the next; the rest leave their places to others."""
+    names, _, begun, go_on = folding
+    first = Leaving(client, "first")
+    assert begun.acquire(timeout=30)
+    waiting = [Leaving(client, f"w{i}") for i in range(5)]
+    until(lambda: client.service._stateless_waiting == 6)
+    assert [one.leave() for one in (first, *waiting)] == [[]] * 6
+    assert client.service._stateless_waiting == 0
+    with ThreadPoolExecutor(1) as threads:
+        body = {"series": [{"unique_id": "last", "ds": [ds(0)], "y": [1.0]}], "horizon": 1}
+        last = threads.submit(client.post, "/v1/forecasts", json=body)
+        until(lambda: client.service._stateless_waiting == 1)
+        for _ in range(3):
+            go_on.release()
+        assert last.result(30).status_code == 200
+    assert names == ["first", "w0", "last"]
+    assert 'status="499"} 6.0' in client.get("/metrics").text
+
+
+def test_a_drain_does_not_wait_for_a_history_whose_client_has_gone(settings, folding):
+    _, ended, begun, go_on = folding
+    with LocalClient(create_app(settings)) as client:
+        left = Leaving(client, "left")
+        assert begun.acquire(timeout=30)
+        assert left.leave() == []
+    assert ended == []
+    go_on.release()
+    until(lambda: ended == ["left"])
 
 
 def test_bodies_that_come_slowly_are_held_up_to_a_bound_all_together(client, stream):
