@@ -922,6 +922,32 @@ def test_a_store_that_fails_is_a_503_and_nothing_changes(client, stream, monkeyp
     assert state_of(client) == before
 
 
+def test_a_micro_batch_that_fails_is_counted_with_parts_of_its_own(client, stream, monkeypatch):
+    """And not with those of the one before, which has been counted."""
+    from sqlalchemy.exc import OperationalError
+
+    def fail():
+        raise OperationalError("select", {}, Exception("the disk has gone"))
+
+    def counted(name):
+        found = [line.rpartition(" ") for line in client.get("/metrics").text.splitlines() if line.startswith(name)]
+        return {series: float(value) for series, _, value in found}
+
+    def ask(hour):
+        """The reply comes before it is counted."""
+        (done,) = counted("forecaster_batch_seconds_count").values()
+        reply = client.post(f"{stream}/observations", json=observations((hour, 1.0)))
+        until(lambda: counted("forecaster_batch_seconds_count") == {"forecaster_batch_seconds_count": done + 1})
+        return reply.status_code
+
+    assert ask(40) == 200
+    before = counted("forecaster_batch_part_seconds_count")
+    monkeypatch.setattr(client.service.store, "moment", fail)
+    assert ask(41) == 503
+    assert counted("forecaster_batch_part_seconds_count") == before
+    assert counted("forecaster_failed_commits_total") == {"forecaster_failed_commits_total": 1.0}
+
+
 def test_a_store_that_fails_at_the_end_of_a_transaction_leaves_the_outcome_open_and_memory_right(
     client, stream, monkeypatch
 ):
