@@ -172,6 +172,7 @@ class Engine:
             self._residents = Residents(model, self._store, self._metrics, limits.max_resident, limits.bases)
             self.model = model
             self._metrics.serves(model.name, model.version)
+            self._loop.call_soon_threadsafe(self._subscriptions.wake_all)
 
         return self._between(change)
 

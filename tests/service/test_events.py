@@ -13,6 +13,7 @@ import pytest
 
 from service.app import create_app
 from service.models.served import ServedModel
+from service.routes import events
 from tests.forecaster.kit import config_of, forecaster_of
 from tests.service.kit import LocalClient, history, observations, until
 from tests.service.processes import Server
@@ -149,11 +150,17 @@ def test_a_reader_that_comes_back_gets_an_event_only_if_something_is_new(stream)
         assert reader.next()["data"]["version"] == 3
 
 
-def test_a_new_model_makes_an_event(stream, challenger):
-    with Reader(stream) as reader:
-        assert reader.next()["data"]["model"]["name"] == "tiny"
-        stream.service.switch.take(ServedModel("other", "2", challenger))
-        event = reader.next()
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_a_new_model_makes_an_event(settings, challenger, monkeypatch, exclusive):
+    """At once, not when the reader looks by itself, which it does the less often where nobody else writes."""
+    monkeypatch.setattr(events, "_HEARTBEAT", 3600)
+    monkeypatch.setattr(events, "_ELSEWHERE", 3600)
+    with LocalClient(create_app(settings.model_copy(update={"exclusive_store": exclusive}))) as stream:
+        assert stream.put(PATH, json=history([float(10 + i % 4) for i in range(20)])).status_code == 201
+        with Reader(stream) as reader:
+            assert reader.next()["data"]["model"]["name"] == "tiny"
+            stream.service.switch.take(ServedModel("other", "2", challenger))
+            event = reader.next()
 
     assert (event["id"], event["data"]["model"]) == ("1-2", {"name": "other", "version": "2"})
 
