@@ -23,6 +23,9 @@ from service.models.served import ServedModel, load_model
 
 __all__ = ["Taker", "Watcher"]
 
+_PARTIAL = ".partial-"
+"""How folders begin that are still being written."""
+
 
 class Taker(Protocol):
     """Puts models to work."""
@@ -169,17 +172,18 @@ class Watcher:
             if artifact is not None and target.exists() and not _is_sound(target):
                 shutil.rmtree(target)
             if artifact is not None and not target.exists():
-                partial = Path(tempfile.mkdtemp(dir=kept, prefix=".partial-"))
+                partial = Path(tempfile.mkdtemp(dir=kept, prefix=_PARTIAL))
                 shutil.copytree(artifact, partial, dirs_exist_ok=True)
                 partial.rename(target)
             if not target.exists():
                 return
+            # What the note does not name is somebody else's, and stays: the folder may hold other things, too.
+            ours = [one for one in sorted({*_kept_before(kept), version}) if (kept / one).is_dir()]
             note = kept / ".latest"
-            note.write_text(json.dumps({"version": version}))
+            note.write_text(json.dumps({"version": version, "kept": ours}))
             note.rename(kept / "latest.json")
-            for old in kept.iterdir():
-                if old.is_dir() and old.name not in (version, before):
-                    shutil.rmtree(old, ignore_errors=True)
+            for old in [kept / one for one in ours if one not in (version, before)] + [*kept.glob(f"{_PARTIAL}*")]:
+                shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
             logging.getLogger("service").warning("model %s is not kept on disk: %s", self._reference.name, error)
 
@@ -194,6 +198,16 @@ class Watcher:
             self.trouble = f"{self.trouble}; serving version {version} from the cache"
         except Exception as error:
             self.trouble = f"{self.trouble}; nothing usable in the cache: {_line(error)}"
+
+
+def _kept_before(folder: Path) -> list[str]:
+    """Versions that this folder's note says were put there."""
+    try:
+        note = json.loads((folder / "latest.json").read_text())
+        found = [str(one) for one in (note["version"], *note.get("kept", ()))]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    return [one for one in found if one.isdecimal()]
 
 
 def _is_sound(folder: Path) -> bool:

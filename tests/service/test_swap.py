@@ -197,6 +197,24 @@ def test_a_start_without_registry_serves_the_last_good_version(artifact, tmp_pat
     assert "from the cache" in later.trouble
 
 
+def test_the_last_good_version_and_the_one_before_are_kept_and_nothing_of_others_goes(
+    artifact, challenger_artifact, tmp_path
+):
+    """`FORECASTER_MODEL_CACHE=.` in a folder that has one called like the model, say."""
+    theirs = tmp_path / "cache" / "demo" / "plans" / "2024.txt"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("mine")
+    registry, kept = FakeRegistry(v1=artifact, v2=challenger_artifact, v3=artifact, v4=challenger_artifact), []
+    for starts in (["1", "2", "3"], ["4"]):
+        watching = watcher(registry, [], tmp_path)
+        for registry.current in starts:
+            watching.look()
+            kept.append({one.name for one in theirs.parents[1].iterdir() if one.is_dir()} - {"plans"})
+
+    assert kept == [{"1"}, {"1", "2"}, {"2", "3"}, {"4"}]
+    assert theirs.read_text() == "mine"
+
+
 def test_a_kept_model_that_is_damaged_is_kept_anew(artifact, tmp_path):
     registry, taken = FakeRegistry(v1=artifact), []
     watcher(registry, taken, tmp_path).look()
