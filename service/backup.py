@@ -217,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     back.add_argument("--replace", action="store_true", help="streams of the same names give way")
     for command in (out, back):
         command.add_argument("folder", type=Path)
-        command.add_argument("--store", default=os.environ.get("FORECASTER_STORE", "sqlite:///forecaster.db"))
+        command.add_argument("--store", default=os.environ.get("FORECASTER_STORE") or "sqlite:///forecaster.db")
         command.add_argument("--named", metavar="NAME", help="the streams of the model that is served under this name")
         command.add_argument("--json", action="store_true", help="one JSON object as the last line")
     given = parser.parse_args(arguments)

@@ -24,6 +24,9 @@ _OTHERS_BEGIN = "FORECASTER_SCHEDULE_"
 """Variables of the same prefix that other programs of this project read."""
 
 Span = Annotated[str, AfterValidator(check_span)]
+_LONGEST = 366 * 24 * 3600
+"""Seconds of any pause or limit: no clock of the system waits for infinity, as which "never" is written."""
+Seconds = Annotated[float, Field(le=_LONGEST)]
 
 
 class NamedModel(BaseModel):
@@ -47,10 +50,13 @@ class NamedModel(BaseModel):
 class Settings(BaseSettings):
     """What an operator can choose.
 
-    Every field can be given as ``FORECASTER_<NAME>``, for example ``FORECASTER_STORE=postgresql+psycopg://…``.
+    Every field can be given as ``FORECASTER_<NAME>``, for example ``FORECASTER_STORE=postgresql+psycopg://…``; an empty
+    variable is as none, as compose files and units make one of what is not set.
     """
 
-    model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="forbid", frozen=True, protected_namespaces=())
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, protected_namespaces=()
+    )
 
     model: str = Field(
         "models:/forecaster@champion",
@@ -85,7 +91,7 @@ class Settings(BaseSettings):
     model_cache: Path | None = Field(
         None, description="folder that keeps downloaded models, so that a start needs no registry"
     )
-    poll_seconds: float = Field(5.0, gt=0, description="how often the alias is looked up in the registry")
+    poll_seconds: Seconds = Field(5.0, gt=0, description="how often the alias is looked up in the registry")
 
     require_if_match: bool = Field(
         False, description="a write to one stream without If-Match or If-None-Match is refused with 428"
@@ -109,9 +115,9 @@ class Settings(BaseSettings):
         16_384, ge=1, description="replies of so many bytes or more go as gzip to those who accept it"
     )
     max_connections: int = Field(4096, ge=1, description="open at a time; beyond it: 503")
-    head_seconds: float = Field(10.0, gt=0, description="until a request's head must be complete, else 408")
-    body_seconds: float = Field(60.0, gt=0, description="until a request's body must be complete, else 408")
-    read_seconds: float = Field(30.0, gt=0, description="until a client that reads nothing of its reply is cut off")
+    head_seconds: Seconds = Field(10.0, gt=0, description="until a request's head must be complete, else 408")
+    body_seconds: Seconds = Field(60.0, gt=0, description="until a request's body must be complete, else 408")
+    read_seconds: Seconds = Field(30.0, gt=0, description="until a client that reads nothing of its reply is cut off")
     max_history_steps: int = Field(1_000_000, ge=1, description="longest history, gaps included, of one series")
     max_gap_steps: int | None = Field(
         None,
@@ -133,15 +139,15 @@ class Settings(BaseSettings):
         description="how much of each log is kept, steps (5000) or time before the last ds (90D); at least the model's "
         "ring and one longest gap; the same for all replicas of a store; default: everything",
     )
-    trim_seconds: float = Field(60.0, gt=0, description="pause between two passes of trimming")
+    trim_seconds: Seconds = Field(60.0, gt=0, description="pause between two passes of trimming")
     exclusive_store: bool = Field(
         False, description="this is the only process on the store, so nothing is looked for that others have written"
     )
-    drain_seconds: int = Field(30, ge=1, description="time for requests in flight at shutdown")
-    farewell_seconds: float = Field(
+    drain_seconds: int = Field(30, ge=1, le=_LONGEST, description="time for requests in flight at shutdown")
+    farewell_seconds: Seconds = Field(
         0.0, ge=0, description="not ready but still answering after SIGTERM, until balancers have seen it"
     )
-    stall_seconds: float = Field(
+    stall_seconds: Seconds = Field(
         30.0, gt=0, description="after so long in one micro-batch the service is not ready and those that wait get 503"
     )
     torch_threads: int = Field(1, ge=1, description="threads of one model step; small steps lose by more")

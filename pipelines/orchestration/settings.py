@@ -27,7 +27,7 @@ class ScheduleSettings(BaseSettings):
     '[24, 168]'
     """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
 
     data: str = Field(min_length=1, description="CSV or Parquet file or folder, a long frame")
     freq: str = Field(min_length=1, description="pandas offset alias, or 1 for integer steps")

@@ -72,6 +72,10 @@ def test_settings_survive_the_way_through_the_environment(settings, monkeypatch)
         monkeypatch.setenv(name, value)
 
     assert ScheduleSettings() == settings
+    unset = {name for name, field in ScheduleSettings.model_fields.items() if not field.is_required()}
+    for name in unset:
+        monkeypatch.setenv(f"FORECASTER_SCHEDULE_{name.upper()}", "")
+    assert ScheduleSettings().model_fields_set.isdisjoint(unset), "an empty variable is as none"
 
 
 def test_a_run_trains_measures_registers_and_decides(finished):

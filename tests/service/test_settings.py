@@ -1,10 +1,14 @@
-"""Settings that nobody knows: a slip of the pen is said at the start."""
+"""Settings that nobody knows, that say nothing, or that no clock can keep."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import threading
+
+import pytest
+from pydantic import ValidationError
 
 from service.settings import Settings, misnamed
 from tests.service.kit import ROOT
@@ -36,3 +40,24 @@ def test_every_setting_is_known_in_any_case_and_what_resembles_none_is_named_alo
 
     assert misnamed([*settings, *map(str.lower, settings), "PATH", "MLFLOW_TRACKING_URI"]) == []
     assert misnamed(["FORECASTER_PORT_8000_TCP"]) == ["FORECASTER_PORT_8000_TCP is no setting and changes nothing"]
+
+
+def test_an_empty_variable_is_as_none(monkeypatch):
+    """What compose files and units make of a variable that nobody has set."""
+    usual = Settings()
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"FORECASTER_{name.upper()}", "")
+
+    assert Settings() == usual
+    assert Settings().names == [None]
+
+
+@pytest.mark.parametrize("name", [name for name in Settings.model_fields if name.endswith("_seconds")])
+def test_no_pause_is_longer_than_threads_can_wait(name):
+    longest = next(limit.le for limit in Settings.model_fields[name].metadata if hasattr(limit, "le"))
+
+    assert longest <= threading.TIMEOUT_MAX
+    assert getattr(Settings(**{name: longest}), name) == longest
+    for never in (float("inf"), 1e300):
+        with pytest.raises(ValidationError):
+            Settings(**{name: never})
