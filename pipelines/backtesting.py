@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from forecaster import Backtest, Config, Forecaster, ForecasterError, InputError, Panel, backtest
-from pipelines.loading import load_judged, load_model
-from pipelines.registry import CHAMPION, run_of_version, version_of_alias
+from pipelines.connection import RegistryError
+from pipelines.loading import load_as_judged
+from pipelines.registry import CHAMPION, version_of_alias
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -166,6 +167,11 @@ def measure_champion(
     """Backtest the present champion on the same windows of the same panel; None if there is no champion.
 
     Without windows it has no metrics, which is no problem of its own.
+
+    Raises
+    ------
+    RegistryError
+        MLflow cannot be reached, which says nothing about the champion: whoever repeats the step may measure it.
     """
     version = version_of_alias(client, name, CHAMPION)
     if version is None:
@@ -173,13 +179,12 @@ def measure_champion(
     if windows.n_windows == 0:
         return Rival(version, {})
     try:
-        model = (
-            load_judged(client, run_of_version(client, name, version))
-            or load_model(f"models:/{name}/{version}", tracking_uri).forecaster
-        )
+        model = load_as_judged(client, name, version, tracking_uri)
         result = run_backtest(
             model, windows.panel, horizon=windows.horizon, n_windows=windows.n_windows, step_size=windows.step_size
         )
+    except RegistryError:
+        raise
     except ForecasterError as error:
         # Another frequency, a shorter horizon, a damaged artifact: the gate has to say so, training goes on.
         return Rival(version, {}, str(error))

@@ -11,13 +11,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from forecaster import ArtifactError, Forecaster, InputError
-from pipelines.connection import connect, mlflow_errors
+from pipelines.connection import RegistryError, connect, mlflow_errors
 from pipelines.registry import known_instead, version_of_alias
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["JUDGED", "LoadedModel", "is_logged_model", "load_judged", "load_model"]
+__all__ = ["JUDGED", "LoadedModel", "is_logged_model", "load_as_judged", "load_judged", "load_model"]
 
 ARTIFACT_PATH = "artifacts/forecaster"
 JUDGED = "judged"
@@ -49,7 +49,7 @@ def load_model(reference: str | Path, tracking_uri: str | None = None) -> Loaded
     InputError
         There is no such folder, name, alias or version.
     ArtifactError
-        The artifact is damaged or of another format.
+        The artifact is damaged, of another format, or gone from the registry's files.
     RegistryError
         MLflow cannot be reached.
     """
@@ -75,15 +75,37 @@ def load_model(reference: str | Path, tracking_uri: str | None = None) -> Loaded
     return LoadedModel(_download(f"models:/{name}/{version}"), text, name, version)
 
 
+def load_as_judged(client: MlflowClient, name: str, version: str, tracking_uri: str | None = None) -> Forecaster:
+    """Load the judged twin of a registered version, or the version itself where no whole twin is left or ever was.
+
+    Raises
+    ------
+    InputError, ArtifactError, RegistryError
+        See `load_model`.
+    """
+    with mlflow_errors(f"model {name!r} cannot be read", f"model {name!r} has no version {version!r}"):
+        run_id = client.get_model_version(name, version).run_id  # none where it was brought from elsewhere
+    try:
+        judged = load_judged(client, run_id) if run_id else None
+    except (InputError, ArtifactError):
+        judged = None
+    return judged or load_model(f"models:/{name}/{version}", tracking_uri).forecaster
+
+
 def load_judged(client: MlflowClient, run_id: str) -> Forecaster | None:
     """Load the judged twin of a run's model; None if the run kept none.
 
     Raises
     ------
+    InputError
+        There is no such run.
+    ArtifactError
+        The artifact is damaged or of another format.
     RegistryError
         MLflow cannot be reached.
     """
-    with mlflow_errors(f"run {run_id} cannot be read"), TemporaryDirectory(prefix="forecaster-") as folder:
+    missing = f"there is no run {run_id}"
+    with mlflow_errors(f"run {run_id} cannot be read", missing), TemporaryDirectory(prefix="forecaster-") as folder:
         if not any(found.path == JUDGED for found in client.list_artifacts(run_id)):
             return None
         return _read(Path(client.download_artifacts(run_id, JUDGED, folder)), f"{JUDGED} of run {run_id}")
@@ -96,13 +118,19 @@ def is_logged_model(reference: str) -> bool:
 
 
 def _download(uri: str) -> Forecaster:
-    from mlflow.artifacts import download_artifacts
+    from mlflow.artifacts import download_artifacts, list_artifacts
 
     # MLflow takes a path below a registered version, but reads one below a logged model's id as NAME/STAGE.
     below = "" if is_logged_model(uri) else f"/{ARTIFACT_PATH}"
     with TemporaryDirectory(prefix="forecaster-") as folder:
-        with mlflow_errors(f"model {uri} cannot be downloaded"):
-            path = Path(download_artifacts(artifact_uri=uri + below, dst_path=folder))
+        try:
+            with mlflow_errors(f"model {uri} cannot be downloaded"):
+                path = Path(download_artifacts(artifact_uri=uri + below, dst_path=folder))
+        except RegistryError:
+            with mlflow_errors(f"model {uri} cannot be downloaded"):
+                if list_artifacts(artifact_uri=uri + below):
+                    raise
+            raise ArtifactError(f"model {uri} is registered, but its files are gone") from None
         return _read(path if below else path / ARTIFACT_PATH, uri)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from forecaster import Backtest, Config, Forecaster, Panel
 from pipelines.backtesting import Rival, measure_champion, run_backtest
-from pipelines.connection import connect, tracking_uri_or_default
+from pipelines.connection import RegistryError, connect, tracking_uri_or_default
 from pipelines.console import Reporter
 from pipelines.loading import load_judged, load_model
 from pipelines.notes import note_of
@@ -148,7 +148,12 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResul
     trained = fit_step(plan, request, reporter, began=began)
     result = backtest_step(trained.run_id, plan, request, model=trained.judged)
     version = register_step(trained.run_id, request)
-    rival, decision = promotion_step(version, plan, request)
+    try:
+        rival, decision = promotion_step(version, plan, request)
+    except RegistryError as error:
+        raise RegistryError(
+            f"version {version} of model {request.name!r} is registered, but not judged: {error}"
+        ) from error
     return TrainResult(
         model=request.name,
         version=version,

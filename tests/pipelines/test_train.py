@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.exceptions import MlflowException
 
 from forecaster import Forecaster, InputError, backtest
 from pipelines.backtesting import Rival, measure_champion
@@ -250,6 +253,72 @@ def test_series_too_short_to_judge_train_a_first_champion_but_never_replace_one(
     assert second.reason == "the challenger has no backtest, because no window was held out"
     assert (second.champion_version, second.champion_metrics) == ("1", {})
     assert version_of_alias(connect(tracking_uri), "demand", CHAMPION) == "1"
+
+
+def test_a_champion_that_cannot_be_fetched_just_now_refuses_nobody(
+    request_: TrainRequest, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refusal would stay when the server is back, and nobody would look again."""
+    client = connect(tracking_uri)
+    train(request_)
+
+    def away(*_: object, **__: object) -> None:
+        raise MlflowException("max retries exceeded")
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr("mlflow.MlflowClient.list_artifacts", away)
+        with pytest.raises(
+            RegistryError, match=r"version 2 of model 'demand' is registered, but not judged: .* retries"
+        ):
+            train(changed(request_, seed=1))
+    assert client.get_model_version("demand", "2").tags.keys().isdisjoint({"promotion.status", "promotion.reason"})
+
+    rival, _ = promotion_step("2", prepare(request_), request_)
+    assert rival is not None
+    assert rival.metrics
+
+
+def test_a_champion_of_which_only_the_model_is_left_is_measured_by_that(
+    request_: TrainRequest, tracking_uri: str, tmp_path: Path
+) -> None:
+    """Brought from another registry it has no run; and runs are tidied away, by halves at times."""
+    client = connect(tracking_uri)
+    first = train(request_)
+    model = download_artifacts(artifact_uri="models:/demand/1", dst_path=str(tmp_path / "brought"))
+    windows = prepare(request_).windows
+
+    def measured() -> Rival:
+        rival = measure_champion(client, "demand", windows, tracking_uri=tracking_uri)
+        assert rival is not None
+        return rival
+
+    as_judged = measured()
+    client.create_model_version("demand", source=model)
+    client.set_registered_model_alias("demand", CHAMPION, "2")
+    served = measured()
+    assert served.problem is None
+    assert served.metrics != as_judged.metrics == pytest.approx(first.metrics)
+
+    client.set_registered_model_alias("demand", CHAMPION, "1")
+    (weights,) = (tmp_path / "mlartifacts" / first.run_id).rglob("weights.safetensors")
+    weights.unlink()
+    assert replace(measured(), version="2") == served
+
+    client.delete_run(first.run_id)
+    client._tracking_client.store._hard_delete_run(first.run_id)  # as `mlflow gc` does
+    assert replace(measured(), version="2") == served
+
+
+def test_a_champion_whose_files_are_gone_is_told_from_a_registry_that_is_away(
+    request_: TrainRequest, tracking_uri: str, tmp_path: Path
+) -> None:
+    train(request_)
+    shutil.rmtree(tmp_path / "mlartifacts")
+
+    result = train(changed(request_, seed=1))
+
+    assert not result.promoted
+    assert "champion 1: model models:/demand/1 is registered, but its files are gone" in result.reason
 
 
 def test_who_became_champion_while_another_was_measured_has_to_be_beaten(
