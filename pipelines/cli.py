@@ -317,6 +317,9 @@ def score(
     freq: Annotated[
         str | None, typer.Option(help="Frequency; needed for timestamps.", show_default="1 for integer steps")
     ] = None,
+    time_zone: Annotated[
+        str | None, typer.Option(help="Of timestamps with UTC offsets; local days need it.", show_default="as in DATA")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Score a forecast file against the truth: sMAPE, MASE, OWA, WQL, coverage."""
@@ -324,7 +327,9 @@ def score(
     from pipelines.tables import metrics_table
 
     reporter = Reporter()
-    metrics = run(forecasts, truth, history=history, season=season, freq=freq, notice=reporter.notice)
+    metrics = run(
+        forecasts, truth, history=history, season=season, freq=freq, time_zone=time_zone, notice=reporter.notice
+    )
     result_reporter(json=json).table(*metrics_table(metrics))
     emit(json, {"command": "score", "forecasts": forecasts, "truth": truth, "metrics": metrics})
 

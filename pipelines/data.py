@@ -335,7 +335,7 @@ def _zone_advice(ds: pd.Series[Any], freq: str) -> str:
         return ""
     return (
         " (UTC offsets were read in UTC, as no time zone was given; for days of another one, train with "
-        "--set time_zone=Europe/Berlin, say)"
+        "--set time_zone=Europe/Berlin, say, and score with --time-zone)"
     )
 
 

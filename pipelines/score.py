@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from forecaster import InputError, Panel, backtesting
+from forecaster import Calendar, InputError, Panel, backtesting
 from forecaster.backtesting import Window
 from forecaster.baselines import naive2, seasonal_naive
 from forecaster.calendar import INTEGER_FREQ
@@ -33,6 +33,7 @@ def score(
     history: str | Path,
     season: int,
     freq: str | None = None,
+    time_zone: str | None = None,
     notice: Notice | None = None,
 ) -> dict[str, float]:
     """Compute accuracy.
@@ -49,6 +50,9 @@ def score(
         Seasonality in steps, of MASE, Naive2 and the seasonal naive.
     freq
         Frequency; None means integer steps.
+    time_zone
+        Where timestamps with UTC offsets are counted: local days need the name of their zone. None: as `history` says,
+        UTC where it has bare offsets.
     notice
         Told about ignored columns.
 
@@ -66,9 +70,11 @@ def score(
     if season < 1:
         raise InputError(f"--season must be at least 1, not {season}")
     freq = INTEGER_FREQ if freq is None else freq
+    if time_zone is not None:
+        Calendar(freq, time_zone)  # refuses what is none
     predicted = read_frame(forecasts, ("unique_id", "ds", MEDIAN))
     levels = quantile_columns(predicted)
-    known = read_panel(history, freq, notice=notice)
+    known = read_panel(history, freq, time_zone=time_zone, notice=notice)
     zone, freq = known.calendar.time_zone, known.calendar.freq
     came = read_panel(truth, freq, time_zone=zone, notice=notice)
     # The library's calendar reads both files alike, so forecasts go through a panel too, one level at a time.

@@ -188,7 +188,8 @@ def fit_step(
     tracking_uri = tracking_uri_or_default(request.tracking_uri)
     client = connect(tracking_uri, create=True)
     windows = plan.windows
-    backtests = (2 if version_of_alias(client, request.name, CHAMPION) else 1) * backtest_seconds(plan.panel)
+    models = 2 if version_of_alias(client, request.name, CHAMPION) else 1
+    backtests = models * backtest_seconds(plan.panel) if windows.n_windows else 0.0
     (latest,) = plan.panel.calendar.format([int(plan.panel.last_steps.max())])
     with start_run(client, request.name, run_name(request.data, latest), tracking_uri=tracking_uri) as run:
         run.log_config(plan.config)

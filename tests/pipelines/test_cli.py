@@ -249,6 +249,30 @@ def test_a_model_of_a_time_zone_reads_and_scores_files_that_only_have_offsets(
     assert (naive.status, naive.complaints) == (2, ["forecaster: naive.csv is in no time zone, but history.csv in UTC"])
 
 
+def test_forecasts_of_local_days_are_scored_where_files_only_have_offsets(
+    tmp_path: Path, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    random_forecaster(freq="D", time_zone="Europe/Berlin").save("model")
+    frame = long_frame(steps=120 + HORIZON)
+    days = (pd.to_datetime(frame["ds"]) - pd.Timestamp("2024-01-01")) // pd.Timedelta(hours=1)
+    frame["ds"] = pd.Timestamp("2024-01-01", tz="Europe/Berlin") + days * pd.offsets.Day()
+    known = frame.groupby("unique_id").cumcount(ascending=False) >= HORIZON
+    frame[known].to_csv("history.csv", index=False)
+    frame[~known].to_csv("truth.csv", index=False)
+    score = ("score", "out.csv", "truth.csv", "--history", "history.csv", "--season", "4", "--freq", "D", "--json")
+
+    predicted = run("predict", "history.csv", "--model", "model", "--out", "out.csv")
+    without, scored, nowhere = (
+        run(*score, *more) for more in ((), *(("--time-zone", z) for z in ("Europe/Berlin", "")))
+    )
+
+    assert (predicted.status, without.status, scored.status, nowhere.status) == (0, 2, 0, 2)
+    assert "--time-zone" in without.complaints[0]
+    assert scored.json["metrics"]["series"] == 3
+    assert nowhere.complaints == ["forecaster: time_zone '' is not a known IANA time zone"]
+
+
 MISTAKES = {
     "unknown command": (("trian",), "trian"),
     "unknown option": ((*TRAIN, "--colour", "red"), "--colour"),

@@ -154,11 +154,11 @@ def test_a_time_box_has_room_for_the_backtest_of_a_champion(
     counted: list[float] = []
     monkeypatch.setattr("pipelines.train.minutes_to_fit", lambda *args: counted.append(args[2] * 60))
 
-    for _ in range(2):
-        train(request_)
+    for changes in ({}, {}, {"n_windows": 0}):
+        train(changed(request_, **changes))
 
     once = backtest_seconds(prepare(request_).panel)
-    assert counted == pytest.approx([once, 2 * once])
+    assert counted == pytest.approx([once, 2 * once, 0])
 
 
 def test_a_value_of_one_long_series_takes_longer_than_one_of_many(request_: TrainRequest) -> None:
