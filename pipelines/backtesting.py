@@ -16,7 +16,7 @@ import numpy.typing as npt
 from forecaster import Backtest, Config, Forecaster, ForecasterError, InputError, Panel, backtest
 from pipelines.connection import RegistryError
 from pipelines.loading import load_as_judged
-from pipelines.registry import CHAMPION, version_of_alias
+from pipelines.registry import rival_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -162,9 +162,9 @@ class Rival:
 
 
 def measure_champion(
-    client: MlflowClient, name: str, windows: HoldOut, *, tracking_uri: str | None = None
+    client: MlflowClient, name: str, windows: HoldOut, challenger: str, *, tracking_uri: str | None = None
 ) -> Rival | None:
-    """Backtest the present champion on the same windows of the same panel; None if there is no champion.
+    """Backtest the champion that a version has to beat, on its windows of the same panel; None if there is none.
 
     Without windows it has no metrics, which is no problem of its own.
 
@@ -173,7 +173,7 @@ def measure_champion(
     RegistryError
         MLflow cannot be reached, which says nothing about the champion: whoever repeats the step may measure it.
     """
-    version = version_of_alias(client, name, CHAMPION)
+    version = rival_of(client, name, challenger)
     if version is None:
         return None
     if windows.n_windows == 0:

@@ -130,7 +130,9 @@ def _download(uri: str) -> Forecaster:
             with mlflow_errors(f"model {uri} cannot be downloaded"):
                 if list_artifacts(artifact_uri=uri + below):
                     raise
-            raise ArtifactError(f"model {uri} is registered, but its files are gone") from None
+                others = list_artifacts(artifact_uri=uri)
+            what = "holds no artifact of forecaster" if others else "is registered, but its files are gone"
+            raise ArtifactError(f"model {uri} {what}") from None
         return _read(path if below else path / ARTIFACT_PATH, uri)
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "known_instead",
     "promote",
     "register",
+    "rival_of",
     "rollback",
     "run_of_version",
     "version_of_alias",
@@ -94,7 +95,7 @@ def _point_challenger(client: MlflowClient, name: str) -> None:
 
 def apply_decision(client: MlflowClient, name: str, version: str, decision: Decision) -> None:
     """Carry out the gate's decision: move `champion`, or leave it; write on the version what was decided and why."""
-    champion = version_of_alias(client, name, CHAMPION)
+    champion = rival_of(client, name, version)
     with mlflow_errors(f"version {version} of model {name!r} cannot be tagged"):
         client.set_model_version_tag(name, version, COMPARED_WITH, champion or NOBODY)
         client.set_model_version_tag(name, version, REASON, decision.reason)
@@ -207,6 +208,18 @@ def version_of_alias(client: MlflowClient, name: str, alias: str) -> str | None:
             return None
         with mlflow_errors(f"alias {alias!r} of model {name!r} cannot be read"):
             raise
+
+
+def rival_of(client: MlflowClient, name: str, version: str) -> str | None:
+    """Whom a version has to beat: the champion, or the one that it replaced where it is that already; None for nobody.
+
+    A step that promoted it and was cut short after that is repeated, and must not hold it against itself.
+    """
+    champion = version_of_alias(client, name, CHAMPION)
+    if champion != version:
+        return champion
+    with mlflow_errors(f"model {name!r} cannot be read"):
+        return client.get_model_version(name, version).tags.get(REPLACED)
 
 
 def run_of_version(client: MlflowClient, name: str, version: str) -> str:

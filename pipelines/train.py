@@ -28,6 +28,7 @@ from pipelines.registry import (
     apply_decision,
     describe_version,
     register,
+    rival_of,
     run_of_version,
     version_of_alias,
 )
@@ -290,8 +291,8 @@ def promotion_step(version: str, plan: Plan, request: TrainRequest) -> tuple[Riv
     client = connect(request.tracking_uri)
     run_id = run_of_version(client, request.name, version)
     while True:
-        rival = measure_champion(client, request.name, plan.windows, tracking_uri=request.tracking_uri)
-        if version_of_alias(client, request.name, CHAMPION) == (None if rival is None else rival.version):
+        rival = measure_champion(client, request.name, plan.windows, version, tracking_uri=request.tracking_uri)
+        if rival_of(client, request.name, version) == (None if rival is None else rival.version):
             break  # if not, another became champion meanwhile, and that is the one to beat
     metrics = backtest_metrics(client, run_id)
     decision = decide(

@@ -199,7 +199,7 @@ def test_the_gate_judges_weights_that_never_saw_the_windows_of_either_rival(
     assert judged is not None
     assert judged.fingerprint() != served.fingerprint() == first.fingerprint
     assert backtest(judged, plan.panel, **windows).metrics == pytest.approx(first.metrics)
-    rival = measure_champion(client, "demand", plan.windows, tracking_uri=tracking_uri)
+    rival = measure_champion(client, "demand", plan.windows, "none", tracking_uri=tracking_uri)
     assert rival is not None
     assert rival.metrics == pytest.approx(first.metrics)
 
@@ -239,6 +239,33 @@ def test_steps_can_be_repeated_alone_and_change_nothing_then(request_: TrainRequ
     assert version_of_alias(client, "demand", CHALLENGER) == version_of_alias(client, "demand", CHAMPION) == "1"
     with pytest.raises(InputError, match="no run"):
         register_step("0" * 32, request_)
+
+
+def test_a_promotion_that_was_cut_short_can_be_repeated(
+    request_: TrainRequest, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The registry goes away between the alias and the run; a champion that beats nobody but itself is no refusal."""
+    client = connect(tracking_uri)
+    train(request_)
+    better = changed(request_, margin=-10.0)
+
+    def away(*_: object) -> None:
+        raise RegistryError("max retries exceeded")
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr("pipelines.train.describe_version", away)
+        with pytest.raises(RegistryError):
+            train(better)
+    plan, registered = prepare(better), client.get_registered_model("demand").aliases
+    tags = client.get_model_version("demand", "2").tags
+    assert {alias: int(of) for alias, of in registered.items()} == {"champion": 2, "challenger": 2, "previous": 1}
+
+    for _ in range(2):
+        rival, decision = promotion_step("2", plan, better)
+        assert rival is not None
+        assert (decision.promoted, rival.version) == (True, "1")
+    assert client.get_registered_model("demand").aliases == registered
+    assert client.get_model_version("demand", "2").tags == tags
 
 
 def test_series_too_short_to_judge_train_a_first_champion_but_never_replace_one(
@@ -288,7 +315,7 @@ def test_a_champion_of_which_only_the_model_is_left_is_measured_by_that(
     windows = prepare(request_).windows
 
     def measured() -> Rival:
-        rival = measure_champion(client, "demand", windows, tracking_uri=tracking_uri)
+        rival = measure_champion(client, "demand", windows, "none", tracking_uri=tracking_uri)
         assert rival is not None
         return rival
 
@@ -309,16 +336,22 @@ def test_a_champion_of_which_only_the_model_is_left_is_measured_by_that(
     assert replace(measured(), version="2") == served
 
 
-def test_a_champion_whose_files_are_gone_is_told_from_a_registry_that_is_away(
-    request_: TrainRequest, tracking_uri: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("gone", "what"), [("", "is registered, but its files are gone"), ("artifacts", "holds no artifact of forecaster")]
+)
+def test_a_champion_without_files_or_of_another_kind_is_told_from_a_registry_that_is_away(
+    request_: TrainRequest, tracking_uri: str, tmp_path: Path, gone: str, what: str
 ) -> None:
     train(request_)
-    shutil.rmtree(tmp_path / "mlartifacts")
+    for judged in (tmp_path / "mlartifacts").rglob("judged"):
+        shutil.rmtree(judged)
+    (model,) = (tmp_path / "mlartifacts" / "models").iterdir()
+    shutil.rmtree(model / "artifacts" / gone)
 
     result = train(changed(request_, seed=1))
 
     assert not result.promoted
-    assert "champion 1: model models:/demand/1 is registered, but its files are gone" in result.reason
+    assert f"champion 1: model models:/demand/1 {what}" in result.reason
 
 
 def test_who_became_champion_while_another_was_measured_has_to_be_beaten(
