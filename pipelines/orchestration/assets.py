@@ -17,7 +17,7 @@ from pipelines.console import Reporter
 from pipelines.data import write_frame
 from pipelines.orchestration.settings import ScheduleSettings
 from pipelines.orchestration.stores import storage_folder
-from pipelines.train import TrainRequest, backtest_step, fit_step, prepare, promotion_step, register_step
+from pipelines.train import Plan, TrainRequest, backtest_step, fit_step, prepare, promotion_step, register_step
 
 __all__ = ["ASSETS", "train_request"]
 
@@ -46,9 +46,8 @@ def panel(context: dg.AssetExecutionContext, settings: Settings) -> str:
 @step()
 def trained_model(context: dg.AssetExecutionContext, settings: Settings, panel: str) -> str:
     """A model fitted on all but the held-out tail; the id of the MLflow run that holds it."""
-    request = train_request(settings, panel)
     with bad_input_is_final():
-        trained = fit_step(prepare(request), request, Reporter())
+        trained = fit_step(plan_of(settings, panel), train_request(settings), Reporter())
     context.log.info(f"{trained.epochs} epochs in {trained.seconds:.0f} s, MLflow run {trained.run_id}")
     context.add_output_metadata({"run_id": trained.run_id, "epochs": trained.epochs, "seconds": trained.seconds})
     return trained.run_id
@@ -57,9 +56,8 @@ def trained_model(context: dg.AssetExecutionContext, settings: Settings, panel: 
 @step()
 def backtest(context: dg.AssetExecutionContext, settings: Settings, panel: str, trained_model: str) -> dict[str, float]:
     """The model's errors over the held-out windows, beside those of the seasonal naive."""
-    request = train_request(settings, panel)
     with bad_input_is_final():
-        result = backtest_step(trained_model, prepare(request), request)
+        result = backtest_step(trained_model, plan_of(settings, panel), train_request(settings))
     metrics = {} if result is None else {name: float(value) for name, value in result.metrics.items()}
     context.add_output_metadata(metrics)
     return metrics
@@ -77,9 +75,8 @@ def registered_version(context: dg.AssetExecutionContext, settings: Settings, tr
 @step()
 def promotion(context: dg.AssetExecutionContext, settings: Settings, panel: str, registered_version: str) -> bool:
     """The gate's decision, carried out: whether the version is champion now."""
-    request = train_request(settings, panel)
     with bad_input_is_final():
-        _, decision = promotion_step(registered_version, prepare(request), request)
+        _, decision = promotion_step(registered_version, plan_of(settings, panel), train_request(settings))
     outcome = "promoted" if decision.promoted else "not promoted"
     context.log.info(f"version {registered_version} of model {settings.name!r} is {outcome}: {decision.reason}")
     context.add_output_metadata({"version": registered_version, "outcome": outcome, "reason": decision.reason})
@@ -89,9 +86,9 @@ def promotion(context: dg.AssetExecutionContext, settings: Settings, panel: str,
 ASSETS = (panel, trained_model, backtest, registered_version, promotion)
 
 
-def train_request(settings: ScheduleSettings, data: str | None = None) -> TrainRequest:
-    """Say in the command line's words what the schedule trains; `data` is the copy, where there is one."""
-    request = TrainRequest(
+def train_request(settings: ScheduleSettings) -> TrainRequest:
+    """Say in the command line's words what the schedule trains."""
+    return TrainRequest(
         data=settings.data,
         freq=settings.freq,
         horizon=settings.horizon,
@@ -106,7 +103,11 @@ def train_request(settings: ScheduleSettings, data: str | None = None) -> TrainR
         margin=settings.margin,
         tracking_uri=settings.tracking_uri,
     )
-    return request if data is None else replace(request, data=data)
+
+
+def plan_of(settings: ScheduleSettings, panel: str) -> Plan:
+    """What is trained, read from the run's copy of the data; what is written about it names the data themselves."""
+    return prepare(replace(train_request(settings), data=panel))
 
 
 @contextmanager

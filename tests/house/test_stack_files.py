@@ -7,6 +7,7 @@ import re
 import pytest
 import yaml
 
+from pipelines.orchestration.settings import PREFIX, ScheduleSettings
 from tests.house.tree import read
 
 COMPOSE = yaml.safe_load(read("docker-compose.yml"))
@@ -83,6 +84,15 @@ def test_the_example_environment_names_every_variable_that_has_to_be_set():
     offered = set(re.findall(r"^#?(\w+)=", read(".env.example"), flags=re.MULTILINE))
 
     assert required <= offered
+
+
+def test_what_can_be_scheduled_can_be_scheduled_in_the_stack():
+    """But for a file of settings, which no container has, and the registry, which is the stack's own."""
+    passed = SERVICES["pipeline-code"]["environment"]
+    known = {f"{PREFIX}{name.upper()}" for name in ScheduleSettings.model_fields}
+
+    assert known - set(passed) == {f"{PREFIX}CONFIG", f"{PREFIX}TRACKING_URI"}
+    assert {name for name in passed if name.startswith(PREFIX)} <= known
 
 
 def test_the_images_run_as_an_ordinary_user_and_start_from_pinned_bases():

@@ -85,6 +85,10 @@ def test_a_run_trains_measures_registers_and_decides(finished):
     assert version_of_alias(client, "waves", CHALLENGER) == "1"
     assert version_of_alias(client, "waves", CHAMPION) == ("1" if result.output_for_node("promotion") else None)
     assert result.output_for_node("backtest")["seasonal_naive_wql"] > 0
+    run = client.get_run(result.output_for_node("trained_model"))
+    assert run.info.run_name == "data to 2024-01-14T23:00:00", "of the data, not of the copy that the steps read"
+    assert json.loads(run.inputs.dataset_inputs[0].dataset.source)["uri"] == finished.settings.data
+    assert "series of `data.csv`" in client.get_model_version("waves", "1").description
 
 
 def test_what_lies_between_the_assets_is_json(finished):
@@ -137,9 +141,9 @@ def test_a_run_whose_process_died_does_not_block_the_schedule(settings, instance
 
 def test_the_request_says_the_same_as_the_settings(tmp_path):
     given = {"max_minutes": 2.5, "seed": 4, "windows": 3, "step": 2, "margin": 0.1, "config": "some.toml"}
-    request = train_request(settings_in(tmp_path, **given), "copy.parquet")
+    request = train_request(settings_in(tmp_path, **given))
 
-    assert (request.data, request.freq, request.horizon) == ("copy.parquet", "h", 6)
+    assert (request.data, request.freq, request.horizon) == (str(tmp_path / "data.csv"), "h", 6)
     assert (request.seasonality, request.name, request.overrides) == ((24,), "waves", OVERRIDES)
     assert (request.max_minutes, request.seed, request.n_windows, request.step_size) == (2.5, 4, 3, 2)
     assert (request.margin, request.config_file) == (0.1, "some.toml")
