@@ -116,6 +116,7 @@ class Watcher:
             self.trouble = self._refused = None
         elif version == self._refused:
             self.trouble = self._refusal
+            self._take_cached()
         else:
             self._take_version(version)
 
@@ -123,8 +124,7 @@ class Watcher:
         if not (self.trouble or "").startswith(trouble):
             logging.getLogger("service").warning("model %s: %s", self._reference.name, trouble)
         self.trouble = trouble
-        if self._serving is None:
-            self._take_cached()
+        self._take_cached()
 
     def _take_version(self, version: str) -> None:
         name, step = self._reference.name, "fetched"
@@ -146,11 +146,16 @@ class Watcher:
             self.trouble = self._refusal
             logging.getLogger("service").error("model %s %s", name, self.trouble)
         except Exception as error:
-            # Once it has been fetched, it is the store of this service that fails.
-            if step == "fetched":
-                self._metrics.registry_errors.inc()
-            self.trouble = f"version {version} cannot be {step}: {_line(error)}"
-            logging.getLogger("service").warning("model %s %s", name, self.trouble)
+            trouble = f"version {version} cannot be {step}: {_line(error)}"
+            if not (self.trouble or "").startswith(trouble):
+                logging.getLogger("service").warning("model %s %s", name, trouble)
+            self.trouble = trouble
+            if step != "fetched":
+                return  # it is the store of this service that fails
+            self._metrics.registry_errors.inc()
+        else:
+            return
+        self._take_cached()
 
     def _serve(self, model: ServedModel, artifact: Path | None) -> None:
         self._taker.take(model)
@@ -188,11 +193,14 @@ class Watcher:
             logging.getLogger("service").warning("model %s is not kept on disk: %s", self._reference.name, error)
 
     def _take_cached(self) -> None:
+        """If nothing serves yet, the last good version does; of one that is named by its number, only that."""
         kept = self._kept()
-        if kept is None:
+        if kept is None or self._serving is not None:
             return
         try:
             version = json.loads((kept / "latest.json").read_text())["version"]
+            if self._reference.version not in (None, version):
+                raise ModelError(f"it keeps version {version}")
             self._taker.take(load_model(kept / version, self._reference.name, version))
             self._serving = version
             self.trouble = f"{self.trouble}; serving version {version} from the cache"

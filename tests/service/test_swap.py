@@ -153,7 +153,7 @@ def test_a_champion_is_swapped_and_rolled_back_under_load(
 
 
 class FakeRegistry:
-    """Versions by hand: a folder each, or an error."""
+    """Versions by hand: a folder or an error each, or an error instead of any."""
 
     def __init__(self, **versions):
         self.versions = versions
@@ -165,7 +165,10 @@ class FakeRegistry:
         return self.current
 
     def fetch(self, _name, version, _target):
-        return self.versions[f"v{version}"]
+        found = self.versions[f"v{version}"]
+        if isinstance(found, Exception):
+            raise found
+        return found
 
 
 class Taker:
@@ -195,6 +198,35 @@ def test_a_start_without_registry_serves_the_last_good_version(artifact, tmp_pat
     assert [model.version for model in taken] == ["1", "1"]
     assert "registry is down" in later.trouble
     assert "from the cache" in later.trouble
+
+
+@pytest.mark.parametrize("bad", [ConnectionError("the artifacts are away"), ModelError("it holds no artifact")])
+def test_a_start_whose_newest_version_cannot_be_had_serves_the_last_good_one(bad, artifact, tmp_path, caplog):
+    """As the process before would have gone on to; it was not ready until the registry had another version."""
+    registry, taken = FakeRegistry(v1=artifact, v2=bad), []
+    watcher(registry, taken, tmp_path).look()
+    registry.current = "2"
+    later = watcher(registry, taken, tmp_path)
+    for _ in range(3):
+        later.look()
+        assert later.trouble.startswith("version 2 ")
+        assert str(bad) in later.trouble
+
+    assert [model.version for model in taken] == ["1", "1"]
+    assert len(caplog.messages) == 1, "told once, not at every look"
+
+
+def test_a_version_named_by_its_number_is_not_replaced_by_another_that_is_kept(artifact, tmp_path):
+    registry, taken = FakeRegistry(v1=artifact, v2=ConnectionError("the artifacts are away")), []
+    watcher(registry, taken, tmp_path).look()
+    for registry.current in ("2", "1"):
+        later = watcher(registry, taken, tmp_path)
+        later._reference = Reference("demo", None, registry.current)
+        registry.versions["v1"] = registry.versions["v2"]
+        later.look()
+        assert later.trouble.startswith(f"version {registry.current} cannot be fetched: the artifacts are away; ")
+
+    assert [model.version for model in taken] == ["1", "1"], "2 waits for the registry, 1 is kept"
 
 
 def test_the_last_good_version_and_the_one_before_are_kept_and_nothing_of_others_goes(
