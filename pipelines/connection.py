@@ -205,7 +205,7 @@ def mlflow_errors(doing: str, missing: str | None = None) -> Iterator[None]:
             warnings.filterwarnings("ignore", module="mlflow")
             yield
     except OSError as error:  # artifacts go to the disk without MLflow's errors around them
-        raise RegistryError(shorten(f"{doing}: {error}")) from error
+        raise RegistryError(shorten(_public(f"{doing}: {error}"))) from error
     except (MlflowException, SQLAlchemyError) as error:
         if missing is not None and getattr(error, "error_code", None) in MISSING_CODES:
             raise InputError(missing) from error

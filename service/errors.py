@@ -11,9 +11,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 __all__ = ["ModelError", "ServiceError", "StaleStreams", "StoreError", "UnknownOutcome", "first_line", "let_go"]
+
+_CREDENTIALS = re.compile(r"//[^/\s]+@")
 
 
 class ServiceError(Exception):
@@ -52,11 +55,13 @@ def let_go(error: BaseException | None) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    r"""What an error says, in one line; its name where it says nothing.
+    r"""What an error says, in one line, without users and passwords of URLs; its name where it says nothing.
 
     Examples
     --------
     >>> first_line(OSError("disk full\nat byte 7")), first_line(MemoryError())
     ('disk full', 'MemoryError')
+    >>> first_line(OSError("no answer from http://me:secret@registry/api"))
+    'no answer from http://registry/api'
     """
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return _CREDENTIALS.sub("//", (str(error).splitlines() or [type(error).__name__])[0])

@@ -107,6 +107,14 @@ def test_artifacts_that_cannot_be_written_are_one_clear_sentence(tracking_uri: s
         run.log_environment()
 
 
+@pytest.mark.parametrize("kind", [OSError, MlflowException])
+def test_a_servers_password_is_in_no_sentence(kind: type[Exception]) -> None:
+    with pytest.raises(RegistryError) as told, mlflow_errors("a page cannot be logged"):
+        raise kind("404 Client Error: Not Found for url: http://me:secret@mlflow:5000/api")
+
+    assert str(told.value).endswith("for url: http://mlflow:5000/api")
+
+
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_waits_for_what_is_being_written_but_not_the_second_time() -> None:
     """Amid a transaction it left the database locked, and the run could not be marked as killed."""

@@ -247,6 +247,16 @@ def test_the_last_good_version_and_the_one_before_are_kept_and_nothing_of_others
     assert theirs.read_text() == "mine"
 
 
+def test_a_registrys_password_is_told_to_nobody(artifact, tmp_path, caplog):
+    """MLflow's errors quote the address that it was given, and `/readyz` and `/v1/models` quote them."""
+    registry = FakeRegistry(v1=OSError("404 for url: https://me:secret@registry/api/artifacts"))
+    for registry.current in (ConnectionError("API request to http://me:secret@registry/api failed"), "1"):
+        watching = watcher(registry, [], tmp_path)
+        watching.look()
+        assert "//registry/api" in watching.trouble
+        assert "secret" not in watching.trouble + caplog.text
+
+
 def test_a_kept_model_that_is_damaged_is_kept_anew(artifact, tmp_path):
     registry, taken = FakeRegistry(v1=artifact), []
     watcher(registry, taken, tmp_path).look()
