@@ -160,21 +160,21 @@ class Watcher:
     def _serve(self, model: ServedModel, artifact: Path | None) -> None:
         self._taker.take(model)
         before, self._serving, self._refused, self.trouble = self._serving, model.version, None, None
-        self._keep(artifact, model.version, before)
+        self._keep(artifact, model, before)
 
     # -- the last good version on disk -----------------------------------------------------------------------------
 
     def _kept(self) -> Path | None:
         return self._cache and self._cache / self._reference.name
 
-    def _keep(self, artifact: Path | None, version: str, before: str | None) -> None:
-        kept = self._kept()
+    def _keep(self, artifact: Path | None, model: ServedModel, before: str | None) -> None:
+        kept, version = self._kept(), model.version
         if kept is None:
             return
         try:
             kept.mkdir(parents=True, exist_ok=True)
             target = kept / version
-            if artifact is not None and target.exists() and not _is_sound(target):
+            if artifact is not None and target.exists() and not _holds(target, model.key):
                 shutil.rmtree(target)
             if artifact is not None and not target.exists():
                 partial = Path(tempfile.mkdtemp(dir=kept, prefix=_PARTIAL))
@@ -218,13 +218,15 @@ def _kept_before(folder: Path) -> list[str]:
     return [one for one in found if one.isdecimal()]
 
 
-def _is_sound(folder: Path) -> bool:
-    """Whether an artifact is whole; a machine may have died while it was written."""
+def _holds(folder: Path, key: str) -> bool:
+    """Whether an artifact is whole and has these weights.
+
+    A machine may have died while it was written, and versions of a registry that was set up anew begin at 1 again.
+    """
     try:
-        Forecaster.load(folder)
+        return Forecaster.load(folder).fingerprint() == key
     except ForecasterError:
         return False
-    return True
 
 
 def _line(error: Exception) -> str:

@@ -269,6 +269,19 @@ def test_a_kept_model_that_is_damaged_is_kept_anew(artifact, tmp_path):
     assert [model.version for model in taken] == ["1", "1", "1"]
 
 
+def test_a_kept_model_of_a_registry_that_was_set_up_anew_is_kept_anew(artifact, challenger_artifact, tmp_path):
+    """Its versions begin at 1 again, with other weights."""
+    taken = []
+    for folder in (artifact, challenger_artifact):
+        registry = FakeRegistry(v1=folder)
+        watcher(registry, taken, tmp_path).look()
+    registry.current = ConnectionError("registry is down")
+    watcher(registry, taken, tmp_path).look()
+
+    first, second, third = (model.key for model in taken)
+    assert first != second == third
+
+
 def test_a_store_that_fails_while_a_kept_model_is_taken_does_not_end_the_watching(artifact, tmp_path):
     """The database is away as well as the registry, say, and comes back first."""
     registry, taken = FakeRegistry(v1=artifact), []
