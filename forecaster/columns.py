@@ -90,7 +90,7 @@ def encode(column: pd.Series[Any], values: tuple[str, ...] | None) -> tuple[Floa
 
 
 def encode_value(value: Any, values: tuple[str, ...] | None) -> float:
-    """Number of one value as JSON has it; None is missing.
+    """Number of one plain value, of JSON or of NumPy; None is missing.
 
     Raises
     ------
@@ -102,10 +102,10 @@ def encode_value(value: Any, values: tuple[str, ...] | None) -> float:
         return float(values.index(text) + 1) if text in values else 0.0
     if value is None:
         return math.nan
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{value!r} is not a number")
-    if abs(value) > LARGEST_VALUE or (value != value):
-        raise InputError(f"{value!r} is not a finite number of at most {LARGEST_VALUE:g}")
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise InputError(f"{shown(value)} is not a number")
+    if math.isnan(value) or value > LARGEST_VALUE or value < -LARGEST_VALUE:
+        raise InputError(f"{shown(value)} is not a finite number of at most {LARGEST_VALUE:g}")
     return float(value)
 
 

@@ -31,7 +31,8 @@ from forecaster.marginals import Decoded, Marginals, level_name, locate
 from forecaster.network import Encoded, ForecastNetwork
 from forecaster.panel import Panel
 from forecaster.quality import Quality
-from forecaster.simulation import FEWEST_PATHS, check_samples, generators, seed_of, simulate
+from forecaster.shapes import check_chunk, check_histories, check_rows, check_shape
+from forecaster.simulation import FEWEST_PATHS, checked_samples, generators, seed_of, simulate
 from forecaster.state import StreamState
 from forecaster.stepping import Stepper
 
@@ -114,8 +115,16 @@ class Forecaster:
         """State of series that have seen nothing and will first fold step `first_steps[b]`; shape [B].
 
         `static` [B, S] holds what the method `static` or a panel made of their static covariates; None: all missing.
+
+        Raises
+        ------
+        InputError
+            `static` has another shape.
         """
-        return self._network.layout.initial(torch.as_tensor(first_steps, dtype=torch.int64), static)
+        steps, columns = torch.as_tensor(first_steps, dtype=torch.int64), self._network.layout.static
+        if static is not None:
+            check_shape("static", static, (len(steps), columns), "series, static numbers of the model")
+        return self._network.layout.initial(steps, static)
 
     @_without_gradient
     def fold(
@@ -138,11 +147,24 @@ class Forecaster:
         -------
         StreamState
             The next state; `state` is unchanged.
+
+        Raises
+        ------
+        InputError
+            A shape does not fit the state, or a length is more than T.
         """
+        check_chunk(len(state), y, lengths, covariates, len(self.config.covariates.dynamic))
         return self._fold(state, y, lengths, covariates, self._network.observe)
 
     def observe(self, state: StreamState, y: Tensor, covariates: Tensor | None = None) -> StreamState:
-        """Fold one value per row; `y` has shape [B], `covariates` [B, D], NaN is a missing value."""
+        """Fold one value per row; `y` has shape [B], `covariates` [B, D], NaN is a missing value.
+
+        Raises
+        ------
+        InputError
+            A shape does not fit the state.
+        """
+        check_shape("y", y, (len(state),), "one value for each series of the state")
         return self.fold(state, y.unsqueeze(1), covariates=None if covariates is None else covariates.unsqueeze(1))
 
     @_without_gradient
@@ -164,7 +186,16 @@ class Forecaster:
         -------
         StreamState
             B rows, for `StreamState.assign`. It can be forecast from up to the trained horizon.
+
+        Raises
+        ------
+        InputError
+            A shape does not fit the rows.
         """
+        check_shape("y", y, tuple(rows.shape), "one value for each of the rows")
+        if covariates is not None:
+            columns = len(self.config.covariates.dynamic)
+            check_shape("covariates", covariates, (*rows.shape, columns), "rows, dynamic columns of the model")
         if self._stepper is not None:
             return self._stepper.step(state, rows, y if y.dtype == torch.float64 else y.double(), covariates)
         return self.observe(state.select(rows), y, covariates)
@@ -199,7 +230,13 @@ class Forecaster:
         ndarray
             Above 0 and below 1, shape [B]; NaN where y is missing, or was the first of its series to be observed. On an
             atom of the distribution, such as the zeros of counts, the middle of what the atom takes.
+
+        Raises
+        ------
+        InputError
+            `y` has another shape.
         """
+        check_shape("y", y, tuple(ahead.frame.location.shape), "one value for each series of the state")
         found: Float = locate(self._network.head, ahead, y).numpy()
         return found
 
@@ -213,7 +250,13 @@ class Forecaster:
         -------
         state, places
             The next state, and where each value lay, shape [B, T]; NaN beyond a row's length.
+
+        Raises
+        ------
+        InputError
+            As `fold`.
         """
+        check_chunk(len(state), y, lengths, covariates, len(self.config.covariates.dynamic))
         y = y.to(torch.float64)
         rows, total = y.shape
         ends = torch.full((rows,), total, dtype=torch.int64) if lengths is None else lengths
@@ -269,8 +312,14 @@ class Forecaster:
             Values of the dynamic columns at each step of each history (further ones are ignored), shape [steps, D].
         static
             Static numbers, shape [series, S].
+
+        Raises
+        ------
+        InputError
+            There is not one of each per history, or a shape does not fit.
         """
         lengths = np.array([len(history) for history in histories], dtype=np.int64)
+        check_histories(lengths.tolist(), first_steps, tables, static, len(self.config.covariates.dynamic))
         order = np.argsort(lengths, kind="stable")  # rows of like length are padded least
         states: list[StreamState] = []
         for rows in np.array_split(order, max(1, -(-len(order) // 256))):
@@ -398,8 +447,7 @@ class Forecaster:
             `horizon`, `num_samples` or `seed` cannot be answered, or `future` lacks.
         """
         horizon = self.check_horizon(horizon)
-        seed = int(seed) if isinstance(seed, np.integer) else seed
-        check_samples(num_samples, seed, len(state))
+        num_samples, seed = checked_samples(num_samples, seed, len(state))
         future = self._checked_future(future, len(state), horizon)
         paths = max(num_samples, FEWEST_PATHS)
         drawn = np.full((len(state), num_samples, horizon), np.nan)
@@ -441,10 +489,11 @@ class Forecaster:
             The panel does not fit the forecaster (`check_panel`), or as in `simulate`.
         """
         horizon = self.check_horizon(horizon)
-        seed = int(seed) if isinstance(seed, np.integer) else seed
-        check_samples(num_samples, seed, len(panel))
+        num_samples, _ = checked_samples(num_samples, seed, len(panel))
         state, known = self._ready(panel, horizon, future)
-        paths = self.simulate(state, horizon, num_samples, [seed_of(name, seed) for name in panel.unique_ids], known)
+        paths = self.simulate(
+            state, horizon, num_samples, [seed_of(name, int(seed)) for name in panel.unique_ids], known
+        )
         steps = panel.last_steps[:, None] + np.arange(1, horizon + 1)
         return pd.DataFrame(
             {
@@ -476,11 +525,12 @@ class Forecaster:
         Raises
         ------
         InputError
-            The head has no density, N is too large, or `future` lacks.
+            The head has no density, N is too large, there is not a row of y per row of the state, or `future` lacks.
         """
         head = self._network.head
         if not isinstance(head, DistributionHead):
             raise InputError(f"a model with head {self.config.head!r} has quantiles, but no density")
+        check_rows(y, len(state))
         if y.shape[1] > self.config.horizon:
             raise InputError(f"y has {y.shape[1]} steps, expected at most {self.config.horizon}, the trained horizon")
         if not y.shape[1]:
@@ -618,12 +668,12 @@ class Forecaster:
         """Return the horizon to answer, or raise InputError."""
         if horizon is None:
             return self.config.horizon
-        if not 1 <= horizon <= self.config.max_horizon:
+        if not isinstance(horizon, int | np.integer) or not 1 <= horizon <= self.config.max_horizon:
             raise InputError(
-                f"horizon is {horizon}, expected 1 to {self.config.max_horizon} "
+                f"horizon is {horizon!r}, expected 1 to {self.config.max_horizon} "
                 f"(four times the {self.config.horizon} steps this model was trained for)"
             )
-        return horizon
+        return int(horizon)
 
     def answers(self, level: float) -> bool:
         """Whether a forecast answers this quantile level."""
@@ -633,7 +683,11 @@ class Forecaster:
         """Return the levels to answer, or raise InputError."""
         if quantile_levels is None:
             return tuple(level for level in DEFAULT_LEVELS if self.answers(level))
-        return _checked_levels(tuple(map(float, quantile_levels)), *self._network.head.answered)
+        try:
+            levels = tuple(map(float, quantile_levels))
+        except (TypeError, ValueError):
+            raise InputError(f"quantile_levels is {quantile_levels!r}, expected a list of numbers") from None
+        return _checked_levels(levels, *self._network.head.answered)
 
     def check_panel(self, panel: Panel) -> None:
         """Raise InputError unless a panel is on this forecaster's calendar and holds what its head can forecast."""
@@ -724,15 +778,16 @@ class Forecaster:
     def _checked_future(self, future: Tensor | None, rows: int, horizon: int) -> Tensor | None:
         """Return `future`, or raise InputError where it does not fit; None for models without known columns."""
         known = self.config.covariates.known
-        if not known:
+        expected = rows, horizon, len(known)
+        if future is None and not known:
             return None
-        if future is None or future.shape != (rows, horizon, len(known)):
+        if future is None or future.shape != expected:
+            wanted = f"needs values of {', '.join(known)}" if known else "has no columns to be known"
             found = "none" if future is None else f"shape {list(future.shape)}"
             raise InputError(
-                f"this model needs values of {', '.join(known)} at the {horizon} coming steps, "
-                f"shape {[rows, horizon, len(known)]}; found {found}"
+                f"this model {wanted} at the {horizon} coming steps, shape {list(expected)}; found {found}"
             )
-        return future
+        return future if known else None
 
     def _future_blocks(self, future: Tensor | None, horizon: int) -> list[Tensor | None]:
         """Known values of each block of the trained horizon, the last one filled up with missing ones."""

@@ -20,6 +20,7 @@ from forecaster.calibration import Calibration, Issue
 from forecaster.config import Config
 from forecaster.covariates import CovariateInputs, static_size
 from forecaster.deferred import Aboard, DeferredCalibration
+from forecaster.errors import InputError
 from forecaster.features import anchors, feature_size, features, naive, num_anchors, num_cycles
 from forecaster.heads import HEADS, Head, HeadSizes
 from forecaster.kernels import NUM_STATISTICS
@@ -279,9 +280,17 @@ class ForecastNetwork(nn.Module):
         return encoded if self.covariates is None else encoded._replace(step=state.last_step, static=state.static)
 
     def check(self, state: StreamState) -> None:
-        """Raise ValueError where a change was given in place of a state."""
-        if state.ring.shape[1] != self.layout.ring:
+        """Raise ValueError where a change was given in place of a state, or a state of a model of another layout."""
+        expected = self.layout.ring, self.layout.layers, self.layout.hidden, self.layout.cell
+        found = state.ring.shape[1], *state.hidden.shape[1:], state.cell.shape[2]
+        if found == expected:
+            return
+        if found[0] == 1:
             raise ValueError("a change is not a state: assign it to the rows it belongs to first")
+        raise InputError(
+            "the state is of another model: ring, layers, hidden and cell sizes are "
+            f"{', '.join(map(str, found))}, expected {', '.join(map(str, expected))}"
+        )
 
     def decode(self, encoded: Encoded, future: Tensor | None = None, steps: int | None = None) -> Tensor:
         """Parameters of the head for the horizon after each step, or its first `steps`, shape [..., K, H].

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from forecaster.kernels import EDGE
 from forecaster.marginals import Decoded, Marginals
 from forecaster.state import StreamState
 
-__all__ = ["FEWEST_PATHS", "LARGEST_SAMPLES", "LARGEST_SEED", "check_samples", "generators", "seed_of", "simulate"]
+__all__ = ["FEWEST_PATHS", "LARGEST_SAMPLES", "LARGEST_SEED", "checked_samples", "generators", "seed_of", "simulate"]
 
 LARGEST_SAMPLES = 10_000
 LARGEST_SEED = 2**63 - 1
@@ -58,16 +59,19 @@ def seed_of(unique_id: str, seed: int) -> int:
     return int.from_bytes(digest, "little") & LARGEST_SEED
 
 
-def check_samples(num_samples: int, seed: int | Sequence[int], rows: int) -> None:
-    """Raise InputError unless so many paths can be drawn from such a seed for so many rows."""
-    if not 1 <= num_samples <= LARGEST_SAMPLES:
-        raise InputError(f"num_samples is {num_samples}, expected 1 to {LARGEST_SAMPLES}")
-    seeds = [seed] if isinstance(seed, int) else list(seed)
-    if not isinstance(seed, int) and len(seeds) != rows:
+def checked_samples(num_samples: int, seed: int | Sequence[int], rows: int) -> tuple[int, int | list[int]]:
+    """The same as plain integers, or InputError: so many paths cannot be drawn from such a seed for so many rows."""
+    if not isinstance(num_samples, int | np.integer) or not 1 <= num_samples <= LARGEST_SAMPLES:
+        raise InputError(f"num_samples is {num_samples!r}, expected 1 to {LARGEST_SAMPLES}")
+    several = isinstance(seed, Sequence | np.ndarray)
+    seeds: list[Any] = list(cast(Sequence[int], seed)) if several else [seed]
+    if several and len(seeds) != rows:
         raise InputError(f"there are {len(seeds)} seeds for {rows} series, expected one each, or one for all")
     for one in seeds:
-        if not 0 <= one <= LARGEST_SEED:
-            raise InputError(f"seed is {one}, expected 0 to {LARGEST_SEED}")
+        if not isinstance(one, int | np.integer) or not 0 <= one <= LARGEST_SEED:
+            raise InputError(f"seed is {one!r}, expected 0 to {LARGEST_SEED}")
+    whole = [int(one) for one in seeds]
+    return int(num_samples), whole if several else whole[0]
 
 
 def simulate(

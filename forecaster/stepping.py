@@ -60,6 +60,8 @@ class Stepper:
         arrays, total = state.arrays, rows.shape[0]
         if arrays["ring"].shape[1] != self._width:
             self._network.check(state)
+        # First of all, as it refuses rows that are not there.
+        before = RecurrentState(state.hidden.index_select(0, rows), state.cell.index_select(0, rows))
         parts = lines, _, _ = blank(total, 1, self._width)
         ring, statistics, clocks = blank_change(total)
         index, values = memory(rows), memory(y)[:, None]
@@ -74,7 +76,6 @@ class Stepper:
             dynamic = None if covariates is None else covariates.unsqueeze(1)
             known = self._covariates.encode(self._covariates.moments(last_steps, static), static, dynamic)
             inputs = torch.cat([inputs, known[:, 0]], -1)
-        before = RecurrentState(state.hidden.index_select(0, rows), state.cell.index_select(0, rows))
         hidden, cell = np.empty(before.hidden.shape, np.float32), np.empty(before.cell.shape, np.float32)
         self._recurrent.step(inputs, before, hidden, cell)
         moment = partial(told, parts, self._width)

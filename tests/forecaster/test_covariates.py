@@ -13,6 +13,7 @@ from forecaster import Config, ConfigError, CovariatesConfig, Forecaster, InputE
 from forecaster.covariates import LARGEST_DEVIATIONS, Columns, CovariateInputs
 from forecaster.training import fit
 from forecaster.training.choosing import choose_covariates
+from tests.forecaster.kit import COVERED, forecaster_of
 
 ROLES = CovariatesConfig(known=("price", "promo"), past=("visitors",), static=("shop",))
 DAYS = 60
@@ -364,3 +365,11 @@ def test_an_artifact_keeps_vocabularies_and_scales(trained: Forecaster, tmp_path
 
     assert loaded.config == trained.config
     pd.testing.assert_frame_equal(loaded.forecast_frame(panel), trained.forecast_frame(panel))
+
+
+@pytest.mark.parametrize("value", [2, 2.0, np.int64(2), np.float32(2)])
+def test_a_number_of_numpy_is_the_number_that_it_is(value: object) -> None:
+    forecaster = forecaster_of(COVERED[0])
+
+    assert forecaster.table([{"price": value}])[0, 0] == 2
+    assert forecaster.static(["a"], [{"size": value}])[0, 0] == 2

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from forecaster import Calendar, Config, Forecaster, InputError, NetworkConfig, Panel
+from forecaster.covariates import static_size
 from tests.forecaster.kit import (
     COVERED,
     TINY,
@@ -296,9 +297,119 @@ def test_a_forecast_after_several_values_is_not_the_one_after_the_first(
 @pytest.mark.parametrize("config", [TINY, *COVERED])
 def test_an_empty_panel_has_an_empty_state_and_an_empty_forecast(config: Config) -> None:
     forecaster = forecaster_of(config)
-    panel = Panel(Calendar("h"), [], np.empty(0, np.int64), [], config.covariates, [], np.empty((0, 3)))
+    panel = Panel(
+        Calendar("h"),
+        [],
+        np.empty(0, np.int64),
+        [],
+        config.covariates,
+        [],
+        np.empty((0, static_size(config.covariates))),
+    )
 
     assert len(forecaster.warm_up_panel(panel)) == 0
     for frame in (forecaster.forecast_frame(panel, 3, [0.5]), forecaster.simulate_frame(panel, 3)):
         assert len(frame) == 0
         assert set(frame.columns) in ({"unique_id", "ds", "0.5"}, {"unique_id", "sample", "ds", "y"})
+
+
+def chunk(rows: int, steps: int) -> torch.Tensor:
+    return torch.ones(rows, steps, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("config", [TINY, config_of(cell="gru"), COVERED[0]], ids=["lstm", "gru", "covariates"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_as_many_rows_of_values_as_the_state_has_or_none_are_folded(config: Config, rows: int) -> None:
+    """Compiled loops would read what lies behind an array, and keep it."""
+    forecaster = forecaster_of(config)
+    state = forecaster.warm_up([HISTORY, HISTORY[:9]], [0, 5])
+    before = state.to_bytes()
+    y = chunk(rows, 1)
+
+    for verb in (
+        lambda: forecaster.observe(state, y[:, 0]),
+        lambda: forecaster.observe(state, y),
+        lambda: forecaster.fold(state, y),
+        lambda: forecaster.fold(state, y[0]),
+        lambda: forecaster.fold_and_place(state, y),
+        lambda: forecaster.place(forecaster.ahead(state), y[:, 0]),
+        lambda: forecaster.change(state, torch.tensor([0, 1]), y[:, 0]),
+    ):
+        with pytest.raises(InputError, match=r"^y has shape .*, expected \[2"):
+            verb()
+    assert state.to_bytes() == before
+
+
+@pytest.mark.parametrize("lengths", [[5, 1], [1, -1], [1], [1, 1, 1]])
+def test_lengths_beyond_the_values_are_refused(tiny_forecaster: Forecaster, lengths: list[int]) -> None:
+    state = tiny_forecaster.warm_up([HISTORY, HISTORY[:9]], [0, 5])
+
+    for verb in (tiny_forecaster.fold, tiny_forecaster.fold_and_place):
+        with pytest.raises(InputError, match=r"^lengths "):
+            verb(state, chunk(2, 4), torch.tensor(lengths))
+
+
+def test_rows_that_are_not_there_do_not_step(tiny_forecaster: Forecaster) -> None:
+    state = tiny_forecaster.warm_up([HISTORY], [0])
+
+    with pytest.raises(IndexError):
+        tiny_forecaster.change(state, torch.tensor([2**40]), chunk(1, 1)[0])
+
+
+@pytest.mark.parametrize("columns", [0, 2, 4])
+def test_covariates_have_the_columns_of_the_model_or_are_refused(columns: int) -> None:
+    forecaster = forecaster_of(COVERED[0])
+    state = forecaster.warm_up([HISTORY], [0])
+    y, table = chunk(1, 2), torch.ones(1, 2, columns, dtype=torch.float64)
+
+    for verb in (
+        lambda: forecaster.fold(state, y, None, table),
+        lambda: forecaster.fold_and_place(state, y, None, table),
+        lambda: forecaster.observe(state, y[:, 0], table[:, 0]),
+        lambda: forecaster.change(state, torch.tensor([0]), y[:, 0], table[:, 0]),
+    ):
+        with pytest.raises(InputError, match=r"^covariates has shape .*, expected \[1, .*3\]"):
+            verb()
+    with pytest.raises(InputError, match=r"^tables\[0\] has shape"):
+        forecaster.warm_up([HISTORY], [0], [np.ones((50, columns))])
+    with pytest.raises(InputError, match=r"^static has shape \[1, 9\], expected \[1, 3\]"):
+        forecaster.initial_state([0], torch.ones(1, 9))
+
+
+def test_one_of_everything_is_wanted_for_each_history(tiny_forecaster: Forecaster) -> None:
+    with pytest.raises(InputError, match="first_steps has 1 entries for 2 histories"):
+        tiny_forecaster.warm_up([HISTORY, HISTORY], [0])
+    with pytest.raises(InputError, match="tables has 1 entries for 2 histories"):
+        tiny_forecaster.warm_up([HISTORY, HISTORY], [0, 0], [np.empty((50, 0))])
+    with pytest.raises(InputError, match=r"^tables\[0\] has shape \[4, 0\], expected at least 50 steps"):
+        tiny_forecaster.warm_up([HISTORY], [0], [np.empty((4, 0))])
+
+
+@pytest.mark.parametrize("other", [config_of(cell="gru"), config_of(hidden_size=9), config_of(seasonality=(5,))])
+def test_a_state_of_another_model_is_neither_folded_nor_forecast_from(
+    tiny_forecaster: Forecaster, other: Config
+) -> None:
+    state = tiny_forecaster.warm_up([HISTORY], [0])
+
+    for verb in (lambda f: f.forecast(state), lambda f: f.fold(state, chunk(1, 3))):
+        with pytest.raises(InputError, match="the state is of another model"):
+            verb(forecaster_of(other))
+
+
+def test_what_is_no_number_is_refused_as_that(tiny_forecaster: Forecaster) -> None:
+    state = tiny_forecaster.warm_up([HISTORY], [0])
+
+    for horizon in (2.0, "2"):
+        with pytest.raises(InputError, match=rf"^horizon is {horizon!r}, expected 1 to 24"):
+            tiny_forecaster.forecast(state, horizon)  # type: ignore[arg-type]
+    for levels in (0.5, ["high"]):
+        with pytest.raises(InputError, match=r"^quantile_levels is .*, expected a list of numbers"):
+            tiny_forecaster.forecast(state, 2, levels)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(tiny_forecaster.forecast(state, np.int64(2)), tiny_forecaster.forecast(state, 2))
+
+
+def test_future_values_that_no_column_takes_are_refused(tiny_forecaster: Forecaster) -> None:
+    state = tiny_forecaster.warm_up([HISTORY], [0])
+
+    with pytest.raises(InputError, match=r"has no columns to be known .* found shape \[1, 2, 1\]"):
+        tiny_forecaster.forecast(state, 2, future=torch.ones(1, 2, 1))

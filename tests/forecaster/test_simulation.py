@@ -233,6 +233,10 @@ def test_a_frame_of_paths() -> None:
         ((3, 10_001, 0), "num_samples is 10001"),
         ((3, 5, -1), "seed is -1, expected 0 to"),
         ((3, 5, [1, 2]), "2 seeds for 1 series"),
+        ((3, 2.5, 0), "num_samples is 2.5, expected"),
+        ((3, 5, 1.5), "seed is 1.5, expected"),
+        ((3, 5, None), "seed is None, expected"),
+        ((3, 5, ["1"]), "seed is '1', expected"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(arguments: tuple[int, int, int], message: str) -> None:
