@@ -16,7 +16,18 @@ import pandas as pd
 
 from forecaster.errors import InputError
 
-__all__ = ["LARGEST_VALUE", "decode", "encode", "encode_value", "is_category", "shown", "text_of", "vocabulary"]
+__all__ = [
+    "LARGEST_VALUE",
+    "decode",
+    "encode",
+    "encode_value",
+    "holds_numbers",
+    "is_category",
+    "numbers_of",
+    "shown",
+    "text_of",
+    "vocabulary",
+]
 
 LARGEST_VALUE = 1e30
 """Values of y and of real covariates beyond this in magnitude are refused: float32 arithmetic could overflow."""
@@ -57,16 +68,29 @@ def shown(value: Any) -> str:
 
 def is_category(column: pd.Series[Any]) -> bool:
     """Whether a column holds categories: anything but numbers."""
+    return not holds_numbers(column)
+
+
+def holds_numbers(column: pd.Series[Any]) -> bool:
+    """Whether a column holds numbers alone, whatever its type says."""
     if pd.api.types.is_bool_dtype(column.dtype):
-        return True
-    if pd.api.types.is_numeric_dtype(column.dtype):
         return False
-    return pd.api.types.infer_dtype(column, skipna=True) not in NUMERIC
+    return pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.infer_dtype(column, skipna=True) in NUMERIC
 
 
 def vocabulary(values: Iterable[Any]) -> tuple[str, ...]:
     """Distinct names among values, sorted."""
     return tuple(sorted({text for value in values if (text := text_of(value)) is not None}))
+
+
+def numbers_of(column: pd.Series[Any]) -> Float:
+    """A column as float64, NaN where it holds no real number."""
+    kinds = pd.api.types
+    if kinds.is_complex_dtype(column.dtype):
+        return np.full(len(column), np.nan)
+    if not kinds.is_numeric_dtype(column.dtype):  # pandas 3 loses rows of decimals of Arrow with missing ones
+        column = pd.to_numeric(column, errors="coerce")
+    return column.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
 def encode(column: pd.Series[Any], values: tuple[str, ...] | None) -> tuple[Float, npt.NDArray[np.bool_]]:
@@ -80,7 +104,7 @@ def encode(column: pd.Series[Any], values: tuple[str, ...] | None) -> tuple[Floa
         Its vocabulary; None for a real column.
     """
     if values is None:
-        numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        numbers = numbers_of(column)
         missing = np.array(column.isna())
         return numbers, (np.isnan(numbers) & ~missing) | (np.abs(numbers) > LARGEST_VALUE)
     places = {text: float(place) for place, text in enumerate(values, start=1)}

@@ -21,7 +21,7 @@ from forecaster.calendar import INTEGER_FREQ, Calendar
 from forecaster.config import LARGEST_VOCABULARY, CovariatesConfig
 from forecaster.errors import InputError, PanelError
 
-__all__ = ["Parts", "country_numbers", "parts_of", "side_by_side"]
+__all__ = ["Parts", "country_numbers", "named_by_text", "parts_of", "side_by_side"]
 
 COLUMNS = ("unique_id", "ds", "y")
 LARGEST_GROWTH = 50
@@ -45,6 +45,7 @@ class Parts(NamedTuple):
 
 def parts_of(frame: pd.DataFrame, freq: str, covariates: CovariatesConfig) -> Parts:
     """Validate a long frame; parameters and errors are those of `Panel.from_frame`."""
+    frame = named_by_text(frame)
     _check_columns(frame, [name for name in covariates.columns if name != "unique_id"])
     if frame.empty:
         raise PanelError("the frame has no rows; expected at least one observation")
@@ -81,10 +82,15 @@ def parts_of(frame: pd.DataFrame, freq: str, covariates: CovariatesConfig) -> Pa
     return Parts(calendar, names, first_steps, values, covariates, tables, static)
 
 
-def _check_columns(frame: pd.DataFrame, covariates: list[str]) -> None:
+def named_by_text(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same frame with names of columns that are text, as those of configurations are."""
     if not isinstance(frame, pd.DataFrame):
         raise PanelError(f"a panel is made from a pandas DataFrame, not from {type(frame).__name__}")
-    found, expected = [str(c) for c in frame.columns], [*COLUMNS, *covariates]
+    return frame.set_axis([str(name) for name in frame.columns], axis=1)
+
+
+def _check_columns(frame: pd.DataFrame, covariates: list[str]) -> None:
+    found, expected = list(frame.columns), [*COLUMNS, *covariates]
     missing = [c for c in expected if c not in found]
     if missing:
         raise PanelError(f"columns {missing} are missing; found {_short(found)}, expected {_short(expected)}")
@@ -95,7 +101,7 @@ def _check_columns(frame: pd.DataFrame, covariates: list[str]) -> None:
         twice = sorted({name for name in found if found.count(name) > 1})
         raise PanelError(f"columns {_short(twice)} are there more than once; expected one of each")
     for name in covariates:
-        if pd.api.types.infer_dtype(frame[name], skipna=True) != "mixed":
+        if pd.api.types.infer_dtype(frame[name], skipna=True) not in ("mixed", "unknown-array"):
             continue
         nested = next((value for value in frame[name] if not isinstance(value, Hashable)), None)
         if nested is not None:
@@ -190,12 +196,11 @@ def _zone_name(ds: pd.Series[Any]) -> str | None:
 
 
 def _numbers(y: pd.Series[Any]) -> Float:
-    unreal = pd.api.types.is_bool_dtype(y.dtype) or pd.api.types.is_complex_dtype(y.dtype)
-    if unreal or not pd.api.types.is_numeric_dtype(y.dtype):
+    if not columns.holds_numbers(y) or pd.api.types.is_complex_dtype(y.dtype):
         text = y[pd.to_numeric(y, errors="coerce").isna() & y.notna()]
         example = f", for example {text.iloc[0]!r} in row {text.index[0]}" if len(text) else ""
         raise PanelError(f"y has type {y.dtype}{example}; expected numbers, and NaN for missing values")
-    return y.to_numpy(dtype=np.float64, na_value=np.nan)
+    return columns.numbers_of(y)
 
 
 def _steps(calendar: Calendar, ds: pd.Series[Any], names: list[str], bounds: Steps) -> Steps:

@@ -21,7 +21,7 @@ from forecaster.calendar import Calendar
 from forecaster.columns import LARGEST_VALUE
 from forecaster.config import CovariatesConfig
 from forecaster.errors import PanelError
-from forecaster.long_frame import country_numbers, parts_of, side_by_side
+from forecaster.long_frame import country_numbers, named_by_text, parts_of, side_by_side
 
 __all__ = ["Panel"]
 
@@ -279,6 +279,7 @@ class Panel:
             holidays="",
             categories=tuple(c for c in declared.categories if c[0] in declared.known),
         )
+        frame = named_by_text(frame)
         missing = [name for name in ("unique_id", "ds", *declared.known) if name not in frame.columns]
         if missing:
             raise PanelError(f"columns {missing} are missing in the future values")

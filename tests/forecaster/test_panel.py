@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -68,15 +69,40 @@ def test_integer_steps_are_a_calendar_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "y", [pd.array([1, None, 3], dtype="Int64"), np.array([1, 2, 3], dtype=np.int8), np.float32([1, 2, 3])]
+    "y",
+    [
+        pd.array([1, None, 3], dtype="Int64"),
+        np.array([1, 2, 3], dtype=np.int8),
+        np.float32([1, 2, 3]),
+        pd.Series([1, None, 3.0], dtype=object),
+        [Decimal("1.0"), None, Decimal(3)],
+        pd.array([Decimal(1), None, Decimal(3)], dtype=pd.ArrowDtype(pa.decimal128(9, 2))),
+    ],
 )
 def test_any_numeric_type_of_y_is_read(y: object) -> None:
     frame = pd.DataFrame({"unique_id": "a", "ds": HOURS[:3], "y": y})
 
     panel = Panel.from_frame(frame, "h")
+    as_covariate = Panel.from_frame(frame.assign(x=frame["y"]), "h", CovariatesConfig(past=("x",)))
 
     assert panel.series(0).dtype == np.float64
     assert panel.series(0)[[0, 2]].tolist() == [1.0, 3.0]
+    np.testing.assert_array_equal(as_covariate.tables[0][:, 0], panel.series(0))
+
+
+def test_names_of_columns_that_are_numbers_are_read_as_text() -> None:
+    frame, roles = two_series().assign(**{"1": 2.0}).rename(columns={"1": 1}), CovariatesConfig(known=("1",))
+
+    panel = Panel.from_frame(frame, "h", roles)
+
+    assert panel.tables[0][:, 0].tolist() == [2.0] * 5
+    coming = frame.assign(ds=frame["ds"] + pd.Timedelta(3, "h"))
+    assert panel.with_future(coming).future(1)[:, 0, 0].tolist() == [2.0, 2.0]
+
+
+def test_numbers_that_are_not_real_are_no_covariate() -> None:
+    with pytest.raises(PanelError, match=r"series 'a': covariate 'x' is \(1\+2j\) at .*, expected a finite number"):
+        Panel.from_frame(two_series().assign(x=1 + 2j), "h", CovariatesConfig(past=("x",)))
 
 
 def test_a_panel_is_on_the_grid_that_its_timestamps_begin() -> None:
@@ -169,8 +195,11 @@ def test_an_unknown_frequency_is_refused_as_such() -> None:
             Panel.from_frame(two_series(), freq)  # type: ignore[arg-type]
 
 
-def test_a_covariate_of_lists_is_refused_by_name() -> None:
-    frame = two_series().assign(tags=[["new", "red"]] * 8)
+@pytest.mark.parametrize(
+    "lists", [[["new", "red"]] * 8, pd.array([["new", "red"]] * 8, dtype=pd.ArrowDtype(pa.list_(pa.string())))]
+)
+def test_a_covariate_of_lists_is_refused_by_name(lists: object) -> None:
+    frame = two_series().assign(tags=lists)
 
     for role in ("known", "past", "static"):
         with pytest.raises(PanelError, match=r"covariate 'tags' holds \['new', 'red'\], expected numbers, text"):
