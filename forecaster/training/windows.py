@@ -51,14 +51,14 @@ class Windows(NamedTuple):
 
 
 def latest_blocks(panel: Panel, unseen: int, horizon: int) -> tuple[list[Block], set[int]]:
-    """The last steps of all series, a horizon at a time, none if no step is unseen; and the cutoffs among them."""
-    blocks, moments = [], set()
+    """The last steps of all series, a horizon at a time, none if no step is unseen; and the cutoffs before them."""
+    blocks, cutoffs = [], set()
     for name, first, length in zip(panel.unique_ids, panel.first_steps.tolist(), panel.lengths.tolist(), strict=True):
         if length > unseen > 0:
             starts = range(length - unseen, length - horizon + 1, horizon)
             blocks += [Block(name, start, start + horizon) for start in starts]
-            moments |= {first + start for start in starts}
-    return blocks, moments
+            cutoffs |= {first + start - 1 for start in starts}
+    return blocks, cutoffs
 
 
 @torch.no_grad()

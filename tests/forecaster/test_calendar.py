@@ -442,3 +442,13 @@ def test_no_grid_is_bent(freq: str, ds: list[str]) -> None:
 def test_a_beginning_that_no_grid_has_is_refused(freq: str) -> None:
     with pytest.raises(ConfigError, match="no grid of"):
         Calendar(freq)
+
+
+def test_a_midnight_that_comes_twice_is_a_step_once_and_told_as_the_first_of_the_two() -> None:
+    daily, both = Calendar("D", "America/Havana"), ["2024-11-03T00:00:00-04:00", "2024-11-03T00:00:00-05:00"]
+
+    steps = daily.parse(both)
+
+    assert steps[0] == steps[1]
+    assert daily.format(steps[:1]) == both[:1]
+    assert daily.to_steps(pd.Series(daily.to_index(steps))).tolist() == steps.tolist()

@@ -42,6 +42,15 @@ def test_intervals_widen_where_the_latest_steps_were_harder_and_never_narrow() -
         assert ((one >= 1) & (one < 1.4)).all()
 
 
+def test_the_latest_blocks_are_whole_horizons_of_what_is_unseen_and_nothing_before_it() -> None:
+    panel = panel_of([np.arange(20.0), np.arange(31.0), np.arange(8.0)])  # from steps 0, 50 and 100
+
+    blocks, cutoffs = latest_blocks(panel, unseen=9, horizon=4)
+
+    assert blocks == [("s0", 11, 15), ("s0", 15, 19), ("s1", 22, 26), ("s1", 26, 30)]
+    assert cutoffs == {10, 14, 71, 75}
+
+
 @pytest.mark.parametrize(("shape", "asked"), [(-6.0, LARGEST), (6.0, 1.0)])
 def test_where_blocks_tell_little_the_best_anchor_is_asked_too(shape: float, asked: float) -> None:
     """Intervals too narrow or wide for its errors are widened by the mean of what these ask for and what is usual."""

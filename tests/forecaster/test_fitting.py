@@ -33,9 +33,12 @@ from forecaster import (
 from forecaster.network import ForecastNetwork
 from forecaster.recurrent import RecurrentState
 from forecaster.training import fit
+from forecaster.training.attempts import fresh
+from forecaster.training.clock import Clock
 from forecaster.training.data import IN_COMPANY, MOST_PASSES, SHORTEST_EPOCH, UPDATES, ChunkDataModule, held_out_steps
 from forecaster.training.module import TrainingModule, mixed_precision
 from forecaster.training.preparing import Prepared
+from forecaster.training.stage import Weights, quiet, train_stage
 from tests.forecaster.kit import Float, network_of
 from tests.forecaster.training_kit import CONFIG, fitted, histories, panel_of, ready, updates_of_an_epoch, with_training
 
@@ -466,6 +469,42 @@ def test_a_boxed_run_keeps_a_share_of_its_box_for_finishing() -> None:
 
     assert "val_loss" not in history[-1]
     assert history[-1]["seconds"] < 5
+
+
+@pytest.mark.usefixtures("ticking")
+def test_finishing_ends_so_much_before_its_box_as_making_the_judged_weights_ready_took(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The finished weights have to be made ready, too."""
+    looked, ends = [], []
+
+    def look(*_: Any) -> float:
+        looked.append([time.monotonic() for _ in range(100)])  # a second
+        return 1.0
+
+    def noting(*args: Any, **options: Any) -> Weights:
+        ends.append(args[3].remaining + args[3].elapsed)
+        return train_stage(*args, **options)
+
+    monkeypatch.setattr("forecaster.training.fitting.kept_share", look)
+    monkeypatch.setattr("forecaster.training.fitting.train_stage", noting)
+    fitted(with_training(**FINISHING), held_out=6, max_minutes=1)
+
+    assert len(looked) == 1
+    assert ends == [pytest.approx(60 - 1, abs=0.2)]
+
+
+def test_a_run_that_is_cut_within_an_epoch_keeps_its_last_weights_if_they_are_better_than_the_best_before() -> None:
+    config = with_training(learning_rate=0.02, averaging=0.0)
+    data = ChunkDataModule(panel_of(histories()), config)
+    updates = data.epoch_updates + 2
+
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        weights = train_stage(fresh(config, data), data, updates, Clock(None, None).until(1))
+
+    assert weights.updates == updates
+    assert weights.loss == weights.last
 
 
 def test_a_box_too_short_for_all_stages_still_makes_a_model() -> None:

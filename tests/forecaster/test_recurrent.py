@@ -180,6 +180,18 @@ def test_dropout_acts_between_layers_in_training_only() -> None:
     assert torch.equal(deep.eval()(inputs())[0], deep(inputs())[0])
 
 
+def test_dropout_takes_the_same_units_of_a_row_at_all_steps_of_a_chunk_and_others_of_other_rows() -> None:
+    stack, given = stack_of(network(dropout=0.5)).train(), []
+    stack.layers[1].register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+
+    stack(inputs())
+
+    dropped = given[0] == 0  # [T, B, P]
+    assert 0.2 < dropped.float().mean() < 0.8
+    assert torch.equal(dropped, dropped[:1].expand_as(dropped))
+    assert not torch.equal(dropped, dropped[:, :1].expand_as(dropped))
+
+
 def test_a_gradient_reaches_the_given_state() -> None:
     config = network(num_layers=2)
     start = RecurrentState(*(part.requires_grad_() for part in given_state(config)))
