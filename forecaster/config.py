@@ -241,11 +241,11 @@ class CovariatesConfig:
         """Check names and ranges."""
         if isinstance(self.calendar, str):
             object.__setattr__(self, "calendar", tuple(part.strip() for part in self.calendar.split(",")))
+        check_types(self, "covariates.")
         if self.calendar in (("off",), ("",)):
             object.__setattr__(self, "calendar", ())
         if self.holidays == "off":
             object.__setattr__(self, "holidays", "")
-        check_types(self, "covariates.")
         columns = (*self.known, *self.past, *self.static)
         for role in ("known", "past", "static"):
             names = getattr(self, role)

@@ -43,7 +43,7 @@ def build(owner: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
         if required and spec.name not in values:
             raise ConfigError(f"config key {prefix + spec.name!r} is missing")
     built = {
-        k: build(hints[k], v, f"{k}.") if dataclasses.is_dataclass(hints[k]) and isinstance(v, Mapping) else _tuples(v)
+        k: build(hints[k], v, f"{k}.") if dataclasses.is_dataclass(hints[k]) and isinstance(v, Mapping) else v
         for k, v in values.items()
     }
     return owner(**built)
@@ -85,7 +85,9 @@ def read_text(text: str, hint: Any, key: str) -> Any:
 
 
 def check_types(values: Any, prefix: str = "") -> None:
-    """Refuse values of the wrong type, unknown choices and infinities; whole numbers may stand for floats.
+    """Refuse values of the wrong type, unknown choices and infinities.
+
+    Whole numbers may stand for floats, and lists for tuples: they become those.
 
     Raises
     ------
@@ -99,12 +101,13 @@ def check_types(values: Any, prefix: str = "") -> None:
             require(type(value) in (int, float) and abs(value) < math.inf, prefix + name, value, "a finite number")
             object.__setattr__(values, name, float(value))
         elif origin is tuple:
-            item = args[0]
+            item, value = args[0], _tuples(value)
             plain = typing.get_origin(item) or item
             fits = isinstance(value, tuple) and all(
                 type(v) is plain or (item is float and type(v) is int) for v in value
             )
             require(fits, prefix + name, value, f"a list of {item.__name__}")
+            object.__setattr__(values, name, value)
         elif origin in (types.UnionType, typing.Union):
             require(isinstance(value, args), prefix + name, value, str(hint))
         elif origin is Literal:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecaster import Config, ConfigError, NetworkConfig, TrainingConfig
+from forecaster import Config, ConfigError, CovariatesConfig, NetworkConfig, TrainingConfig
 
 CONFIG = Config("h", 48)
 
@@ -137,6 +137,18 @@ def test_whole_numbers_may_stand_for_real_ones() -> None:
 
     assert config.network.dropout == 0.0
     assert isinstance(config.network.dropout, float)
+
+
+def test_lists_may_stand_for_tuples() -> None:
+    roles = {"known": ["price"], "static": ["site"], "calendar": ["day"], "categories": [["site", "north"]]}
+    covariates = CovariatesConfig(**roles)  # type: ignore[arg-type]
+    config = Config("h", 4, seasonality=[24], quantile_levels=[0.1, 0.5, 0.9], covariates=covariates)  # type: ignore[arg-type]
+
+    assert config == Config.from_dict(config.to_dict())
+    assert isinstance(hash(config), int)
+    assert CovariatesConfig(calendar=["off"]).calendar == ()  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"'covariates.known' is 'price', expected a list of str"):
+        CovariatesConfig(known="price")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
