@@ -67,14 +67,15 @@ class Backtest:
     Attributes
     ----------
     forecasts
-        Long frame: `unique_id`, `cutoff`, `ds`, `step`, `y`, `seasonal_naive`, ``0.1`` … ``0.9``.
+        Long frame: `unique_id`, `cutoff`, `ds`, `step`, `y`, `seasonal_naive`, and those of ``0.1`` … ``0.9`` that the
+        model answers.
     metrics
-        `smape`, `mase`, `owa`, `wql`, `coverage_80`, `msis` (if the model has the 95 % interval), and
-        `seasonal_naive_smape`, `seasonal_naive_mase`, `seasonal_naive_owa`, `seasonal_naive_wql`.
+        `smape`, `mase`, `owa`, `wql` (over these levels), `coverage_80`, `msis` (if the model has the 80 % and the 95 %
+        interval), and `seasonal_naive_smape`, `seasonal_naive_mase`, `seasonal_naive_owa`, `seasonal_naive_wql`.
     by_window
         The metrics per window, one row each, with `window` counted from the earliest.
     by_step
-        `step`, `mae`, `seasonal_naive_mae`, `coverage_80`, over all series and windows.
+        `step`, `mae`, `seasonal_naive_mae`, `coverage_80` (NaN without that interval), over all series and windows.
     by_series
         `unique_id`, `smape`, `mase`, `seasonal_naive_mase`, over all windows.
     """
@@ -119,7 +120,7 @@ def backtest(forecaster: Forecaster, panel: Panel, *, horizon: int, n_windows: i
     kept = list(panel)
     if not kept:
         raise PanelError(f"no series has more than {tail} steps, as {n_windows} windows of {horizon} steps need")
-    levels = tuple(sorted({*DEFAULT_LEVELS, *(v for v in OUTER_LEVELS if forecaster.answers(v))}))
+    levels = tuple(level for level in sorted({*DEFAULT_LEVELS, *OUTER_LEVELS}) if forecaster.answers(level))
     state = forecaster.warm_up_panel(panel.drop_last(tail))
     windows, frames = [], []
     for number in range(n_windows):
@@ -209,21 +210,23 @@ def _frame(forecaster: Forecaster, window: Window, cutoffs: npt.NDArray[np.int64
         "y": window.y.ravel(),
         "seasonal_naive": window.seasonal_naive.ravel(),
     }
-    for level in DEFAULT_LEVELS:
+    for level in (level for level in window.levels if level in DEFAULT_LEVELS):
         columns[level_name(level)] = window.at(level).ravel()
     return pd.DataFrame(columns)
 
 
 def _by_step(windows: list[Window]) -> pd.DataFrame:
-    y = _join(windows, "y")
-    low, middle, high = (np.concatenate([window.at(level) for window in windows]) for level in (0.1, 0.5, 0.9))
-    naive = _join(windows, "seasonal_naive")
+    y, naive = _join(windows, "y"), _join(windows, "seasonal_naive")
+    quantiles = {level: np.concatenate([window.at(level) for window in windows]) for level in windows[0].levels}
+    unknown = np.full(y.shape[1], np.nan)
     return pd.DataFrame(
         {
             "step": np.arange(1, y.shape[1] + 1),
-            "mae": [_average(np.abs(y - middle)[:, h]) for h in range(y.shape[1])],
-            "seasonal_naive_mae": [_average(np.abs(y - naive)[:, h]) for h in range(y.shape[1])],
-            "coverage_80": [coverage(y[:, h], low[:, h], high[:, h]) for h in range(y.shape[1])],
+            "mae": [_average(error) for error in np.abs(y - quantiles[0.5]).T],
+            "seasonal_naive_mae": [_average(error) for error in np.abs(y - naive).T],
+            "coverage_80": list(map(coverage, y.T, quantiles[0.1].T, quantiles[0.9].T))
+            if {0.1, 0.9} <= set(quantiles)
+            else unknown,
         }
     )
 

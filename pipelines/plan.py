@@ -99,6 +99,11 @@ def prepare(request: TrainRequest, reporter: Reporter | None = None) -> Plan:
     if config.freq != request.freq:
         reporter.notice(f"freq {config.freq}: where the grid begins, the data say")
     check_request(request)
+    if config.head == "quantile" and not (config.quantile_levels[0] <= 0.1 and config.quantile_levels[-1] >= 0.9):
+        raise InputError(
+            f"quantile_levels are {', '.join(map(str, config.quantile_levels))}; 0.1 and 0.9 have to lie within them, "
+            "as models are compared, and forecasts written, at 0.1 to 0.9"
+        )
     if config.counts:
         panel.require_counts(f"head {config.head!r}")
     windows = hold_out(panel, config.horizon, n_windows=request.n_windows, step_size=request.step_size)

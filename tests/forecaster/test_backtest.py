@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ import pytest
 from forecaster import Backtest, Calendar, Forecaster, InputError, Panel, PanelError, backtest
 from forecaster.baselines import naive2, seasonal_naive
 from forecaster.metrics import naive_error, owa
-from tests.forecaster.kit import TINY, Float
+from tests.forecaster.kit import TINY, Float, forecaster_of
 
 HORIZON, WINDOWS, STEP, SEASON = 5, 3, 4, 4
 LEVELS = ["0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9"]
@@ -207,3 +208,16 @@ def test_series_that_a_baseline_foretells_exactly_do_not_stop_a_backtest(tiny_fo
     assert math.isnan(found.metrics["mase"])
     assert math.isnan(found.metrics["owa"])
     assert found.metrics["seasonal_naive_wql"] == 0
+
+
+def test_a_model_of_few_levels_is_scored_by_those_that_it_answers() -> None:
+    forecaster = forecaster_of(replace(TINY, quantile_levels=(0.25, 0.5, 0.75)))
+
+    found = backtest(forecaster, panel_of(histories()), horizon=HORIZON, n_windows=WINDOWS, step_size=STEP)
+
+    assert list(found.forecasts.columns)[6:] == LEVELS[2:7]
+    assert {"mase", "wql", "seasonal_naive_wql"} <= set(found.metrics)
+    assert not {"coverage_80", "msis"} & set(found.metrics)
+    assert math.isfinite(found.metrics["wql"])
+    assert found.by_step["mae"].notna().all()
+    assert found.by_step["coverage_80"].isna().all()

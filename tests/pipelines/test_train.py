@@ -442,6 +442,14 @@ def test_a_training_without_windows_says_whose_choice_that_was(request_: TrainRe
     assert "too short" in about[1]
 
 
+def test_levels_that_models_cannot_be_compared_at_are_refused_before_the_training(request_: TrainRequest) -> None:
+    narrow = {**request_.overrides, "quantile_levels": "0.25,0.5,0.75"}
+
+    with pytest.raises(InputError, match=r"quantile_levels are 0.25, 0.5, 0.75; 0.1 and 0.9 have to lie within them"):
+        prepare(changed(request_, overrides=narrow))
+    prepare(changed(request_, overrides={**narrow, "head": "student_t"}))
+
+
 def test_rows_without_y_at_the_end_neither_train_nor_judge(request_: TrainRequest) -> None:
     fingerprint = prepare(request_).panel.fingerprint()
     frame = long_frame()
