@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial, wraps
-from itertools import pairwise
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +26,13 @@ from forecaster.config import Config
 from forecaster.covariates import static_numbers, table_of
 from forecaster.errors import InputError
 from forecaster.heads import DistributionHead
-from forecaster.marginals import Decoded, Marginals, level_name, locate
-from forecaster.network import Encoded, ForecastNetwork
+from forecaster.marginals import Decoded, level_name, locate
+from forecaster.network import ForecastNetwork
 from forecaster.panel import Panel
 from forecaster.quality import Quality
+from forecaster.rolling import Rolling, unless_blank
 from forecaster.shapes import check_chunk, check_histories, check_rows, check_shape
-from forecaster.simulation import FEWEST_PATHS, checked_samples, generators, seed_of, simulate
+from forecaster.simulation import FEWEST_PATHS, checked_samples, generators, seed_of
 from forecaster.state import StreamState
 from forecaster.stepping import Stepper
 
@@ -40,9 +40,6 @@ __all__ = ["DEFAULT_LEVELS", "Forecaster"]
 
 DEFAULT_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Quantile levels of a forecast when none are asked for."""
-
-FOLD_ELEMENTS = 2**22
-"""Upper bound on rows x steps x ring length folded at once: bounds memory, changes no result."""
 
 PATHS_AT_ONCE = 2**13
 """Sample paths drawn side by side, at least those of one row: bounds memory."""
@@ -65,14 +62,6 @@ def _without_gradient(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-class _Step(Protocol):
-    """`encode` or `observe` of a network."""
-
-    def __call__(
-        self, state: StreamState, y: Tensor, lengths: Tensor | None = None, covariates: Tensor | None = None
-    ) -> tuple[Encoded, StreamState]: ...
-
-
 class Forecaster:
     """A network that is ready to serve.
 
@@ -93,6 +82,7 @@ class Forecaster:
     def __init__(self, network: ForecastNetwork) -> None:
         self._network = copy.deepcopy(network).cpu().eval().requires_grad_(False)
         self._network.recurrent.pack()
+        self._rolling = Rolling(self._network)
         self._stepper = Stepper(self._network) if network.config.network.cell == "lstm" else None
         self.config: Config = network.config
         self.calendar: Calendar = network.config.calendar
@@ -154,7 +144,7 @@ class Forecaster:
             A shape does not fit the state, or a length is more than T.
         """
         check_chunk(len(state), y, lengths, covariates, len(self.config.covariates.dynamic))
-        return self._fold(state, y, lengths, covariates, self._network.observe)
+        return self._rolling.fold(state, y, lengths, covariates, self._network.observe)
 
     def observe(self, state: StreamState, y: Tensor, covariates: Tensor | None = None) -> StreamState:
         """Fold one value per row; `y` has shape [B], `covariates` [B, D], NaN is a missing value.
@@ -211,8 +201,7 @@ class Forecaster:
         future
             Values of the known columns at that step, float64, shape [B, K]; None: all are missing.
         """
-        known = None if future is None else future.unsqueeze(1)
-        return _unless_blank(self._decoded(self._at_hand(state), state, known, 1), state.blank)
+        return self._rolling.ahead(state, future)
 
     @_without_gradient
     def place(self, ahead: Decoded, y: Tensor) -> Float:
@@ -257,41 +246,9 @@ class Forecaster:
             As `fold`.
         """
         check_chunk(len(state), y, lengths, covariates, len(self.config.covariates.dynamic))
-        y = y.to(torch.float64)
-        rows, total = y.shape
-        ends = torch.full((rows,), total, dtype=torch.int64) if lengths is None else lengths
-        places = torch.full((rows, total), torch.nan, dtype=torch.float64)
-        for start, end in self._spans(rows, total):
-            left = (ends - start).clamp(max=end - start)
-            active = torch.nonzero(left > 0).squeeze(1)
-            if len(active):
-                part = None if covariates is None else covariates[active, start:end]
-                after, found = self._fold_span(state.select(active), y[active, start:end], left[active], part)
-                state = state.replace_rows(active, after)
-                places[active, start:end] = found
+        state, places = self._rolling.fold_and_place(state, y, lengths, covariates)
         result: Float = places.numpy()
         return state, result
-
-    def _fold_span(
-        self, state: StreamState, y: Tensor, lengths: Tensor, covariates: Tensor | None
-    ) -> tuple[StreamState, Tensor]:
-        """One stretch of `fold_and_place`, all lengths at least 1."""
-        network, columns = self._network, len(self.config.covariates.known)
-        known = covariates[..., :columns] if columns and covariates is not None else None
-        places = torch.full_like(y, torch.nan)
-        first = self.ahead(state, None if known is None else known[:, 0])
-        places[:, 0] = locate(network.head, first, y[:, 0])
-        trail = torch.zeros(*y.shape, 2)
-        encoded, after = network.observe(state, y, lengths, covariates, trail=trail)
-        seen = ~state.blank.unsqueeze(1) | (~torch.isnan(y)).cumsum(1).bool()
-        steps = torch.arange(1, y.shape[1])
-        row, step = torch.nonzero(seen[:, :-1] & ~torch.isnan(y[:, 1:]) & (steps < lengths.unsqueeze(1)), as_tuple=True)
-        if len(row):
-            chosen = encoded.at((row, step))
-            coming = None if known is None else known[row, step + 1].unsqueeze(1)
-            parameters = network.calibrated(chosen, trail[row, step].unsqueeze(-1), coming, 1)
-            places[row, step + 1] = locate(network.head, Decoded(parameters, chosen.frame), y[row, step + 1])
-        return after, places
 
     def warm_up(
         self,
@@ -397,12 +354,12 @@ class Forecaster:
         horizon = self.check_horizon(horizon)
         levels = self.check_levels(quantile_levels)
         future = self._checked_future(future, len(state), horizon)
-        marginals = self._marginals(state, horizon, future)
+        marginals = self._rolling.marginals(state, horizon, future)
         quantiles = marginals.quantiles(levels)
         ahead, blank = marginals.blocks[0].steps(slice(0, 1)), state.blank
         if bool(blank.any()):
             quantiles = torch.where(blank.view(-1, 1, 1), torch.nan, quantiles)
-            ahead = _unless_blank(ahead, blank)
+            ahead = unless_blank(ahead, blank)
         result: Float = quantiles.transpose(1, 2).numpy()
         return result, ahead
 
@@ -455,14 +412,8 @@ class Forecaster:
         for rows in torch.split(observed, max(1, PATHS_AT_ONCE // paths)) if len(observed) else ():
             part = state.select(rows)
             known = None if future is None else future[rows]
-            found = simulate(
-                self._marginals(part, horizon, known),
-                part,
-                generators(part, seed if isinstance(seed, int) else [seed[row] for row in rows.tolist()]),
-                paths=paths,
-                next_step=partial(self._next_step, self._coming(known, part, paths)),
-                observe=partial(self._observe_path, self._coming(known, part, paths)),
-            )
+            draws = generators(part, seed if isinstance(seed, int) else [seed[row] for row in rows.tolist()])
+            found = self._rolling.draw(part, horizon, known, draws, paths)
             drawn[rows.numpy()] = found[:, :num_samples].numpy()
         return drawn
 
@@ -535,8 +486,8 @@ class Forecaster:
             raise InputError(f"y has {y.shape[1]} steps, expected at most {self.config.horizon}, the trained horizon")
         if not y.shape[1]:
             return y.double()
-        (known,) = self._future_blocks(self._checked_future(future, len(state), y.shape[1]), y.shape[1])
-        block = self._decoded(self._network.encoded(state), state, known).steps(slice(0, y.shape[1]))
+        (known,) = self._rolling.blocks(self._checked_future(future, len(state), y.shape[1]), y.shape[1])
+        block = self._rolling.decoded(self._network.encoded(state), state, known).steps(slice(0, y.shape[1]))
         found = head.log_prob(block.parameters, y.double(), block.frame)
         return torch.where(torch.isnan(y) | state.blank.unsqueeze(1), torch.nan, found)
 
@@ -699,45 +650,6 @@ class Forecaster:
 
     # -- inner workings --------------------------------------------------------------------------------------------
 
-    def _spans(self, rows: int, total: int) -> list[tuple[int, int]]:
-        span = max(1, min(FOLD_ELEMENTS // max(rows * self.config.ring_length, 1), 512))
-        return [(start, min(start + span, total)) for start in range(0, total, span)]
-
-    def _fold(
-        self, state: StreamState, y: Tensor, lengths: Tensor | None, covariates: Tensor | None, step: _Step
-    ) -> StreamState:
-        rows, total = y.shape
-        y = y.to(torch.float64)
-        if lengths is None:
-            for start, end in self._spans(rows, total):
-                part = None if covariates is None else covariates[:, start:end]
-                encoded, state = step(state, y[:, start:end], None, part)
-            if total == 1:  # streaming: the forecast that usually follows needs just this
-                state = state.remember(encoded.latest())
-            return state
-        for start, end in self._spans(rows, total):
-            left = (lengths - start).clamp(max=end - start)
-            active = torch.nonzero(left > 0).squeeze(1)
-            part = None if covariates is None else covariates[:, start:end]
-            if len(active) == rows and bool((left == end - start).all()):
-                _, state = step(state, y[:, start:end], None, part)
-            elif len(active):
-                part = None if part is None else part[active]
-                _, after = step(state.select(active), y[active, start:end], left[active], part)
-                state = state.replace_rows(active, after)
-        return state
-
-    def _at_hand(self, state: StreamState) -> Encoded:
-        """What the head needs of the latest step: remembered, or derived from the state."""
-        if isinstance(state.moment, Encoded):
-            return state.moment
-        return self._network.encoded(state)
-
-    def _decoded(
-        self, encoded: Encoded, state: StreamState, future: Tensor | None, steps: int | None = None
-    ) -> Decoded:
-        return Decoded(self._network.calibrated(encoded, state.correction, future, steps), encoded.frame)
-
     def _ready(self, panel: Panel, horizon: int, future: pd.DataFrame | None) -> tuple[StreamState, Tensor]:
         """State at the end of every series, and what is known of the steps after it."""
         self.check_panel(panel)
@@ -746,34 +658,6 @@ class Forecaster:
             panel = panel.with_future(future)
         known = torch.from_numpy(panel.future(horizon))  # before the work of folding
         return self.warm_up_panel(panel), known
-
-    @staticmethod
-    def _coming(known: Tensor | None, state: StreamState, paths: int) -> Callable[[StreamState], Tensor | None]:
-        """What is known of the step after each of so many copies of a state's rows, shape [B x paths, 1, K]."""
-
-        def coming(copies: StreamState) -> Tensor | None:
-            step = int(copies.last_step[0] - state.last_step[0])
-            return None if known is None else known[:, step : step + 1].repeat_interleave(paths, 0)
-
-        return coming
-
-    def _next_step(self, coming: Callable[[StreamState], Tensor | None], copies: StreamState) -> Decoded:
-        return self._decoded(self._network.encoded(copies), copies, coming(copies), 1)
-
-    def _observe_path(
-        self, coming: Callable[[StreamState], Tensor | None], copies: StreamState, y: Tensor
-    ) -> StreamState:
-        return self._network.encode(copies, y.unsqueeze(1), None, self._as_table(coming(copies)))[1]
-
-    def _marginals(self, state: StreamState, horizon: int, future: Tensor | None) -> Marginals:
-        """Distributions of the coming steps: beyond the trained ones, a copy of the state observes its own medians."""
-        head, known = self._network.head, self._future_blocks(future, horizon)
-        blocks = [self._decoded(self._at_hand(state), state, known[0])]
-        for before, coming in pairwise(known):
-            # Not observed, so nothing to calibrate by.
-            state = self._fold(state, head.point(*blocks[-1]), None, self._as_table(before), self._network.encode)
-            blocks.append(self._decoded(self._network.encoded(state), state, coming))
-        return Marginals(head, blocks, horizon)
 
     def _checked_future(self, future: Tensor | None, rows: int, horizon: int) -> Tensor | None:
         """Return `future`, or raise InputError where it does not fit; None for models without known columns."""
@@ -788,22 +672,6 @@ class Forecaster:
                 f"this model {wanted} at the {horizon} coming steps, shape {list(expected)}; found {found}"
             )
         return future if known else None
-
-    def _future_blocks(self, future: Tensor | None, horizon: int) -> list[Tensor | None]:
-        """Known values of each block of the trained horizon, the last one filled up with missing ones."""
-        trained = self.config.horizon
-        count = -(-horizon // trained)
-        if future is None:
-            return [None] * count
-        filler = future.new_full((len(future), count * trained - horizon, future.shape[2]), torch.nan)
-        return list(torch.split(torch.cat([future, filler], 1), trained, 1))
-
-    def _as_table(self, known: Tensor | None) -> Tensor | None:
-        """Known values [B, T, K] as a table of all dynamic columns [B, T, D]."""
-        if known is None:
-            return None
-        past = known.new_full((*known.shape[:2], len(self.config.covariates.past)), torch.nan)
-        return torch.cat([known, past], -1)
 
 
 def _answers(level: float, lowest: float, highest: float) -> bool:
@@ -823,9 +691,3 @@ def _checked_levels(levels: tuple[float, ...], lowest: float, highest: float) ->
     if len(set(map(level_name, levels))) < len(set(levels)):
         raise InputError(f"quantile levels are {', '.join(map(str, levels))}: six digits name them, and must differ")
     return levels
-
-
-def _unless_blank(block: Decoded, blank: Tensor) -> Decoded:
-    """A block that says nothing of the rows that never observed a value."""
-    location = torch.where(blank, torch.nan, block.frame.location)
-    return block._replace(frame=block.frame._replace(location=location))
