@@ -10,6 +10,7 @@ from collections.abc import Hashable
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import numpy.typing as npt
@@ -192,7 +193,15 @@ def _timestamps(ds: pd.Series[Any]) -> pd.Series[Any]:
 
 def _zone_name(ds: pd.Series[Any]) -> str | None:
     zone = ds.dt.tz if pd.api.types.is_datetime64_any_dtype(ds.dtype) else None
-    return None if zone is None else str(zone)
+    if zone is None:
+        return None
+    try:
+        return ZoneInfo(str(zone)).key
+    except (KeyError, ValueError, OSError):
+        raise PanelError(
+            f"ds is in time zone {zone}, which has no IANA name such as 'Europe/Berlin'; "
+            "ds.dt.tz_convert(name) gives it one, and 'UTC' always fits"
+        ) from None
 
 
 def _numbers(y: pd.Series[Any]) -> Float:

@@ -132,6 +132,16 @@ def test_a_time_zone_is_kept(zone: str) -> None:
     assert panel.to_frame()["ds"].tolist() == frame["ds"].tolist()
 
 
+@pytest.mark.parametrize("zone", ["+02:00", "dateutil/Europe/Berlin"])
+def test_a_time_zone_without_a_name_is_refused_with_the_cure(zone: str) -> None:
+    frame = two_series().assign(ds=lambda f: f["ds"].dt.tz_localize(zone))
+
+    with pytest.raises(PanelError, match=r"ds is in time zone .* no IANA name .* ds.dt.tz_convert\(name\)"):
+        Panel.from_frame(frame, "h")
+    cured = frame.assign(ds=frame["ds"].dt.tz_convert("Europe/Berlin"))
+    assert Panel.from_frame(cured, "h").to_frame()["ds"].tolist() == cured["ds"].tolist()
+
+
 @given(
     histories=st.lists(st.tuples(series(min_size=1, max_size=20), st.integers(-100, 100)), min_size=1, max_size=4),
     freq=st.sampled_from(["h", "D", "MS", "1", "B", "W"]),
