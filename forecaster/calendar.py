@@ -282,9 +282,8 @@ class Calendar:
     def _instants(self, ds: pd.Series[Any]) -> Instants:
         """Of a column: naive local time, or that of the zone's standard time for sub-daily steps."""
         if not pd.api.types.is_datetime64_any_dtype(ds.dtype):
-            raise InputError(
-                f"ds has type {ds.dtype}, but freq {self.freq!r} needs timestamps (see pandas.to_datetime)"
-            )
+            cure = "Series.dt.to_timestamp" if isinstance(ds.dtype, pd.PeriodDtype) else "pandas.to_datetime"
+            raise InputError(f"ds has type {ds.dtype}, but freq {self.freq!r} needs timestamps (see {cure})")
         if ds.isna().any():
             raise InputError(f"ds is missing in {int(ds.isna().sum())} rows")
         zone = None if ds.dt.tz is None else str(ds.dt.tz)

@@ -181,7 +181,8 @@ def replaced(column: str, row: int, value: object) -> pd.DataFrame:
         (replaced("ds", 6, pd.Timestamp("2024-03-01 03:00:00.000000001")), ["series 'b'", "03:00:00.000000001 is not"]),
         (replaced("ds", 7, pd.NaT), ["series 'b'", "ds is missing in 1 rows"]),
         (two_series().assign(ds=lambda f: f["ds"].astype(str)), ["series 'a'", "needs timestamps"]),
-        (two_series().assign(ds=range(8)), ["series 'a'", "needs timestamps"]),
+        (two_series().assign(ds=range(8)), ["series 'a'", "needs timestamps (see pandas.to_datetime)"]),
+        (two_series().assign(ds=lambda f: f["ds"].dt.to_period("h")), ["period[h]", "see Series.dt.to_timestamp"]),
         (frame_of([("a", HOURS[0], 1.0), ("a", pd.Timestamp("2034-03-01"), 2.0)]), ["series 'a'", "is the freq right"]),
     ],
 )  # fmt: skip
