@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import multiprocessing
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from contextlib import closing, suppress
@@ -64,18 +63,20 @@ def test_asking_a_store_that_is_not_there_does_not_create_it(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.usefixtures("empty_database")  # MLflow is imported by now, and so it is in a process forked from this one
 @pytest.mark.parametrize("tables", [0, 3, 20])
 def test_a_store_whose_making_was_cut_short_is_made_anew(tmp_path: Path, tables: int) -> None:
     """Killed while the tables were made: MLflow would neither open such a file nor go on."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     for _ in range(5):
-        making = subprocess.Popen(
-            [sys.executable, "-c", f"from pipelines.connection import connect; connect({uri!r}, create=True)"]
-        )
-        while making.poll() is None and _tables(tmp_path) <= tables:
+        making = multiprocessing.get_context("fork").Process(target=connect, args=(uri,), kwargs={"create": True})
+        making.start()
+        while making.is_alive() and _tables(tmp_path) <= tables:
             time.sleep(0.001)
         making.kill()
-        if making.wait() == -signal.SIGKILL:
+        making.join()
+        if making.exitcode == -signal.SIGKILL:
             break
         (tmp_path / "mlflow.db").unlink()  # it was done before it was killed
     else:
