@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from forecaster import Panel
 from pipelines.connection import connect
-from tests.pipelines.kit import long_frame
+from tests.pipelines.kit import Ran, long_frame, store_in
 
 
 @pytest.fixture(scope="session")
@@ -25,18 +25,35 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tracking_uri(tmp_path: Path, empty_database: Path) -> Iterator[str]:
     """A store of its own for one test."""
-    import mlflow
-
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    yield f"sqlite:///{tmp_path}/mlflow.db"
-    mlflow.set_tracking_uri(None)
-    mlflow.set_registry_uri(None)
+    with store_in(tmp_path, empty_database) as uri:
+        yield uri
 
 
 @pytest.fixture(scope="session")
 def panel() -> Panel:
     """Three hourly series of 120 steps."""
     return Panel.from_frame(long_frame(), "h")
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Ran]]:
+    """Run a command line in this process, through the `main` that the console script calls."""
+    import mlflow
+
+    from pipelines.cli import main
+
+    for key in [key for key in os.environ if key.startswith(("MLFLOW_", "FORECASTER_"))]:
+        monkeypatch.delenv(key)
+
+    def call(*arguments: str) -> Ran:
+        capfd.readouterr()
+        status = main(arguments)
+        captured = capfd.readouterr()
+        return Ran(status, captured.out, captured.err)
+
+    yield call
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)
 
 
 @pytest.fixture

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,17 @@ def run_cli(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None, ti
         check=False,
     )
     return Ran(done.returncode, done.stdout, done.stderr)
+
+
+@contextmanager
+def store_in(folder: Path, empty: Path) -> Iterator[str]:
+    """A MLflow store in a folder, made from an empty one; its URI. What is used meanwhile is forgotten at the end."""
+    import mlflow
+
+    shutil.copy(empty, folder / "mlflow.db")
+    yield f"sqlite:///{folder}/mlflow.db"
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)
 
 
 def files_below(folder: Path) -> dict[str, bytes]:

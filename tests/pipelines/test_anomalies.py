@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from pipelines.benchmarks.anomalies import (
     run_anomalies,
 )
 from pipelines.benchmarks.detection import Recording, detect, loudest
-from tests.pipelines.kit import QUICK, run_cli
+from tests.pipelines.kit import QUICK, Ran
 
 BEGIN = pd.Timestamp("2014-01-01")
 
@@ -138,11 +139,11 @@ def test_what_happened_is_found_by_surprise(folder: Path) -> None:
     assert all(len(line) == len(columns) for line in lines)
 
 
-def test_the_command_says_what_it_found(folder: Path, tmp_path: Path) -> None:
+def test_the_command_says_what_it_found(folder: Path, tmp_path: Path, run: Callable[..., Ran]) -> None:
     options = [word for key, value in QUICK.items() for word in ("--set", f"{key}={value}")]
     out = tmp_path / "anomalies.md"
 
-    done = run_cli("bench", "anomalies", "--data", str(folder), "--out", str(out), *options, cwd=tmp_path)
+    done = run("bench", "anomalies", "--data", str(folder), "--out", str(out), *options)
 
     assert done.status == 0, done.err
     assert "loudest of a season" in out.read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -36,27 +36,6 @@ SMALL = tuple(word for key, value in QUICK.items() for word in ("--set", f"{key}
 
 
 Runner = Callable[..., Ran]
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
-    """Run a command line in this process, through the `main` that the console script calls."""
-    import mlflow
-
-    from pipelines.cli import main
-
-    for key in [key for key in os.environ if key.startswith(("MLFLOW_", "FORECASTER_"))]:
-        monkeypatch.delenv(key)
-
-    def call(*arguments: str) -> Ran:
-        capfd.readouterr()
-        status = main(arguments)
-        captured = capfd.readouterr()
-        return Ran(status, captured.out, captured.err)
-
-    yield call
-    mlflow.set_tracking_uri(None)
-    mlflow.set_registry_uri(None)
 
 
 @pytest.fixture

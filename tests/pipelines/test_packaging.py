@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow
@@ -18,7 +18,7 @@ from forecaster import InputError, Panel
 from pipelines.connection import connect
 from pipelines.packaging import requirements
 from pipelines.tracking import start_run
-from tests.pipelines.kit import covered_frame, long_frame, random_forecaster
+from tests.pipelines.kit import covered_frame, long_frame, random_forecaster, store_in
 
 # MLflow 3.17 itself uses what pandas 3 advises against, also when it only loads and predicts.
 pytestmark = pytest.mark.filterwarnings("ignore:Operation with range is deprecated")
@@ -51,9 +51,11 @@ def log(tracking_uri: str, panel: Panel, **changes: object) -> str:
     return str(mlflow.artifacts.download_artifacts(uri))
 
 
-@pytest.fixture
-def model_folder(tracking_uri: str, panel: Panel) -> str:
-    return log(tracking_uri, panel)
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory, empty_database: Path, panel: Panel) -> Iterator[str]:
+    """A logged model that is only read."""
+    with store_in(tmp_path_factory.mktemp("logged"), empty_database) as tracking_uri:
+        yield log(tracking_uri, panel)
 
 
 def test_the_logged_model_answers_exactly_as_the_forecaster(model_folder: str, panel: Panel) -> None:
