@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -15,18 +14,21 @@ from sqlalchemy import create_engine, text
 from service.backup import export_streams, import_streams
 from service.store import Store
 from service.store.copying import LogRow, SnapshotRow, StreamRow
-from tests.pipelines.kit import environment
 from tests.reliability.kit import BASE
-from tests.service.kit import ROOT, ds, history, observations
-from tests.service.processes import HTTP
+from tests.service.kit import ds, history, observations, until
+from tests.service.processes import HTTP, Template
 
 NAMES = [f"s{number}" for number in range(30)]
 STEPS = 1000
 
+HERE = "here\n"
+
 # The program itself, which says so when it has read or written some rows of one kind, and then stands still.
 HELD = """
-import sys
+import signal, sys
 from service import backup, programs
+# A shell that runs the tests in the background lets its children ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 kind, number = sys.argv[1].split(":")
 read, write = backup._read, backup._write
 
@@ -35,7 +37,7 @@ def held(name, parts):
         yield part
         if (name, count) == (kind, int(number)):
             print("here", flush=True)
-            sys.stdin.readline()
+            signal.pause()
 
 backup._read = lambda path, row: held("read " + path.stem, read(path, row))
 backup._write = lambda path, schema, tables: write(path, schema, held("write " + path.stem, tables))
@@ -44,21 +46,16 @@ sys.exit(programs.main(["streams", *sys.argv[2:]]))
 
 
 @contextmanager
-def held(at: str, *arguments: object):
-    """A process that stands still at some place, and is not there any more afterwards."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HELD, at, *map(str, arguments)],
-        env=environment({}), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # A shell that runs the tests in the background lets its children ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
+def held(template: Template, log: Path, at: str, *arguments: object):
+    """A process that stands still at some place, and is not there any more afterwards; it writes into a file."""
+    process = template.run(HELD, at, *arguments, log=log)
     try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "here\n"
+        until(lambda: process.poll() is not None or (log.exists() and log.read_text() == HERE))
+        assert process.poll() is None, log.read_text()
         yield process
     finally:
-        process.kill()
-        process.communicate()
+        process.send_signal(signal.SIGKILL)
+        process.wait(60)
 
 
 @pytest.fixture
@@ -95,15 +92,15 @@ def everything(url: str) -> dict[str, int]:
         pytest.param("read snapshots:0", signal.SIGTERM, marks=pytest.mark.soak),
     ],
 )
-def test_an_import_that_is_ended_half_way_has_changed_nothing(server, exported, at, number):
+def test_an_import_that_is_ended_half_way_has_changed_nothing(template, server, exported, tmp_path, at, number):
     """Beside a server on the same store, which goes on; `--replace` or not, it can be done again."""
     server.start()
     for name in ("s0", "own"):
         HTTP.put(f"{server.url}/v1/streams/{name}", json=history([1.0, 2.0])).raise_for_status()
-    before = everything(server.store)
+    before, log = everything(server.store), tmp_path / "import"
 
     with (
-        held(at, "import", exported, "--store", server.store, "--replace") as process,
+        held(template, log, at, "import", exported, "--store", server.store, "--replace") as process,
         ThreadPoolExecutor(2) as threads,
     ):
         writing = [
@@ -113,11 +110,11 @@ def test_an_import_that_is_ended_half_way_has_changed_nothing(server, exported, 
             for name in ("s0", "own")
         ]
         process.send_signal(number)
-        _, said = process.communicate(timeout=60)
+        status = process.wait(60)
         assert [reply.result(60).status_code for reply in writing] == [200, 200]
 
-    assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}[number]
-    assert said == ("forecaster: interrupted\n" if number == signal.SIGINT else "")
+    assert status == {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+    assert log.read_text() == HERE + ("forecaster: interrupted\n" if number == signal.SIGINT else "")
     after = everything(server.store)
     assert (after["streams"], after["observations"]) == (before["streams"], before["observations"] + 2)
     for name in ("s0", "own"):
@@ -139,12 +136,14 @@ def test_an_import_that_is_ended_half_way_has_changed_nothing(server, exported, 
         pytest.param("write snapshots:0", signal.SIGKILL, marks=pytest.mark.soak),
     ],
 )
-def test_an_export_that_is_ended_half_way_leaves_no_folder_that_could_be_taken_for_one(exported, tmp_path, at, number):
+def test_an_export_that_is_ended_half_way_leaves_no_folder_that_could_be_taken_for_one(
+    template, exported, tmp_path, at, number
+):
     """It leaves nothing at all, unless it had no time to."""
     url, out = f"sqlite:///{tmp_path / 'source.db'}", tmp_path / "to" / "out"
     before = everything(url)
 
-    with held(at, "export", out, "--store", url) as process:
+    with held(template, tmp_path / "export", at, "export", out, "--store", url) as process:
         process.send_signal(number)
         process.wait(60)
 

@@ -34,8 +34,12 @@ class Template:
         assert self._line() == "ready"
 
     def fork(self, **asked: Any) -> Forked:
-        """Start a server."""
+        """Start a process."""
         return Forked(self, self.ask(asked))
+
+    def run(self, code: str, *arguments: object, log: Path) -> Forked:
+        """Start a program of a few lines, as by ``python -c``; what it writes goes into a file."""
+        return self.fork(code=code, arguments=list(map(str, arguments)), environment={}, log=str(log))
 
     def ask(self, said: Any) -> Any:
         """Say one line, and hear one."""
@@ -59,7 +63,7 @@ class Template:
 
 
 class Forked:
-    """A server that a template started, as far as it is used like a `subprocess.Popen`."""
+    """A process that a template started, as far as it is used like a `subprocess.Popen`."""
 
     def __init__(self, template: Template, pid: int) -> None:
         self.pid = pid
@@ -76,7 +80,7 @@ class Forked:
         """Until it has ended; its exit status."""
         end = time.monotonic() + seconds
         while (status := self.poll()) is None:
-            assert time.monotonic() < end, "the server does not end"
+            assert time.monotonic() < end, "the process does not end"
             time.sleep(0.005)
         return status
 

@@ -1,8 +1,9 @@
 """A process that has imported everything and forks servers on request: real processes, started in tenths of a second.
 
 ``python -m tests.service.template`` reads one line of JSON after the other. An object starts a server: the arguments
-of ``python -m service``, the environment, the file for its output and, if its disk shall fail, how; the answer is its
-process id. The id of one that has been started asks how it ended; the answer is its exit status, null while it runs.
+of ``python -m service``, the environment, the file for its output and, if its disk shall fail, how; with code, that is
+run in the server's place, as by ``python -c``; the answer is its process id. The id of one that has been started asks
+how it ended; the answer is its exit status, null while it runs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from typing import Any
 
 import numpy as np
@@ -37,9 +39,24 @@ def serve(asked: dict[str, Any]) -> None:
         )
     status = 70
     try:
-        status = main(asked["arguments"])
+        status = run(asked["code"], asked["arguments"]) if "code" in asked else main(asked["arguments"])
     finally:
         os._exit(status)
+
+
+def run(code: str, arguments: list[str]) -> int:
+    """A program; its exit status."""
+    sys.argv[1:] = arguments
+    try:
+        exec(code, {"__name__": "__main__"})
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 0
+    except Exception:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+    return 0
 
 
 def work() -> None:
