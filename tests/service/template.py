@@ -9,18 +9,17 @@ how it ended; the answer is its exit status, null while it runs.
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from forecaster import Forecaster
 from service.__main__ import main
+from service.models.served import load_model
 
 
 def serve(asked: dict[str, Any]) -> None:
@@ -61,9 +60,10 @@ def run(code: str, arguments: list[str]) -> int:
 
 def work() -> None:
     """Fork until there is nothing more to read."""
-    # Compiled loops are loaded once, here.
-    forecaster = Forecaster.load(sys.argv[1])
-    forecaster.observe(forecaster.warm_up([np.array([1.0, 2.0])], [0]), torch.tensor([1.0]))
+    load_model(Path(sys.argv[1]))  # tries the model, so that compiled loops are loaded once, here
+    # Looking for garbage, each server would write to, and so copy, every object that it has from this process.
+    gc.collect()
+    gc.freeze()
     answer("ready")
     for line in sys.stdin:
         asked = json.loads(line)

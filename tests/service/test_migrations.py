@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -15,7 +12,6 @@ from service.store import Store
 from service.store.database import open_database
 from service.store.schema import newest_revision, prepare_schema
 from service.store.tables import build_tables
-from tests.service.kit import ROOT
 
 # As the releases before Alembic made them, and a little data: types by kind of database.
 OLD = """
@@ -163,16 +159,16 @@ def test_a_database_of_a_newer_release_from_before_alembic_is_refused_too(any_st
 
 
 @pytest.mark.parametrize("version", [None, 1])
-def test_many_processes_may_start_at_once_on_a_new_or_old_database(any_store_url, version):
+def test_many_processes_may_start_at_once_on_a_new_or_old_database(template, any_store_url, tmp_path, version):
     if version is not None:
         make_old(any_store_url, version)
     code = f"from service.store import Store; s = Store.open({any_store_url!r}); s.claim_calendar('h', None); s.probe()"
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(4)
-    ]
+    logs = [tmp_path / f"log{number}" for number in range(4)]
+    processes = [template.run(code, log=log) for log in logs]
 
-    errors = [process.communicate()[1] for process in processes]
+    statuses = [process.wait(60) for process in processes]
+    errors = [log.read_text() for log in logs]
 
-    assert [process.returncode for process in processes] == [0] * 4, errors
+    assert statuses == [0] * 4, errors
     assert errors == [""] * 4
     assert version_fact(any_store_url) == str(int(newest_revision()))
