@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import os
 
-# Tiny tensors gain nothing from threads, and test processes share few cores. `torch.set_num_threads` is for the thread
-# that calls it: in all others the layers of PyTorch's own kernels take every core, unless it was told at its import.
+# Tiny tensors gain nothing from threads, and test processes share few cores. `torch.set_num_threads` is no help to
+# threads that PyTorch has not met yet: their first layers take every core, unless PyTorch was told at its import.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest

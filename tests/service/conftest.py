@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from forecaster import Forecaster
 from service.app import create_app
 from service.settings import Settings
+from service.store import Store
 from tests.forecaster.kit import TINY, forecaster_of
 from tests.service.kit import LocalClient
 from tests.service.processes import Template
@@ -65,9 +67,18 @@ def any_store_url(request: pytest.FixtureRequest, store_url: str) -> str:
     return store_url if request.param == "sqlite" else new_database(request.getfixturevalue("postgres"))
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with its tables and nothing in them."""
+    path = tmp_path_factory.mktemp("store") / "log.db"
+    Store.open(f"sqlite:///{path}").close()
+    return path
+
+
 @pytest.fixture
-def settings(artifact: Path, store_url: str) -> Settings:
-    """Small bounds, so that tests reach them."""
+def settings(artifact: Path, store_url: str, empty_store: Path, tmp_path: Path) -> Settings:
+    """Small bounds, so that tests reach them; the tables of the store are there, as making them takes a while."""
+    shutil.copy(empty_store, tmp_path / "log.db")
     return Settings(
         model=str(artifact), store=store_url, max_gap_steps=10, max_history_steps=2000, max_body_bytes=65536
     )
