@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -52,10 +53,19 @@ def log(tracking_uri: str, panel: Panel, **changes: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory, empty_database: Path, panel: Panel) -> Iterator[str]:
-    """A logged model that is only read."""
+def logged(tmp_path_factory: pytest.TempPathFactory, empty_database: Path, panel: Panel) -> Iterator[tuple[str, str]]:
+    """A store with a logged model that is only read; and where it lies."""
     with store_in(tmp_path_factory.mktemp("logged"), empty_database) as tracking_uri:
-        yield log(tracking_uri, panel)
+        yield tracking_uri, log(tracking_uri, panel)
+
+
+@pytest.fixture
+def model_folder(logged: tuple[str, str], tmp_path: Path) -> Iterator[str]:
+    """A copy of it, in which whoever imports the library leaves what Python compiles; MLflow looks into its store."""
+    tracking_uri, folder = logged
+    mlflow.set_tracking_uri(tracking_uri)
+    yield str(shutil.copytree(folder, tmp_path / "model"))
+    mlflow.set_tracking_uri(None)
 
 
 def test_the_logged_model_answers_exactly_as_the_forecaster(model_folder: str, panel: Panel) -> None:
