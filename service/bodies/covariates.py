@@ -1,6 +1,6 @@
-"""Covariates of a request, checked against the model that serves: names it knows, values it can read.
+"""Covariates of a request, checked: names that a model of the store knows, values that the one that serves can read.
 
-It knows a model's columns, no stream and no store's rows. Invariant: what passes is kept as it came, as JSON text, so
+It knows models' columns, no stream and no store's rows. Invariant: what passes is kept as it came, as JSON text, so
 that the next model can read it anew; what no model of this store has known is refused by name.
 """
 

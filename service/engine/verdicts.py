@@ -15,9 +15,8 @@ busy       more steps after it than are folded at once, gaps included: to be sen
 
 A value is y, with covariates if there are any; one without them says nothing about covariates that are known.
 (`invalid`, `unknown_stream`, and `busy` of a stream that cannot be written at present, are decided before it is looked
-at.) Invariant: the
-outcome depends on the set of observations, not on how it was cut into requests, duplicated or, within the gap limit,
-shuffled.
+at.) Invariant: once what was `busy` has been sent again, the outcome depends on the set of observations, not on how
+it was cut into requests, duplicated or, within the gap limit, shuffled.
 """
 
 from __future__ import annotations
