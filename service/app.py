@@ -37,6 +37,13 @@ _TAGS = {  # in the order of the page that describes them
     "adapters": "For callers of other systems, as those describe them.",
 }
 
+_ERRORS = (
+    "Errors are `application/problem+json` (RFC 9457), those of the adapters as their callers read them. A 503 to what "
+    "changes or forecasts a stream comes with `Retry-After`: send it again. Beside the statuses of its operation, any "
+    "request may get 400, 408, 431 or 503 from the connection: it is no HTTP, too slow, its head too large, or there "
+    "are too many connections."
+)
+
 
 def create_app(settings: Settings, host: Host | None = None, log: Callable[[Answered], None] | None = None) -> FastAPI:
     """Build the application.
@@ -74,6 +81,7 @@ def create_app(settings: Settings, host: Host | None = None, log: Callable[[Answ
         names=settings.names,
         title="Forecaster",
         summary="Probabilistic forecasts from durable recurrent state",
+        description=_ERRORS,
         version="1",
         openapi_tags=[{"name": name, "description": said} for name, said in _TAGS.items()],
         lifespan=lifespan,

@@ -1,7 +1,7 @@
 """OpenAPI descriptions of routes that read and write by themselves: bodies, parameters, and every status they answer.
 
-It knows the shapes and no behaviour. Invariant: a status that is not described is not answered; a test holds the
-service to that, with requests made from the description.
+It knows the shapes and no behaviour. Invariant: a route answers no status that is not described; a test holds the
+service to that, with requests made from the description. What the connection answers before any route is told apart.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from contextlib import ExitStack, closing
 
@@ -46,6 +47,11 @@ NAMED = "/models/named"
 def as_it_is(_context, value):
     """Bulk bodies are text or bytes to begin with."""
     return value if isinstance(value, bytes) else str(value).encode()
+
+
+def test_what_the_connection_answers_before_any_route_is_told():
+    """Those of `service.connections`, which no operation describes."""
+    assert {"400", "408", "431", "503"} <= set(re.findall(r"\d{3}", DOCUMENT["info"]["description"]))
 
 
 def contents():
