@@ -49,7 +49,7 @@ def serve(
 ) -> None:
     """Start the forecast service in place of this process.
 
-    Everything else that it can be told stands in its environment variables, FORECASTER_*.
+    Everything else that it can be told are environment variables, FORECASTER_*: see service/SETTINGS.md.
     """
     given = {
         "MODEL": model,
@@ -98,7 +98,7 @@ def export_streams(
     store: StoreUrl = None,
     named: Named = None,
     until: Annotated[
-        str | None, typer.Option(metavar="DS", help="Leave out what came for later times.", show_default=False)
+        str | None, typer.Option(metavar="DS", help="Leave out what has a later ds.", show_default=False)
     ] = None,
     json: Json = False,
 ) -> None:

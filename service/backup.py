@@ -212,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="forecaster streams", description="Backups of a store's streams.")
     commands = parser.add_subparsers(dest="command", required=True)
     out = commands.add_parser("export", help="write the streams of a store, which may be in use, to a new folder")
-    out.add_argument("--until", metavar="DS", help="leave out what came for later times")
+    out.add_argument("--until", metavar="DS", help="leave out what has a later ds")
     back = commands.add_parser("import", help="bring the streams of such a folder into a store, all or none")
     back.add_argument("--replace", action="store_true", help="streams of the same names give way")
     for command in (out, back):
