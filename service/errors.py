@@ -6,7 +6,8 @@
     ├── StoreError          the store cannot be used: newer schema, other frequency, unreachable
     ├── ModelError          no usable model behind the reference
     ├── StaleStreams        another process changed these streams first; read again and retry
-    └── UnknownOutcome      the store failed while a transaction ended; it may be kept or undone
+    ├── UnknownOutcome      the store failed while a transaction ended; it may be kept or undone
+    └── GivenUp             nobody waits any longer for what was being done
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = ["ModelError", "ServiceError", "StaleStreams", "StoreError", "UnknownOutcome", "first_line", "let_go"]
+__all__ = [
+    "GivenUp",
+    "ModelError",
+    "ServiceError",
+    "StaleStreams",
+    "StoreError",
+    "UnknownOutcome",
+    "first_line",
+    "let_go",
+]
 
 _CREDENTIALS = re.compile(r"//[^/\s]+@")
 
@@ -41,6 +51,10 @@ class StaleStreams(ServiceError):
 
 class UnknownOutcome(ServiceError):
     """The store failed while a transaction ended, so nobody knows whether it is kept."""
+
+
+class GivenUp(ServiceError):
+    """Nobody waits any longer for what was being done."""
 
 
 def let_go(error: BaseException | None) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -25,7 +25,7 @@ from service.challenger import Challenger
 from service.engine import Engine, Limits
 from service.engine.subscriptions import Subscriptions
 from service.engine.trimmer import Trimmer
-from service.errors import ModelError, ServiceError, StoreError, first_line
+from service.errors import GivenUp, ModelError, ServiceError, StoreError, first_line, let_go
 from service.metrics import Metrics
 from service.models.registry import MlflowRegistry, parse_reference
 from service.models.served import ServedModel, load_model
@@ -345,7 +345,8 @@ class Service:
     async def beside(self, work: Callable[..., _T], *arguments: object) -> _T:
         """Do long work on the one thread beside the engine: it never takes more than one core from it.
 
-        What has not begun when this is cancelled is not done.
+        In the order in which it came, one after the other. The work's last argument is a `Glance`: when this is
+        cancelled, what has not begun is not done, and what has ends at its next glance.
 
         Raises
         ------
@@ -355,19 +356,30 @@ class Service:
         if self._stateless_waiting >= _STATELESS_WAITING:
             raise overloaded()
         self._stateless_waiting += 1
+        gone = threading.Event()
+
+        def glance() -> None:
+            if gone.is_set():
+                raise GivenUp("nobody waits for it any longer")
+
+        def begin() -> _T:
+            glance()
+            return work(*arguments, glance)
+
         try:
             # Most wait here, not in the thread's queue, so who goes takes along what was to be done.
             await self._stateless_turn.acquire()
-            running = asyncio.get_running_loop().run_in_executor(self._stateless, partial(work, *arguments))
+            running = asyncio.get_running_loop().run_in_executor(self._stateless, begin)
             running.add_done_callback(self._next_turn)
             return await asyncio.shield(running)
         finally:
+            gone.set()
             self._stateless_waiting -= 1
 
     def _next_turn(self, ended: asyncio.Future[Any]) -> None:
         self._stateless_turn.release()
-        if not ended.cancelled():
-            ended.exception()  # nobody may be there to hear of it
+        if not ended.cancelled() and isinstance(error := ended.exception(), GivenUp):  # nobody is there to hear of it
+            let_go(error)
 
 
 def _claim(store: Store, model: ServedModel) -> None:

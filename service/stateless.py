@@ -12,7 +12,7 @@ from service.bodies.covariates import ADVICE, read_future, read_static
 from service.bodies.histories import History, read_history
 from service.bodies.replies import Forecast
 from service.bodies.schemas import ForecastsRequest
-from service.engine.folding import dense, fold_ragged, static_values
+from service.engine.folding import Glance, dense, fold_ragged, static_values
 from service.models.served import ServedModel, Want
 from service.sampling import draw_of, draw_paths
 
@@ -23,7 +23,7 @@ _LARGEST_REPLY = 20_000_000  # quantiles, all series together: 160 MB of numbers
 
 
 def forecast_histories(
-    model: ServedModel, body: ForecastsRequest, max_history_steps: int, advice: str = ADVICE
+    model: ServedModel, body: ForecastsRequest, max_history_steps: int, glance: Glance, advice: str = ADVICE
 ) -> list[Forecast]:
     """Forecasts of every series of a request; `advice` is for one that lacks known covariates.
 
@@ -31,6 +31,8 @@ def forecast_histories(
     ------
     InputError
         A history cannot be read, a name repeats, all together are too long, or the horizon or levels are not answered.
+    GivenUp
+        So says `glance`.
     """
     assert body.series is not None
     want = model.want(body.horizon, body.quantile_levels)
@@ -40,7 +42,10 @@ def forecast_histories(
     if len(set(names)) < len(names):
         (name, _), *_ = Counter(names).most_common(1)
         raise InputError(f"series {name!r} appears twice; names must be unique within a request")
-    histories = [read_history(model, s.unique_id, s, max_history_steps) for s in body.series]
+    histories = []
+    for series in body.series:
+        glance()
+        histories.append(read_history(model, series.unique_id, series, max_history_steps))
     for name, history in zip(names, histories, strict=True):
         try:
             model.dates.check_end(history.steps[-1], want.horizon)
@@ -62,6 +67,7 @@ def forecast_histories(
                 dense(forecaster, dict(zip(h.steps, h.values, strict=True)), h.steps[0] - 1, h.steps[-1])
                 for h in histories
             ],
+            glance=glance,
         )
         quantiles = forecaster.forecast(states, want.horizon, want.quantile_levels, future)
     finite = np.isfinite(quantiles).all(axis=(1, 2))

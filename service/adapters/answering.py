@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 
 from forecaster import InputError
 from service.bodies.schemas import ForecastsRequest
+from service.engine.folding import Glance
 from service.front import TooLarge
 from service.models.served import ServedModel
 from service.problems import Problem, explained
@@ -48,7 +49,7 @@ class Asked(NamedTuple):
     max_history_steps: int
 
 
-Answer = Callable[[Asked], bytes]
+Answer = Callable[[Asked, Glance], bytes]
 """From a foreign request to the body of its reply; runs beside the engine."""
 
 

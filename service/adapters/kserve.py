@@ -28,6 +28,7 @@ from service.adapters.answering import (
 )
 from service.bodies.replies import Forecast
 from service.bodies.schemas import FutureColumns
+from service.engine.folding import Glance
 from service.models.served import ServedModel
 from service.problems import Problem
 from service.stateless import forecast_histories
@@ -162,7 +163,7 @@ def _refusal(problem: Problem) -> Response:
     return Response(as_json(content), problem.status, headers=problem.headers, media_type="application/json")
 
 
-def _answer(asked: Asked) -> bytes:
+def _answer(asked: Asked, glance: Glance) -> bytes:
     body = KServeRequest.model_validate(read_json(asked.body))
     model = asked.model
     if body.model not in (model.name, asked.named):
@@ -171,7 +172,7 @@ def _answer(asked: Asked) -> bytes:
     levels = list(dict.fromkeys([*asked_levels, _MEDIAN]))
     series = [_history(one, model) for one in body.inputs]
     request = validated(series, horizon=body.options.horizon, quantile_levels=levels)
-    forecasts = forecast_histories(model, request, asked.max_history_steps)
+    forecasts = forecast_histories(model, request, asked.max_history_steps, glance)
     outputs = [_output(one, found, asked_levels, model) for one, found in zip(body.inputs, forecasts, strict=True)]
     return as_json(
         {

@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request, Response
 from forecaster import CovariatesConfig, InputError
 from service.adapters.answering import Asked, add_forecast, as_json, missing_as_none, read_json, validated
 from service.bodies.replies import level_names
+from service.engine.folding import Glance
 from service.problems import Problem
 from service.routes.common import needs, service_of
 from service.routes.describing import answer, described
@@ -123,7 +124,7 @@ def _refusal(problem: Problem) -> Response:
     return Response(as_json(content), status, headers=problem.headers, media_type="application/json")
 
 
-def _answer(asked: Asked) -> bytes:
+def _answer(asked: Asked, glance: Glance) -> bytes:
     kind, _, parameters = (part.strip() for part in asked.kind.partition(";"))
     if parameters.replace(" ", "") not in ("", "charset=utf-8"):
         raise Problem(415, "unsupported-type", f"the body has type {asked.kind}; only charset=utf-8 may be added")
@@ -137,7 +138,7 @@ def _answer(asked: Asked) -> bytes:
         raise Problem(415, "unsupported-type", f"the body has type {kind or 'none'}; expected {expected}")
     series = _series(columns, asked.model.forecaster.config.covariates)
     request = validated(series, **_wanted(params))
-    forecasts = forecast_histories(asked.model, request, asked.max_history_steps, _ADVICE)
+    forecasts = forecast_histories(asked.model, request, asked.max_history_steps, glance, _ADVICE)
     predictions: list[dict[str, Any]] = []
     for found in forecasts:
         by_level = dict(zip(level_names(found.want.quantile_levels), found.quantiles.tolist(), strict=True))

@@ -24,6 +24,7 @@ from service.adapters.answering import (
     validated,
     without_utc,
 )
+from service.engine.folding import Glance
 from service.models.served import ServedModel
 from service.problems import Problem
 from service.routes.common import refuse_query, service_of
@@ -148,7 +149,7 @@ def _refusal(problem: Problem) -> Response:
     return Response(as_json({"detail": detail}), problem.status, headers=problem.headers, media_type="application/json")
 
 
-def _answer(asked: Asked) -> bytes:
+def _answer(asked: Asked, glance: Glance) -> bytes:
     body = TimeGptRequest.model_validate(read_json(asked.body))
     model = asked.model
     for name in ("finetune_steps", "finetuned_model_id", "feature_contributions", "multivariate"):
@@ -158,7 +159,7 @@ def _answer(asked: Asked) -> bytes:
     bounds = {f"{level:g}": (round(0.5 - level / 200, 10), round(0.5 + level / 200, 10)) for level in body.level or ()}
     levels = list(dict.fromkeys([_MEDIAN, *(level for pair in bounds.values() for level in pair)]))
     request = validated(_histories(body, model), horizon=body.h, quantile_levels=levels)
-    forecasts = forecast_histories(model, request, asked.max_history_steps, _ADVICE)
+    forecasts = forecast_histories(model, request, asked.max_history_steps, glance, _ADVICE)
 
     def flat(level: float) -> list[float]:
         return [value for found in forecasts for value in found.at(level)]

@@ -7,7 +7,7 @@ Of a trimmed log, what was before lives on in the snapshots; a model that has no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ __all__ = [
     "LONGEST",
     "MOST_STEPS",
     "TOGETHER",
+    "Glance",
     "Restored",
     "Rewound",
     "Stretch",
@@ -42,6 +43,9 @@ __all__ = [
 Float = npt.NDArray[np.float64]
 
 _CELLS = 1 << 20  # values of one padded batch, to bound memory
+_UNSEEN = 8192  # steps between two glances: a fifth of a second of one row, three seconds of as many as there may be
+Glance = Callable[[], None]
+"""Called now and then in long work; raises GivenUp if nobody waits for it any longer."""
 AT_ONCE = 100_000
 """Steps of one log that are folded at once."""
 LONGEST = 1 << 15
@@ -103,7 +107,11 @@ def static_values(
 
 
 def fold_ragged(
-    forecaster: Forecaster, state: StreamState, stretches: Sequence[Stretch], places: dict[int, Float] | None = None
+    forecaster: Forecaster,
+    state: StreamState,
+    stretches: Sequence[Stretch],
+    places: dict[int, Float] | None = None,
+    glance: Glance | None = None,
 ) -> StreamState:
     """Fold a stretch of its own length into each row.
 
@@ -117,6 +125,8 @@ def fold_ragged(
         B of them.
     places
         Filled, if given: row → where each value of its stretch lay in what was forecast for it one step before.
+    glance
+        Ends a long fold early, one without `places`.
     """
     lengths = [len(stretch.values) for stretch in stretches]
     longest = max(lengths, default=0)
@@ -137,7 +147,8 @@ def fold_ragged(
             stop += 1
         rows = order[start:stop]
         part = state if len(rows) == len(stretches) and rows == list(range(len(rows))) else state.select(rows)
-        after, found = _fold_padded(forecaster, part, [stretches[row] for row in rows], placed=places is not None)
+        chosen = [stretches[row] for row in rows]
+        after, found = _fold_padded(forecaster, part, chosen, placed=places is not None, glance=glance)
         if places is not None and found is not None:
             places.update((row, line[: lengths[row]]) for row, line in zip(rows, found, strict=True))
         parts.append((rows, after))
@@ -167,7 +178,7 @@ def stacked(stretches: Sequence[Stretch]) -> torch.Tensor | None:
 
 
 def _fold_padded(
-    forecaster: Forecaster, state: StreamState, stretches: Sequence[Stretch], *, placed: bool
+    forecaster: Forecaster, state: StreamState, stretches: Sequence[Stretch], *, placed: bool, glance: Glance | None
 ) -> tuple[StreamState, Float | None]:
     lengths = np.array([len(stretch.values) for stretch in stretches], dtype=np.int64)
     longest = int(lengths.max())
@@ -182,7 +193,15 @@ def _fold_padded(
         y, ends = torch.from_numpy(padded), torch.from_numpy(lengths)
     if placed:
         return forecaster.fold_and_place(state, y, ends, stacked(stretches))
-    return forecaster.fold(state, y, ends, stacked(stretches)), None
+    table = stacked(stretches)
+    if glance is None:
+        return forecaster.fold(state, y, ends, table), None
+    for start in range(0, longest, _UNSEEN):
+        glance()
+        part = slice(start, start + _UNSEEN)
+        left = None if ends is None else (ends - start).clamp(0, _UNSEEN)
+        state = forecaster.fold(state, y[:, part], left, None if table is None else table[:, part])
+    return state, None
 
 
 class Restored(NamedTuple):

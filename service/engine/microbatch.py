@@ -23,7 +23,7 @@ import torch
 from forecaster import StreamState
 from forecaster.marginals import Decoded, surprise
 from service.engine.coming import Coming
-from service.engine.folding import LONGEST, TOGETHER, begin, dense, fold_ragged, numbers, stretch_of
+from service.engine.folding import LONGEST, TOGETHER, Glance, begin, dense, fold_ragged, numbers, stretch_of
 from service.engine.items import Create, Item, Look, Observe, Outcome, Result
 from service.engine.planning import Plan, Planner, Step
 from service.engine.residents import Resident, Residents
@@ -505,13 +505,14 @@ class MicroBatch:
         self._residents.drop(step.item.unique_id for step in plan.deletes)
 
 
-def warm_up(model: ServedModel, creates: Sequence[Create]) -> StreamState:
-    """States of new streams, from their whole histories."""
+def warm_up(model: ServedModel, creates: Sequence[Create], glance: Glance | None = None) -> StreamState:
+    """States of new streams, from their whole histories; `glance` as of `fold_ragged`."""
     forecaster = model.forecaster
     return fold_ragged(
         forecaster,
         begin(forecaster, [_new_record(item, None) for item in creates]),
         [dense(forecaster, dict(zip(i.steps, i.values, strict=True)), i.steps[0] - 1, i.steps[-1]) for i in creates],
+        glance=glance,
     )
 
 

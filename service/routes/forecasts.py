@@ -18,6 +18,7 @@ from service.bodies.described import ForecastsReply
 from service.bodies.forms import forecasts_body, form_of, streams_body
 from service.bodies.replies import Forecast, Json, json_reply
 from service.bodies.schemas import ForecastsRequest
+from service.engine.folding import Glance
 from service.engine.items import Bundle, Item, Look, Outcome
 from service.models.served import ServedModel, Want
 from service.problems import Problem, common_failure
@@ -68,8 +69,8 @@ async def _forecast(request: Request) -> Response:
     return json_reply(content, media_type=form)
 
 
-def _from_histories(model: ServedModel, body: ForecastsRequest, longest: int, form: str) -> bytes:
-    return forecasts_body(forecast_histories(model, body, longest), form)
+def _from_histories(model: ServedModel, body: ForecastsRequest, longest: int, form: str, glance: Glance) -> bytes:
+    return forecasts_body(forecast_histories(model, body, longest, glance), form)
 
 
 def _looks(ticket: Bundle, body: ForecastsRequest, want: Want, model: ServedModel) -> list[Item]:

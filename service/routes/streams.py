@@ -25,6 +25,7 @@ from service.bodies.schemas import (
     StreamHistory,
 )
 from service.engine.coming import Coming
+from service.engine.folding import Glance
 from service.engine.items import Create, Delete, Look, Observe, Outcome, Single
 from service.engine.microbatch import warm_up
 from service.models.served import ServedModel, Want
@@ -261,7 +262,7 @@ async def _look(
     return json_reply(reply, version=outcome.record.version, media_type=form)
 
 
-def _with_samples(outcome: Outcome, want: Want, draw: Draw, known: Coming | None, form: str) -> bytes:
+def _with_samples(outcome: Outcome, want: Want, draw: Draw, known: Coming | None, form: str, _: Glance) -> bytes:
     return one_forecast_body(with_samples(outcome, want, draw, known), form)
 
 
@@ -292,9 +293,9 @@ async def _put(request: Request) -> Response:
     return json_reply(reply, status=201 if outcome.created else 200, version=outcome.record.version)
 
 
-def _warm_up(model: ServedModel, item: Create) -> StreamState:
+def _warm_up(model: ServedModel, item: Create, glance: Glance) -> StreamState:
     with torch.inference_mode():
-        return warm_up(model, [item])
+        return warm_up(model, [item], glance)
 
 
 async def _get(request: Request) -> Response:

@@ -28,11 +28,11 @@ def test_each_stretch_is_folded_as_if_alone_and_batches_are_of_bounded_size(
     shapes: list[tuple[int, int]] = []
     fold_padded = folding._fold_padded
 
-    def noted(forecaster, state, parts, *, placed):
+    def noted(forecaster, state, parts, **further):
         longest = max(len(part.values) for part in parts)
         shapes.append((len(parts), longest))
         assert all(longest <= 2 * max(len(part.values), 1) for part in parts)
-        return fold_padded(forecaster, state, parts, placed=placed)
+        return fold_padded(forecaster, state, parts, **further)
 
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         patch.setattr(folding, "_CELLS", ROOM)
@@ -47,3 +47,23 @@ def test_each_stretch_is_folded_as_if_alone_and_batches_are_of_bounded_size(
         assert_same_state(found.select([row]), alone)
         if placed and stretch.values:
             np.testing.assert_allclose(places[row], expected[0], rtol=1e-3, atol=1e-5)
+
+
+@given(lengths=st.lists(st.integers(0, 60), min_size=1, max_size=6))
+def test_a_fold_that_is_looked_at_now_and_then_is_the_same_one(lengths: list[int], tiny_forecaster: Forecaster) -> None:
+    generator = np.random.default_rng(sum(lengths))
+    stretches = [Stretch(list(map(float, generator.gamma(3, 5, length)))) for length in lengths]
+    start = tiny_forecaster.initial_state([7 * row for row in range(len(lengths))])
+    glances: list[None] = []
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr(folding, "_UNSEEN", 7)
+        found = fold_ragged(tiny_forecaster, start, stretches, glance=lambda: glances.append(None))
+    assert_same_state(found, fold_ragged(tiny_forecaster, start, stretches))
+    assert len(glances) >= max(lengths) / 7
+
+
+def test_a_long_history_alone_is_folded_to_the_very_same_bytes_between_two_looks(tiny_forecaster: Forecaster) -> None:
+    stretch = Stretch(list(map(float, np.random.default_rng(0).gamma(3, 5, 2 * folding._UNSEEN + 100))))
+    start = tiny_forecaster.initial_state([3])
+    looked, unseen = [fold_ragged(tiny_forecaster, start, [stretch], glance=glance) for glance in (lambda: None, None)]
+    assert looked.to_bytes() == unseen.to_bytes()

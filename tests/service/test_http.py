@@ -15,11 +15,13 @@ import pyarrow as pa
 import pytest
 import torch
 
+from forecaster import Forecaster
 from service.app import create_app
 from service.bodies import bulk
 from service.bodies.bulk import read_arrow
 from service.bodies.replies import observed
 from service.engine import engine as engine_module
+from service.engine import folding as folding_module
 from service.engine import items, microbatch
 from service.engine.items import Create, Delete, Observe, Precondition, Single
 from service.engine.microbatch import MicroBatch
@@ -651,9 +653,10 @@ def test_a_client_that_leaves_while_it_sends_gets_nothing_and_changes_nothing(cl
 class Leaving:
     """A stateless forecast whose client leaves when it is told to."""
 
-    def __init__(self, client, name, y=1.0):
+    def __init__(self, client, name, hours=(0,)):
         self._client, self._sent = client, []
-        body = json.dumps({"series": [{"unique_id": name, "ds": [ds(0)], "y": [y]}]}).encode()
+        series = {"unique_id": name, "ds": [ds(hour) for hour in hours], "y": [1.0] * len(hours)}
+        body = json.dumps({"series": [series]}).encode()
         self._parts = [{"type": "http.request", "body": body}]
         self._task = client.call(self._begin())
 
@@ -702,7 +705,7 @@ def folding(monkeypatch):
 
 
 def test_histories_of_clients_that_have_gone_are_not_folded(client, folding):
-    """But for the one at work and the next; the rest leave their places to others."""
+    """But for the one at work; the rest leave their places to others."""
     names, _, begun, go_on = folding
     first = Leaving(client, "first")
     assert begun.acquire(timeout=30)
@@ -714,11 +717,32 @@ def test_histories_of_clients_that_have_gone_are_not_folded(client, folding):
         body = {"series": [{"unique_id": "last", "ds": [ds(0)], "y": [1.0]}], "horizon": 1}
         last = threads.submit(client.post, "/v1/forecasts", json=body)
         until(lambda: client.service._stateless_waiting == 1)
-        for _ in range(3):
+        for _ in range(2):
             go_on.release()
         assert last.result(30).status_code == 200
-    assert names == ["first", "w0", "last"]
+    assert names == ["first", "last"]
     assert 'status="499"} 6.0' in client.get("/metrics").text
+
+
+def test_a_history_whose_client_goes_while_it_is_folded_is_not_folded_to_its_end(client, monkeypatch):
+    """Or the next in line would wait for what nobody wants, of very many steps in few bytes."""
+    begun, go_on, fold, widths = threading.Event(), threading.Event(), Forecaster.fold, []
+
+    def slowly(self, state, y, *further):
+        widths.append(y.shape[1])
+        begun.set()
+        assert go_on.wait(60)
+        return fold(self, state, y, *further)
+
+    monkeypatch.setattr(folding_module, "_UNSEEN", 100)
+    monkeypatch.setattr(Forecaster, "fold", slowly)
+    left = Leaving(client, "left", (0, 1_900))
+    assert begun.wait(30)
+    assert left.leave() == []
+    go_on.set()
+    body = {"series": [{"unique_id": "next", "ds": [ds(0), ds(149)], "y": [1.0, 2.0]}], "horizon": 1}
+    assert client.post("/v1/forecasts", json=body).status_code == 200
+    assert widths == [100, 100, 50]
 
 
 def test_a_drain_does_not_wait_for_a_history_whose_client_has_gone(settings, folding):
