@@ -113,6 +113,16 @@ class _Bounded(HttpToolsProtocol):
             self._watch = None
         super().connection_lost(exc)
 
+    def on_headers_complete(self) -> None:
+        """Begin the request, if it says once whom it is for (RFC 9112, section 3.2)."""
+        hosts = 0
+        for name, _ in self.headers:
+            hosts += name == b"host"
+        if hosts != 1 and (hosts or self.parser.get_http_version() == "1.1"):
+            self._close_with(Problem(400, "malformed-http", f"the request has {hosts} Host headers, expected one"))
+            raise ValueError("Host")  # nothing after it is parsed
+        super().on_headers_complete()
+
     def data_received(self, data: bytes) -> None:
         """Parse, and count the bytes of a request that does not come in one piece."""
         super().data_received(data)

@@ -4,8 +4,9 @@ FastAPI describes the routes (OpenAPI, docs) and answers what none of them takes
 resolution of dependencies cost several times a request's share of a micro-batch, and the endpoints here need neither:
 they read bodies and write replies by themselves. Invariants: no more than the limit of a body is ever held in memory,
 and of all bodies that come in parts or packed no more than that of a few; where API keys are needed, nothing of a body
-is read before the request's key is admitted; whatever an endpoint raises becomes a problem. Below its prefix a named
-model has the same routes as the one at the root.
+is read before the request's key is admitted, and where none is, nothing of what a page of another origin sends;
+whatever an endpoint raises becomes a problem. Below its prefix a named model has the same routes as the one at the
+root.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from service.errors import let_go
 from service.logs import Answered
 from service.naming import PREFIX, ROOT
 from service.negotiation import header_of
+from service.origins import FETCH_SITE, ORIGIN, check_origin
 from service.problems import MEDIA_TYPE, Problem, explained, nothing_there, overloaded, problem_response, unavailable
 
 __all__ = ["AT_ROOT", "KEY_SCHEME", "Front", "TooLarge", "scope_of"]
@@ -45,7 +47,8 @@ _CONTENT_LENGTH = b"content-length"
 _AUTHORIZATION = b"authorization"
 _REQUEST_ID = b"x-request-id"
 _CONTENT_ENCODING = b"content-encoding"
-_READ_HERE = frozenset((_CONTENT_LENGTH, _AUTHORIZATION, _REQUEST_ID, _CONTENT_ENCODING))
+_READ_HERE = frozenset((_CONTENT_LENGTH, _AUTHORIZATION, _REQUEST_ID, _CONTENT_ENCODING, FETCH_SITE, ORIGIN))
+_SAFE = frozenset(("GET", "HEAD"))
 _USABLE_ID = re.compile(rb"[\w.:/+=@-]{1,128}").fullmatch
 
 
@@ -131,6 +134,8 @@ class Front:
                 if keys is not None and needed is not None:
                     asked = None if _is_at_root(route) else ROOT if named is None else named
                     key = keys.admit(heads.get(_AUTHORIZATION), needed, asked, started).name
+                elif method not in _SAFE and (FETCH_SITE in heads or ORIGIN in heads):
+                    check_origin(heads, header_of(scope, b"host"))
                 if hosted is None and named is not None:
                     raise host.unknown(named)
                 endpoint: Endpoint = route.endpoint

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 _JSON = "application/json"
-_KEYED = (401, 403, 429)  # what any request may meet where API keys are needed
+_KEYED = (401, 403, 429)  # what any request may meet where API keys are needed; 403 also a page of another origin
 _BODY = (400, 413, 415, 422)  # what any body may meet
 _ANY = (500, 503)
 _TAG = {"type": "string", "pattern": '^"[0-9]{1,18}"$'}

@@ -129,3 +129,44 @@ def test_a_large_body_does_what_a_small_one_does(client: LocalClient) -> None:
 
     assert again.json()["duplicate"] == 1
     assert client.get("/v1/streams/a").json()["cutoff"] == ds(19)
+
+
+WRITES = [*ASKED, ("DELETE", "/v1/streams/a", {})]
+BULK = ("POST", "/v1/observations", {"unique_id": "a", "ds": ds(10), "y": 1.0})
+FOREIGN = [
+    {"sec-fetch-site": "cross-site", "origin": "https://example.com"},
+    {"sec-fetch-site": "same-site", "origin": "http://127.0.0.1:8888"},
+    {"origin": "https://example.com"},
+    {"origin": "http://127.0.0.1.example.com:8000"},
+    {"origin": "http://127.0.0.1"},
+    {"origin": "null"},
+    {"origin": ""},
+]
+OURS = [
+    {"sec-fetch-site": "same-origin", "origin": "https://behind-a-proxy.example.com"},
+    {"sec-fetch-site": "none"},
+    {"origin": "http://127.0.0.1:8000"},
+]
+
+
+def sent(client: LocalClient, asked: tuple[str, str, dict[str, Any]], headers: dict[str, str]) -> Any:
+    method, path, body = asked
+    kind = {"content-type": "application/x-ndjson"} if asked is BULK else {}
+    headers = kind | {"host": "127.0.0.1:8000"} | headers
+    return client.request(method, path, content=b"" if method == "DELETE" else content_of(body), headers=headers)
+
+
+@pytest.mark.parametrize("asked", [*WRITES, BULK], ids=lambda asked: f"{asked[0]} {asked[1]}")
+def test_what_a_page_of_another_origin_sends_is_refused_and_changes_nothing(client: LocalClient, asked: Any) -> None:
+    """Though it needs no type that a browser would ask about first; pages cannot change these headers."""
+    for headers in FOREIGN:
+        reply = sent(client, asked, headers)
+        assert (reply.status_code, reply.json()["type"]) == (403, "urn:forecaster:problem:foreign-origin")
+        assert "Sec-Fetch-Site is" in reply.text or "Origin is" in reply.text
+    assert client.get("/v1/streams/a", headers=FOREIGN[0]).json()["version"] == 1
+    assert client.get("/v1/streams/new").status_code == 404
+
+
+@pytest.mark.parametrize("headers", OURS)
+def test_what_the_pages_of_this_service_send_is_read(client: LocalClient, headers: dict[str, str]) -> None:
+    assert all(sent(client, asked, headers).is_success for asked in [BULK, *WRITES])

@@ -238,6 +238,22 @@ def test_a_body_that_is_not_complete_when_the_service_ends_is_refused_in_one_lin
         assert "Traceback" not in server.log_text()
 
 
+@pytest.mark.parametrize("hosts", [0, 2])
+def test_a_request_says_once_whom_it_is_for(server, hosts):
+    """RFC 9112, section 3.2; nothing after it on the connection is done."""
+    head = b"DELETE /v1/streams/a HTTP/1.1\r\n"
+    with connect(server) as connection:
+        connection.sendall(head + b"host: x\r\n" * hosts + b"\r\n" + head + b"host: x\r\n\r\n")
+        assert f"{hosts} Host headers" in problem(everything(connection))["detail"]
+    assert HTTP.get(f"{server.url}/v1/streams/a").is_success
+
+
+def test_a_request_of_http_1_0_needs_no_host(server):
+    with connect(server) as connection:
+        connection.sendall(b"GET /v1/streams/a HTTP/1.0\r\n\r\n")
+        assert everything(connection).startswith(b"HTTP/1.1 200 ")
+
+
 def test_a_connection_that_has_ended_leaves_nothing_for_the_garbage_collector():
     bounds = Bounds(head_seconds=60, body_seconds=60, read_seconds=60, max_connections=99, max_body_bytes=4096)
     protocol = bounded_protocol(bounds)
@@ -258,7 +274,7 @@ def test_a_connection_that_has_ended_leaves_nothing_for_the_garbage_collector():
 
     gc.disable()
     try:
-        for asked in (b"", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n"):
+        for asked in (b"", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"GET / HTTP/1.0\r\nconnection: close\r\n\r\n"):
             for _ in range(5):
                 with socket.create_connection(listener.getsockname(), timeout=60) as connection:
                     connection.sendall(asked)

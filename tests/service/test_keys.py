@@ -51,6 +51,13 @@ def guarded(settings, file):
         yield running
 
 
+def test_a_page_of_another_origin_that_has_a_key_may_send_what_a_proxy_lets_in(guarded):
+    """A browser adds none by itself, so it cannot be made to send anything."""
+    page = {"sec-fetch-site": "cross-site", "origin": "https://example.com"}
+    assert guarded.put("/v1/streams/a", json=history([1.0]), headers=page | bearer(WRITER)).status_code == 201
+    assert guarded.put("/v1/streams/b", json=history([1.0]), headers=page).status_code == 401
+
+
 def test_without_a_known_key_nothing_but_health_is_answered(guarded):
     for headers, word in (
         ({}, "Authorization: Bearer"),
