@@ -89,16 +89,19 @@ class Beside:
         # Asked again, because one that was at it may have ended since.
         found, _ = self._store.recover_some([unique_id], self._model.key, MOST_STEPS, LONGEST)
         for recovery in found.values():
-            if not recovery.too_long:
+            record, era = recovery.record, self._store.era
+            restored = restore(self._model, self._store, [recovery])
+            if sum(restored.unsaved) <= LONGEST:
                 continue
-            era = self._store.era
-            (state,) = restore(self._model, self._store, [recovery]).states.to_bytes()
+            (state,) = restored.states.to_bytes()
+            stored = 0
             try:
-                self._store.save_snapshots(self._model.key, {recovery.record: state}, era=era)
+                stored = self._store.save_snapshots(self._model.key, {record: state}, era=era)
             except Exception as error:
                 # On a disk that takes nothing it can be read all the same.
                 logging.getLogger("service").warning("a long log has no snapshot: %s", first_line(error))
-                self._states[unique_id] = recovery.record, state, era
+            if not stored and self._store.has_only_grown(record):  # as where one of the same step cannot be read
+                self._states[unique_id] = record, state, era
 
     # -- a log that is changed far back ----------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ Of a trimmed log, what was before lives on in the snapshots; a model that has no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -89,7 +90,7 @@ def _readable(forecaster: Forecaster, covariates: dict[str, Any] | None) -> dict
 def begin(forecaster: Forecaster, records: Sequence[StreamRecord]) -> StreamState:
     """Initial states of streams, before the first step of their retained log."""
     static: list[dict[str, Any] | None] = [None if r.static is None else orjson.loads(r.static) for r in records]
-    steps = torch.tensor([record.log_step for record in records])
+    steps = torch.tensor([record.log_step for record in records], dtype=torch.int64)
     return forecaster.initial_state(steps, static_values(forecaster, [r.unique_id for r in records], static))
 
 
@@ -215,18 +216,30 @@ class Restored(NamedTuple):
         How many snapshots could not be read and were passed over.
     begun
         How many states begin where a trimmed log does.
+    long, later
+        Streams without a row, as their newest snapshot cannot be read, and one before it leaves too much to be folded:
+        of the one stream, and of all together.
     """
 
     states: StreamState
     unsaved: list[int]
     damaged: int
     begun: int
+    long: list[str]
+    later: list[str]
 
 
-def restore(model: ServedModel, store: Store, recoveries: Sequence[Recovery]) -> Restored:
+def restore(
+    model: ServedModel,
+    store: Store,
+    recoveries: Sequence[Recovery],
+    longest: float = math.inf,
+    most: float = math.inf,
+) -> Restored:
     """States of streams from their latest snapshot and the log after it.
 
-    A snapshot that cannot be read is passed over for the one before it, the last of them for the retained log.
+    A snapshot that cannot be read is passed over for the one before it, the last of them for the retained log. Of those
+    streams no one is folded by more than `longest` steps, and no more once all of them have been by `most`.
 
     Raises
     ------
@@ -234,18 +247,36 @@ def restore(model: ServedModel, store: Store, recoveries: Sequence[Recovery]) ->
         A log that is read a stretch at a time has meanwhile done more than grow.
     """
     forecaster = model.forecaster
-    bases, damaged = _read_snapshots(forecaster, [r.snapshot for r in recoveries])
-    found = list(recoveries)
-    for i, recovery in enumerate(recoveries):
-        if bases[i] is None and recovery.snapshot is not None:
-            record = recovery.record
-            found[i], bases[i], more = _nearest(model, store, record, record.last_step + 1, skip=1)
-            damaged += more
+    read, _ = _read_snapshots(forecaster, [r.snapshot for r in recoveries])
+    found: list[tuple[Recovery, int]] = []  # and the step up to which it is wanted
+    bases: list[StreamState | None] = []
+    long: list[str] = []
+    later: list[str] = []
+    damaged = 0
+    for recovery, base in zip(recoveries, read, strict=True):
+        record = recovery.record
+        if base is not None or recovery.snapshot is None:
+            found.append((recovery, record.last_step))
+            bases.append(base)
+            continue
+        if most <= 0:
+            later.append(record.unique_id)
+            continue
+        held = int(min(longest, MOST_STEPS))
+        nearest, base, more = _nearest(model, store, record, record.last_step + 1, skip=1, most=held)
+        steps = record.last_step - (nearest.record.log_step - 1 if base is None else int(base.last_step))
+        if steps > longest:
+            long.append(record.unique_id)
+            continue
+        most -= steps
+        damaged += 1 + more
+        found.append((nearest, record.last_step))
+        bases.append(base)
     tails: list[Stretch] = []
     unsaved: list[int] = []
     begun = 0
-    for i, (recovery, asked) in enumerate(zip(found, recoveries, strict=True)):
-        record, base, last_step = recovery.record, bases[i], asked.record.last_step
+    for i, (recovery, last_step) in enumerate(found):
+        record, base = recovery.record, bases[i]
         begun += base is None and record.retained_step is not None
         after = record.log_step - 1 if base is None else int(base.last_step)
         unsaved.append(last_step - after)
@@ -259,13 +290,13 @@ def restore(model: ServedModel, store: Store, recoveries: Sequence[Recovery]) ->
     parts = []
     if with_base:
         parts.append(StreamState.concat([base for base in bases if base is not None]))
-    if without:
-        parts.append(begin(forecaster, [found[i].record for i in without]))
+    if without or not found:
+        parts.append(begin(forecaster, [found[i][0].record for i in without]))
     order = with_base + without
     states = fold_ragged(forecaster, StreamState.concat(parts), [tails[i] for i in order])
     back = torch.empty(len(order), dtype=torch.int64)
-    back[torch.tensor(order)] = torch.arange(len(order))
-    return Restored(states.select(back), unsaved, damaged, begun)
+    back[torch.tensor(order, dtype=torch.int64)] = torch.arange(len(order))
+    return Restored(states.select(back), unsaved, damaged, begun, long, later)
 
 
 def _fold_log(

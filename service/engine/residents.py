@@ -17,7 +17,7 @@ from itertools import islice
 
 from forecaster import StreamState
 from service.engine.beside import Beside
-from service.engine.folding import LONGEST, MOST_STEPS, Rewound, restore
+from service.engine.folding import LONGEST, MOST_STEPS, Restored, Rewound, restore
 from service.engine.slab import Slab
 from service.engine.survey import Survey
 from service.errors import first_line
@@ -116,9 +116,14 @@ class Residents:
                 # Under a model that was not there when they were observed, whole logs are to be read.
                 at_once = min(max(most, LONGEST), MOST_STEPS)
                 found, left = self._store.recover_some(left, self.model.key, at_once, LONGEST)
-                if short := [recovery for recovery in found.values() if not recovery.too_long]:
-                    most -= self._restore(short)
-                for name in found.keys() - {recovery.record.unique_id for recovery in short}:
+                too_long = [name for name, recovery in found.items() if recovery.too_long]
+                if len(too_long) < len(found):
+                    short = [recovery for recovery in found.values() if not recovery.too_long]
+                    restored = self._restore(short, LONGEST, most)
+                    most -= sum(restored.unsaved)
+                    too_long += restored.long
+                    left += restored.later
+                for name in too_long:
                     if (recovery := self._beside.restored(found[name])) is None:
                         long.add(name)
                     else:
@@ -130,14 +135,16 @@ class Residents:
         """A stream folded anew from before a change of its log, as by `rewind`; None while that is done beside."""
         return self._beside.rewound(record, changed, last_step)
 
-    def _restore(self, found: Sequence[Recovery]) -> int:
-        """Fold them, and take them in; how many steps that were."""
-        restored = restore(self.model, self._store, found)
-        self.add([recovery.record for recovery in found], restored.states, restored.unsaved)
-        self._metrics.restored.inc(len(found))
+    def _restore(self, found: Sequence[Recovery], longest: float = math.inf, most: float = math.inf) -> Restored:
+        """Fold them, as `restore` does, and take them in."""
+        restored = restore(self.model, self._store, found, longest, most)
+        absent = {*restored.long, *restored.later}
+        records = [recovery.record for recovery in found if recovery.record.unique_id not in absent]
+        self.add(records, restored.states, restored.unsaved)
+        self._metrics.restored.inc(len(records))
         self._metrics.damaged_snapshots.inc(restored.damaged)
         self.count_begun(restored.begun)
-        return sum(restored.unsaved)
+        return restored
 
     def trimmed(self, begins: Mapping[str, tuple[int, int]]) -> None:
         """Learn where logs begin now: unique_id → (stream id, step). A log known longer than it is does no harm."""

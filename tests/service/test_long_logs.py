@@ -38,6 +38,12 @@ def drop_all_snapshots(client: LocalClient) -> None:
         connection.exec_driver_sql("DELETE FROM snapshots")
 
 
+def damage_all_snapshots(client: LocalClient) -> None:
+    """As if a disk had lost them, or a release had written them that has another format."""
+    with client.service.store._engine.begin() as connection:
+        connection.execute(client.service.store._tables.snapshots.update().values(state=bytes(99)))
+
+
 def line(name: str, hour: int) -> str:
     """A row of a bulk body."""
     return json.dumps({"unique_id": name, "ds": ds(hour), "y": 4.0}) + "\n"
@@ -169,6 +175,26 @@ def test_a_long_log_is_served_while_the_store_takes_no_snapshots(few, settings, 
         idle(client)
 
 
+def test_a_long_log_whose_newest_snapshot_is_damaged_keeps_nobody_waiting(few, settings, tiny_forecaster):
+    """Another one of its step is not stored; it is handed over in memory, and stored with the next step."""
+    log = {BASE + hour: float(3 + hour % 5) for hour in range(60)}
+    with LocalClient(create_app(settings)) as client:
+        client.put("/v1/streams/long", json=history(list(log.values())))
+        client.put("/v1/streams/short", json=history([5.0, 6.0]))
+    with LocalClient(create_app(settings)) as client:
+        store, key = client.service.store, client.service.engine.model.key
+        damage_all_snapshots(client)
+        assert client.get("/v1/streams/long/forecast").status_code == 503
+        assert client.get("/v1/streams/short/forecast").is_success
+        few.set()
+        until(lambda: client.get("/v1/streams/long/forecast").is_success)
+        held = client.service.engine._residents
+        assert_same_state(held.slab.gather([held.get("long").row]), recompute(tiny_forecaster, [log]))
+        assert client.post("/v1/streams/long/observations", json=observations((60, 4.0))).is_success
+        until(lambda: store.recover(["long"], key)["long"].snapshot_step == BASE + 60)
+        idle(client)
+
+
 def test_another_change_than_the_one_that_was_folded_is_folded_anew(few, settings, tiny_forecaster):
     """Two clients revise the same value; the state is made of that which was taken."""
     log = {BASE + hour: float(3 + hour % 5) for hour in range(60)}
@@ -219,7 +245,10 @@ def test_changes_far_back_in_several_logs_are_folded_a_few_at_a_time_with_others
     assert_same_state(found, recompute(tiny_forecaster, [log] * 6))
 
 
-def test_cold_streams_are_restored_a_few_at_a_time_with_others_in_between(few, settings, tiny_forecaster, monkeypatch):
+@pytest.mark.parametrize("spoil", [drop_all_snapshots, damage_all_snapshots])
+def test_cold_streams_are_restored_a_few_at_a_time_with_others_in_between(
+    few, settings, tiny_forecaster, monkeypatch, spoil
+):
     """As after a start with a model that has no states yet: whatever asks for all of them gets its answer."""
     monkeypatch.setattr(microbatch, "TOGETHER", 50)
     seen, restore, begin = [], residents.restore, microbatch.MicroBatch.begin
@@ -240,7 +269,7 @@ def test_cold_streams_are_restored_a_few_at_a_time_with_others_in_between(few, s
         for name in names:
             client.put(f"/v1/streams/{name}", json=history(values))
     with LocalClient(create_app(settings.model_copy(update={"snapshot_every": 1000}))) as client:
-        drop_all_snapshots(client)
+        spoil(client)
         rows = "".join(line(name, 40) for name in [*names, "unknown"])
         reply = client.post("/v1/observations", content=rows, headers=LINES).json()
         assert reply["counts"] == {"accepted": 6, "unknown_stream": 1}
