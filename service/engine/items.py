@@ -170,6 +170,7 @@ class Item:
 
     __slots__ = ("__weakref__", "ticket", "unique_id")
     writes = True
+    needs_state = True  # of its stream, as it is before
 
     def __init__(self, ticket: Single | Bundle, unique_id: str) -> None:
         self.ticket = ticket
@@ -266,7 +267,7 @@ class Observe(_Carrying):
 
 
 class Create(_Carrying):
-    """Create or replace a stream; `steps` ascend strictly.
+    """Create or replace a stream, whatever its state; `steps` ascend strictly.
 
     Attributes
     ----------
@@ -275,6 +276,7 @@ class Create(_Carrying):
     """
 
     __slots__ = ("static", "warmed")
+    needs_state = False
 
     def __init__(
         self,
@@ -300,9 +302,10 @@ class Create(_Carrying):
 
 
 class Delete(Item):
-    """Forget a stream and its log."""
+    """Forget a stream and its log, whatever its state."""
 
     __slots__ = ("precondition",)
+    needs_state = False
 
     def __init__(self, ticket: Single | Bundle, unique_id: str, precondition: Precondition | None = None) -> None:
         super().__init__(ticket, unique_id)

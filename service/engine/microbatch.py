@@ -138,7 +138,8 @@ class MicroBatch:
     def _begin(self, items: Sequence[Item]) -> None:
         asked = self._check_versions and not self._late
         names = [item.unique_id for item in items]
-        long, later = self._residents.touch(names, check_versions=asked, most=self._together)
+        stateless = {item.unique_id for item in items if not item.needs_state}
+        long, later = self._residents.touch(names, check_versions=asked, most=self._together, stateless=stateless)
         if later:
             self.postponed = [item for item in items if item.unique_id in later]
             items = [item for item in items if item.unique_id not in later]
@@ -357,7 +358,7 @@ class MicroBatch:
             parts.append(rewound.state)
         return StreamState.concat(parts) if parts else None
 
-    def _warm_up(self, creates: list[tuple[Create, Resident | None]]) -> StreamState | None:
+    def _warm_up(self, creates: list[tuple[Create, StreamRecord | None]]) -> StreamState | None:
         if not creates:
             return None
         # Those that come with their states first.
@@ -464,16 +465,15 @@ class MicroBatch:
             updated = judgement.updated
             changes.updated.extend(zip(repeat(record.id), updated, updated.values(), strict=False))
             changes.rewound.append((record.id, min(chain(judgement.inserted, updated))))
-        for item, resident in plan.creates:
-            before_or_none = resident.record if resident else None
-            record = _new_record(item, before_or_none)
-            changes.created.append(NewStream(record, before_or_none, list(zip(item.steps, item.values, strict=True))))
-        changes.deleted.extend(step.record for step in plan.deletes)
+        for item, before in plan.creates:
+            record = _new_record(item, before)
+            changes.created.append(NewStream(record, before, list(zip(item.steps, item.values, strict=True))))
+        changes.deleted.extend(record for _, record in plan.deletes)
         return changes
 
     def _moved(self, records: list[StreamRecord]) -> dict[Item, Outcome]:
         """Outcomes of deleted and created streams; `records` are those of the created ones."""
-        moved: dict[Item, Outcome] = {step.item: Outcome(step.record, self._model) for step in self._plan.deletes}
+        moved: dict[Item, Outcome] = {item: Outcome(record, self._model) for item, record in self._plan.deletes}
         for (item, before), record in zip(self._plan.creates, records, strict=True):
             moved[item] = Outcome(record, self._model, created=before is None)
         return moved
@@ -502,7 +502,7 @@ class MicroBatch:
         if states is not None:
             unsaved = [record.last_step - record.first_step + 1 for record in records]
             self.due.extend(self._residents.add(records, states, unsaved))
-        self._residents.drop(step.item.unique_id for step in plan.deletes)
+        self._residents.drop(record.unique_id for _, record in plan.deletes)
 
 
 def warm_up(model: ServedModel, creates: Sequence[Create], glance: Glance | None = None) -> StreamState:

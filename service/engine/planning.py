@@ -66,8 +66,8 @@ class Plan:
     appends: list[Step] = field(default_factory=list)
     rewinds: list[Step] = field(default_factory=list)
     reads: list[Step] = field(default_factory=list)
-    creates: list[tuple[Create, Resident | None]] = field(default_factory=list)
-    deletes: list[Step] = field(default_factory=list)
+    creates: list[tuple[Create, StreamRecord | None]] = field(default_factory=list)
+    deletes: list[tuple[Delete, StreamRecord]] = field(default_factory=list)
     filled: int = 0
     """Steps that nobody observed, of all that is appended and changed."""
 
@@ -106,21 +106,22 @@ class Planner:
         self._results = results
 
     def plan(self, items: Sequence[Item]) -> Plan:
-        """Say what items of distinct streams do, each stream resident if there is one."""
+        """Say what items of distinct streams do, each stream touched."""
         plan = Plan()
         observed: list[tuple[Observe, Resident]] = []
         for item in items:
             resident = self._residents.get(item.unique_id)
-            if not self._meets(item, resident):
+            record = self._residents.record(item.unique_id) if resident is None else resident.record
+            if not self._meets(item, record):
                 continue
             if isinstance(item, Create):
-                plan.creates.append((item, resident))
+                plan.creates.append((item, record))
+            elif isinstance(item, Delete) and record is not None:
+                plan.deletes.append((item, record))
             elif resident is None:
                 self._results[item] = unknown_stream(item.unique_id)
             elif isinstance(item, Observe):
                 observed.append((item, resident))
-            elif isinstance(item, Delete):
-                plan.deletes.append(Step(item, resident, resident.record))
             else:
                 assert isinstance(item, Look)
                 if refusal := self._refused_want(item, resident.record.last_step):
@@ -130,10 +131,10 @@ class Planner:
         self._judge(plan, observed)
         return plan
 
-    def _meets(self, item: Item, resident: Resident | None) -> bool:
+    def _meets(self, item: Item, record: StreamRecord | None) -> bool:
         """Whether the item's precondition holds; if not, its result says so."""
         precondition: Precondition | None = getattr(item, "precondition", None)
-        found = resident.record.version if resident else None
+        found = record.version if record else None
         if precondition is None or precondition.holds(found):
             return True
         where = "does not exist" if found is None else f"is at version {found}"

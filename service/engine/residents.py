@@ -69,6 +69,7 @@ class Residents:
         self._by_name: dict[str, Resident] = {}  # the longest idle first
         self._beside = Beside(model, store)
         self._touched: Sequence[str] = ()  # these stay until the next touch
+        self._records: dict[str, StreamRecord] = {}  # of those of them that are asked for without their states
         self.staying: Collection[str] = ()  # and these, whose micro-batch has begun and not ended
         self.moment = 0  # of the store, when it was last asked
         self.era = store.era  # likewise
@@ -81,10 +82,20 @@ class Residents:
         """A resident stream, or None: after `touch` of that name this means that no such stream exists."""
         return self._by_name.get(unique_id)
 
+    def record(self, unique_id: str) -> StreamRecord | None:
+        """A stream that was touched, with its state or without; None: no such stream exists."""
+        resident = self._by_name.get(unique_id)
+        return self._records.get(unique_id) if resident is None else resident.record
+
     def touch(
-        self, unique_ids: Sequence[str], *, check_versions: bool, most: float = math.inf
+        self,
+        unique_ids: Sequence[str],
+        *,
+        check_versions: bool,
+        most: float = math.inf,
+        stateless: Collection[str] = (),
     ) -> tuple[set[str], set[str]]:
-        """Make streams resident, those that exist, and mark them as used.
+        """Make streams resident, those that exist, and mark them as used; of those in `stateless` a record will do.
 
         With `check_versions`, residents that another process has changed are restored anew.
 
@@ -107,6 +118,11 @@ class Residents:
                 absent.append(unique_id)
             else:
                 self._by_name[unique_id] = resident
+        self._records = {}
+        if stateless:
+            records = self._store.records([name for name in absent if name in stateless])
+            self._records = {record.unique_id: record for record in records}
+            absent = [name for name in absent if name not in stateless]
         for start in range(0, len(absent), _RESTORE):
             left = absent[start : start + _RESTORE]
             while left:

@@ -91,6 +91,13 @@ class Reader:
             .order_by(observations.step)
         )
 
+    def records(self, connection: Connection, unique_ids: Sequence[str]) -> list[StreamRecord]:
+        """Streams by name, those that exist."""
+        found: list[StreamRecord] = []
+        for chunk in chunks(unique_ids):
+            found.extend(StreamRecord(*row) for row in connection.execute(self._by_name, {"b_names": chunk}))
+        return found
+
     def recover(
         self, connection: Connection, unique_ids: Sequence[str], model_key: str, most: float, longest: float
     ) -> tuple[dict[str, Recovery], list[str]]:
@@ -101,7 +108,7 @@ class Reader:
             if left:
                 left.extend(chunk)
                 continue
-            records = [StreamRecord(*row) for row in connection.execute(self._by_name, {"b_names": chunk})]
+            records = self.records(connection, chunk)
             if not records:
                 continue  # new names, as a rule
             states = self._latest_states(connection, [record.id for record in records], model_key)

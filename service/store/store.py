@@ -248,6 +248,11 @@ class Store:
         with self._engine.connect() as connection:
             return self._reader.known(connection, wanted)
 
+    def records(self, unique_ids: Sequence[str]) -> list[StreamRecord]:
+        """Streams by name, those that exist."""
+        with self._engine.connect() as connection:
+            return self._reader.records(connection, unique_ids)
+
     def unfolded(self, unique_ids: Sequence[str], model_key: str) -> dict[str, int]:
         """unique_id → steps of the log after the latest snapshot, of those streams that exist."""
         streams, snapshots = self._tables.streams.c, self._tables.snapshots.c

@@ -175,6 +175,33 @@ def test_a_long_log_is_served_while_the_store_takes_no_snapshots(few, settings, 
         idle(client)
 
 
+@pytest.mark.parametrize("spoil", [drop_all_snapshots, damage_all_snapshots])
+def test_a_stream_whose_long_log_has_no_state_is_deleted_and_replaced_at_once(few, settings, tiny_forecaster, spoil):
+    """Neither needs the state, and both see the stream as it is."""
+    log, path = [float(3 + hour % 5) for hour in range(60)], "/v1/streams/long"
+    with LocalClient(create_app(settings)) as client:
+        client.put(path, json=history(log))
+        client.put(f"{path}er", json=history(log))
+    with LocalClient(create_app(settings)) as client:
+        spoil(client)
+        assert client.get(path).status_code == 503
+        assert client.put(path, json=history([1.0]), headers={"if-match": '"2"'}).status_code == 412
+        assert client.delete(path, headers={"if-none-match": "*"}).status_code == 412
+        replaced = client.put(path, json=history([1.0, 2.0]), headers={"if-match": '"1"'})
+        assert (replaced.status_code, replaced.json()["version"]) == (200, 2)
+        assert client.delete(f"{path}er", headers={"if-match": '"1"'}).status_code == 204
+        assert client.delete(f"{path}er").status_code == 404
+        assert client.get(f"{path}er").status_code == 404
+        few.set()
+        idle(client)
+        assert client.post(f"{path}/observations", json=observations((2, 3.0))).json()["version"] == 3
+        assert client.put(f"{path}er", json=history(log)).status_code == 201
+        held = client.service.engine._residents
+        found = [held.slab.gather([held.get(name).row]) for name in ("long", "longer")]
+    assert_same_state(found[0], recompute(tiny_forecaster, [{BASE + hour: hour + 1.0 for hour in range(3)}]))
+    assert_same_state(found[1], recompute(tiny_forecaster, [{BASE + hour: y for hour, y in enumerate(log)}]))
+
+
 def test_a_long_log_whose_newest_snapshot_is_damaged_keeps_nobody_waiting(few, settings, tiny_forecaster):
     """Another one of its step is not stored; it is handed over in memory, and stored with the next step."""
     log = {BASE + hour: float(3 + hour % 5) for hour in range(60)}
