@@ -291,6 +291,23 @@ def test_back_to_a_model_whose_snapshots_a_trim_has_passed_is_no_hole_in_its_pas
     machine.close()
 
 
+@pytest.mark.parametrize("trimmed", [False, True])
+def test_states_that_another_process_forgets_are_missed_only_where_logs_are_trimmed(trimmed, tiny_forecaster, tmp_path):
+    """It swaps at another time, and does not know the model that serves here: the fold is that of what is retained."""
+    machine = Machine(tiny_forecaster, tmp_path)
+    streamed(machine, 60)
+    if trimmed:
+        machine.trim(30, sweep=1000)
+    machine.store.drop_snapshots(["what-serves-there"], 0, 100)
+    machine.check()
+    machine.residents.drop(["a"])
+
+    machine.check_states({"a": {step: y for step, y in machine.logs["a"].items() if step >= machine.begins["a"]}})
+
+    assert (machine.begins["a"] > 0, machine.residents._metrics.begun_states._value.get()) == (trimmed, int(trimmed))
+    machine.close()
+
+
 ROUNDS = st.tuples(
     st.lists(VALUES, min_size=1, max_size=6),  # come in turn, a snapshot after each
     st.tuples(st.integers(1, 4), st.sampled_from([1, 4, 1000])),  # trimmed: steps to keep, rows to delete
