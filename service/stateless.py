@@ -19,6 +19,7 @@ from service.sampling import draw_of, draw_paths
 __all__ = ["check_reply_size", "forecast_histories"]
 
 _TOTAL = 5  # times the longest single history
+_DECODED = 1024  # series decoded between two glances, four seconds of an ensemble's longest horizon
 _LARGEST_REPLY = 20_000_000  # quantiles, all series together: 160 MB of numbers
 
 
@@ -69,7 +70,13 @@ def forecast_histories(
             ],
             glance=glance,
         )
-        quantiles = forecaster.forecast(states, want.horizon, want.quantile_levels, future)
+        parts = []
+        for start in range(0, len(states), _DECODED):
+            glance()
+            rows = slice(start, start + _DECODED)
+            known = None if future is None else future[rows]
+            parts.append(forecaster.forecast(states.select(rows), want.horizon, want.quantile_levels, known))
+    quantiles = np.concatenate(parts)
     finite = np.isfinite(quantiles).all(axis=(1, 2))
     if not finite.all():
         raise InputError(f"series {names[int(np.argmin(finite))]!r} has no finite forecast: its values are too extreme")

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from forecaster import Forecaster
+from service import stateless
 from service.app import create_app
 from service.bodies import bulk
 from service.bodies.bulk import read_arrow
@@ -743,6 +744,26 @@ def test_a_history_whose_client_goes_while_it_is_folded_is_not_folded_to_its_end
     body = {"series": [{"unique_id": "next", "ds": [ds(0), ds(149)], "y": [1.0, 2.0]}], "horizon": 1}
     assert client.post("/v1/forecasts", json=body).status_code == 200
     assert widths == [100, 100, 50]
+
+
+def test_very_many_series_are_decoded_some_at_a_time_to_the_same_forecasts(client, monkeypatch):
+    """Between two parts it is looked whether the client has gone."""
+    series = [{"unique_id": f"s{i}", **history(VALUES[: 10 + i])} for i in range(5)]
+    together = client.post("/v1/forecasts", json={"series": series}).json()["forecasts"]
+    forecast, sizes = Forecaster.forecast, []
+
+    def noted(self, state, *further):
+        sizes.append(len(state))
+        return forecast(self, state, *further)
+
+    monkeypatch.setattr(stateless, "_DECODED", 2)
+    monkeypatch.setattr(Forecaster, "forecast", noted)
+    apart = client.post("/v1/forecasts", json={"series": series}).json()["forecasts"]
+    assert sizes == [2, 2, 1]
+    for one, other in zip(apart, together, strict=True):
+        assert (one["unique_id"], one["ds"]) == (other["unique_id"], other["ds"])
+        for level, quantiles in one["quantiles"].items():
+            np.testing.assert_allclose(quantiles, other["quantiles"][level], rtol=1e-5)
 
 
 def test_a_drain_does_not_wait_for_a_history_whose_client_has_gone(settings, folding):
