@@ -318,8 +318,8 @@ def _fold_log(
         if places is not None and found is not None:
             places.append(found[0])
         after = until
-    if not store.has_only_grown(record):
-        raise StaleStreams([record.unique_id])
+        if not store.has_only_grown(record):
+            raise StaleStreams([record.unique_id])
     return state
 
 
