@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 
-__all__ = ["main"]
+from pipelines.interruption import ended, interruptible
 
-_INTERRUPTED = 128 + signal.SIGINT
+__all__ = ["main"]
 
 
 def main() -> int:
     """Run the process's command line; its exit status, see `pipelines.cli.main`."""
-    try:
-        from pipelines.cli import main as run
-    except ModuleNotFoundError as error:  # the library can be installed without what its commands need
-        sys.stderr.write(f"forecaster: package {error.name} is not installed; forecaster[pipelines] brings it\n")
-        return 1
-    except KeyboardInterrupt:  # importing takes a moment
-        sys.stderr.write("forecaster: interrupted\n")
-        return _INTERRUPTED
+    with interruptible() as asked:
+        try:
+            from pipelines.cli import main as run  # takes a moment
+        except ModuleNotFoundError as error:  # the library can be installed without what its commands need
+            sys.stderr.write(f"forecaster: package {error.name} is not installed; forecaster[pipelines] brings it\n")
+            return 1
+        except KeyboardInterrupt:
+            said, status = ended(asked)
+            sys.stderr.write(f"forecaster: {said}\n")
+            return status
     return run()
 
 

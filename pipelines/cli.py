@@ -20,12 +20,12 @@ from typer.exceptions import Abort, TyperException
 from pipelines.benchmarks.commands import bench
 from pipelines.console import Reporter, emit, result_reporter
 from pipelines.handing_over import keys, serve, streams
-from pipelines.interruption import Terminated, terminable
+from pipelines.interruption import ended, interruptible
 from pipelines.options import Json, TrackingUri
 
 __all__ = ["app", "main"]
 
-OK, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 HELP = """Probabilistic forecasts from recurrent state: train, judge, promote and serve.
 
@@ -160,11 +160,7 @@ def train(
         out=out,
         tracking_uri=tracking_uri,
     )
-    try:
-        with terminable():
-            result = run(request, reporter)
-    except Terminated:
-        raise typer.Exit(TERMINATED) from None  # of any other KeyboardInterrupt typer makes 130
+    result = run(request, reporter)
     if result.metrics:
         from pipelines.tables import metrics_table
 
@@ -472,30 +468,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 a training ended by SIGTERM.
+        Exit status: 0 done, 1 failed, 2 bad input, 130 ended by Ctrl-C, 143 by SIGTERM.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = os.environ.get("FORECASTER_DEBUG", "") not in ("", "0")
     if not (sys.warnoptions or debug):
         warnings.simplefilter("ignore")  # meant for developers, and standard error is the user's
-    try:
-        status = int(app(arguments or ["--help"], prog_name="forecaster", standalone_mode=False) or OK)
-    except TyperException as error:
-        message = error.format_message()  # none after the help of a group of commands
-        return complain(message, BAD_INPUT) if message else BAD_INPUT
-    except (KeyboardInterrupt, Abort):
-        status = INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has left
-        return FAILED
-    except (Exception, SystemExit) as error:
-        if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
+    with interruptible() as asked:
+        try:
+            status = int(app(arguments or ["--help"], prog_name="forecaster", standalone_mode=False) or OK)
+        except TyperException as error:
+            message = error.format_message()  # none after the help of a group of commands
+            return complain(message, BAD_INPUT) if message else BAD_INPUT
+        except (KeyboardInterrupt, Abort):
+            status = INTERRUPTED
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has left
             return FAILED
-        if debug:
-            traceback.print_exc()
-        return complain(*explain(error))
-    said = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}.get(status)
-    return status if said is None else complain(said, status)
+        except (Exception, SystemExit) as error:
+            if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
+                return FAILED
+            if debug:
+                traceback.print_exc()
+            if not asked:
+                return complain(*explain(error))
+            status = INTERRUPTED
+    return complain(*ended(asked)) if status == INTERRUPTED else status
 
 
 def explain(error: BaseException) -> tuple[str, int]:

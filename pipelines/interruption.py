@@ -7,13 +7,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["Terminated", "terminable", "undisturbed"]
+__all__ = ["ended", "interruptible", "undisturbed"]
 
-_BOTH = (signal.SIGINT, signal.SIGTERM)
-
-
-class Terminated(KeyboardInterrupt):
-    """By SIGTERM, and otherwise what Ctrl-C is."""
+_WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+_BOTH = tuple(_WORDS)
 
 
 def _is_main() -> bool:
@@ -21,27 +18,35 @@ def _is_main() -> bool:
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, as `Terminated`, whatever a library makes of it on the way."""
+def interruptible() -> Iterator[list[int]]:
+    """Let Ctrl-C and SIGTERM end the block as `KeyboardInterrupt`; neither where this process was started ignoring it.
+
+    Yields the signals that came, which tell of them whatever a library makes of the exception on its way: Lightning an
+    exit, Typer a status.
+    """
+    asked: list[int] = []
     if not _is_main():
-        yield
+        yield asked
         return
-    asked = False
 
-    def end(*_: object) -> None:
-        nonlocal asked
-        asked = True
-        raise Terminated
+    def end(number: int, _frame: object) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = {number: found for number in _BOTH if (found := signal.getsignal(number)) is not signal.SIG_IGN}
     try:
-        yield
-    except KeyboardInterrupt as error:
-        if asked and not isinstance(error, Terminated):
-            raise Terminated from error
-        raise
+        for number in before:
+            signal.signal(number, end)
+        yield asked
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        for number, found in before.items():
+            signal.signal(number, found or signal.SIG_DFL)
+
+
+def ended(asked: list[int]) -> tuple[str, int]:
+    """One word and an exit status for who was asked to end, by Ctrl-C if no signal is known."""
+    number = signal.Signals(asked[0] if asked else signal.SIGINT)
+    return _WORDS[number], 128 + number
 
 
 @contextmanager

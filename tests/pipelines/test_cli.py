@@ -460,14 +460,19 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_only_when_asked_for(
 @pytest.mark.parametrize(
     ("fault", "status", "said"),
     [
-        ("ModuleNotFoundError('', name='typer')", 1, "package typer is not installed; forecaster[pipelines] brings it"),
-        ("KeyboardInterrupt", 130, "interrupted"),
+        (
+            "raise ModuleNotFoundError('', name='typer')",
+            1,
+            "package typer is not installed; forecaster[pipelines] brings it",
+        ),
+        ("raise KeyboardInterrupt", 130, "interrupted"),
+        ("__import__('signal').raise_signal(15)", 143, "terminated"),
     ],
 )
 def test_a_command_that_cannot_be_imported_says_so_in_one_line(
     tmp_path: Path, fault: str, status: int, said: str
 ) -> None:
-    (tmp_path / "typer.py").write_text(f"raise {fault}")
+    (tmp_path / "typer.py").write_text(fault)
 
     done = run_cli(
         "models", cwd=tmp_path, env={"PYTHONPATH": os.pathsep.join([str(tmp_path), environment({})["PYTHONPATH"]])}
@@ -540,6 +545,35 @@ def test_ctrl_c_and_sigterm_end_training_with_a_status_of_their_own_and_a_killed
     experiment = client.get_experiment_by_name("forecaster")
     assert experiment is not None
     assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["KILLED"]
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("made", [None, SystemExit(1), SystemExit(), RuntimeError("a worker ended")], ids=repr)
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_ctrl_c_and_sigterm_end_any_command_in_one_line_whatever_a_library_makes_of_them(
+    folder: Path,
+    run: Runner,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    said: str,
+    made: BaseException | None,
+) -> None:
+    def ending(*_: object) -> None:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            if made is None:
+                raise
+            raise made from None
+
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.setattr("pipelines.registry.versions", ending)
+    monkeypatch.chdir(folder)
+
+    done = run("models")
+
+    assert (done.status, done.out, done.complaints) == (128 + number, "", [f"forecaster: {said}"])
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_what_can_be_trained_can_be_trained_on_a_schedule() -> None:

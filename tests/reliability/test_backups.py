@@ -114,7 +114,8 @@ def test_an_import_that_is_ended_half_way_has_changed_nothing(template, server, 
         assert [reply.result(60).status_code for reply in writing] == [200, 200]
 
     assert status == {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}[number]
-    assert log.read_text() == HERE + ("forecaster: interrupted\n" if number == signal.SIGINT else "")
+    said = {signal.SIGINT: "forecaster: interrupted\n", signal.SIGTERM: "forecaster: terminated\n"}
+    assert log.read_text() == HERE + said.get(number, "")
     after = everything(server.store)
     assert (after["streams"], after["observations"]) == (before["streams"], before["observations"] + 2)
     for name in ("s0", "own"):
