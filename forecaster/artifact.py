@@ -20,7 +20,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from forecaster.config import Config
-from forecaster.errors import ArtifactError, ConfigError
+from forecaster.errors import ArtifactError, ConfigError, ForecasterError
 
 __all__ = ["FORMAT_VERSION", "check_place", "fill", "fingerprint", "read", "write"]
 
@@ -55,12 +55,26 @@ def write(folder: Path, config: Config, weights: Mapping[str, Tensor]) -> None:
     """Write an artifact into `folder`, replacing one that is there; written beside it first, then both are moved.
 
     A mount point cannot be moved: there the manifest goes first and comes last, without which nothing is an artifact.
+
+    Raises
+    ------
+    ArtifactError
+        See `check_place`.
+    ForecasterError
+        The disk is full, or something else keeps it from being written.
     """
     check_place(folder)
     folder = folder.resolve()  # of a link, what it leads to
     files = _files(config, weights)
     manifest = {"format_version": FORMAT_VERSION, "sha256": {name: _digest(data) for name, data in files.items()}}
     files[MANIFEST] = _json(manifest)
+    try:
+        _put(folder, files)
+    except OSError as error:
+        raise ForecasterError(f"cannot write artifact {folder}: {error.strerror or error}") from error
+
+
+def _put(folder: Path, files: Mapping[str, bytes]) -> None:
     if folder.is_mount():
         (folder / MANIFEST).unlink(missing_ok=True)
         for name in (WEIGHTS, CONFIG, MANIFEST):  # the first tells that what is cut short is ours to replace

@@ -582,7 +582,15 @@ class Forecaster:
     # -- stored forms ----------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> None:
-        """Write the artifact: configuration, weights and manifest. An existing artifact there is replaced."""
+        """Write the artifact: configuration, weights and manifest. An existing artifact there is replaced.
+
+        Raises
+        ------
+        ArtifactError
+            The folder holds other things, or this process works in it.
+        ForecasterError
+            The disk is full, or something else keeps it from being written; what was there is as it was.
+        """
         artifact.write(Path(folder), self.config, self._network.state_dict())
 
     @classmethod

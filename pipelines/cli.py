@@ -7,6 +7,7 @@ answers at once. No traceback reaches a user: bad input is one line and status 2
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -26,6 +27,8 @@ from pipelines.options import Json, TrackingUri
 __all__ = ["app", "main"]
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What a disk says that is full, or that this user may not write to."""
 
 HELP = """Probabilistic forecasts from recurrent state: train, judge, promote and serve.
 
@@ -508,6 +511,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         return f"ended with status {error.code}", FAILED
     if isinstance(error, ModuleNotFoundError):
         return f"package {error.name} is not installed; an extra of forecaster, such as [schedule], brings it", FAILED
+    if isinstance(error, OSError) and error.errno in DISK:
+        return f"{error.strerror}{'' if error.filename is None else f': {error.filename}'}", FAILED
     detail = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return f"unexpected {detail} (FORECASTER_DEBUG=1 shows where)", FAILED
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forecaster import Backtest, Config, Forecaster, Panel
+from forecaster import Backtest, Config, Forecaster, ForecasterError, Panel
 from pipelines.backtesting import Rival, measure_champion, run_backtest
 from pipelines.connection import RegistryError, connect, tracking_uri_or_default
 from pipelines.console import Reporter
@@ -68,13 +68,14 @@ TAGGED_METRICS = ("wql", "mase", "coverage_80", "seasonal_naive_wql")
 
 @dataclass(frozen=True, slots=True)
 class TrainedRun:
-    """A finished fit: the MLflow run that holds it, the model, its judged twin, and what it took."""
+    """A finished fit: the MLflow run that holds it, the model, its judged twin, what it took, why `out` lacks it."""
 
     run_id: str
     forecaster: Forecaster
     judged: Forecaster
     epochs: int
     seconds: float
+    unsaved: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +143,15 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResul
         Data or configuration are wrong; nothing was written.
     RegistryError
         MLflow cannot be reached.
+    ForecasterError
+        Everything was done, but the model could not be saved to `out`.
     """
     reporter = reporter or Reporter(quiet=True)
     began = time.monotonic()
     plan = prepare(request, reporter)
     trained = fit_step(plan, request, reporter, began=began)
+    if plan.windows.n_windows:
+        reporter.notice("backtest: every series is folded once more")  # minutes where there are many
     result = backtest_step(trained.run_id, plan, request, model=trained.judged)
     version = register_step(trained.run_id, request)
     try:
@@ -155,6 +160,9 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResul
         raise RegistryError(
             f"version {version} of model {request.name!r} is registered, but not judged: {error}"
         ) from error
+    if trained.unsaved is not None:
+        verdict = "is champion now" if decision.promoted else "stays challenger"
+        raise ForecasterError(f"version {version} of model {request.name!r} {verdict}, but {trained.unsaved}")
     return TrainResult(
         model=request.name,
         version=version,
@@ -208,15 +216,20 @@ def fit_step(
         seconds = time.monotonic() - started
         for reason in fitted.reasons:
             (reporter or Reporter(quiet=True)).notice(reason)
+        unsaved = None
         if request.out is not None:
-            fitted.forecaster.save(request.out)
-            (reporter or Reporter(quiet=True)).notice(f"the model is in {request.out}, whatever becomes of its run")
+            try:
+                fitted.forecaster.save(request.out)
+            except ForecasterError as error:  # its run can hold it all the same
+                unsaved = str(error)
+            said = unsaved or f"the model is in {request.out}, whatever becomes of its run"
+            (reporter or Reporter(quiet=True)).notice(said)
         run.log_rest()
         run.log_chosen(plan.config, fitted.forecaster.config, fitted.reasons)
         run.log_model(fitted.forecaster, plan.panel)
         run.log_judged(fitted.judged)
         run.log_learning_curve(fitted.history)
-        return TrainedRun(run.run_id, fitted.forecaster, fitted.judged, len(fitted.history), seconds)
+        return TrainedRun(run.run_id, fitted.forecaster, fitted.judged, len(fitted.history), seconds, unsaved)
 
 
 def minutes_to_fit(box: float | None, spent: float, backtests: float) -> float | None:

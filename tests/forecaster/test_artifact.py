@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 
-from forecaster import ArtifactError, Config, Forecaster
+from forecaster import ArtifactError, Config, Forecaster, ForecasterError
 from forecaster.artifact import FORMAT_VERSION
 from tests.forecaster.kit import TINY, TINY_LINEAR, config_of, forecaster_of
 
@@ -91,6 +92,22 @@ def test_what_fails_while_an_artifact_is_replaced_leaves_the_one_that_was_there(
     assert sorted(path.name for path in folder.parent.iterdir()) == names
 
 
+def test_a_disk_that_takes_no_more_is_one_sentence_and_leaves_the_artifact_that_was_there(
+    folder: Path, tiny_forecaster: Forecaster, tiny_linear_forecaster: Forecaster
+) -> None:
+    names = sorted(path.name for path in folder.parent.iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(ForecasterError, match=r"^cannot write artifact .*: File too large$"):
+            tiny_linear_forecaster.save(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert Forecaster.load(folder).fingerprint() == tiny_forecaster.fingerprint()
+    assert sorted(path.name for path in folder.parent.iterdir()) == names
+
+
 def test_a_folder_of_somebody_elses_files_is_left_alone(tiny_forecaster: Forecaster, tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("mine")
 
@@ -153,7 +170,7 @@ def test_into_a_mount_point_the_manifest_comes_last(
     inode = folder.stat().st_ino
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", fail)
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(ForecasterError, match="disk full"):
             tiny_linear_forecaster.save(folder)
     with pytest.raises(ArtifactError, match=r"has no manifest\.json"):
         Forecaster.load(folder)
@@ -295,7 +312,7 @@ def test_a_failed_save_leaves_the_old_artifact(
         raise OSError("No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(ForecasterError, match="No space"):
         tiny_linear_forecaster.save(folder)
     monkeypatch.undo()
 

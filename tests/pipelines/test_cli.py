@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -455,6 +456,27 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_only_when_asked_for(
     assert done.status == 1
     assert done.complaints[-1].startswith("forecaster: unexpected ZeroDivisionError: two lines")
     assert ("Traceback" in done.err) == bool(debug)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied", "mlflow.db"), "Permission denied: mlflow.db"),
+    ],
+)
+def test_a_disk_that_is_full_or_not_the_users_is_nothing_unexpected(
+    folder: Path, run: Runner, monkeypatch: pytest.MonkeyPatch, error: OSError, said: str
+) -> None:
+    def full(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("pipelines.registry.versions", full)
+    monkeypatch.chdir(folder)
+
+    done = run("models")
+
+    assert (done.status, done.complaints) == (1, [f"forecaster: {said}"])
 
 
 @pytest.mark.parametrize(

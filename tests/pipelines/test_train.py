@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 
-from forecaster import Forecaster, InputError, backtest
+from forecaster import Forecaster, ForecasterError, InputError, backtest
 from pipelines.backtesting import Rival, measure_champion
 from pipelines.benchmarks.speed import Shape, benchmark_training
 from pipelines.configuration import build_config, flatten
@@ -352,6 +352,27 @@ def test_a_champion_without_files_or_of_another_kind_is_told_from_a_registry_tha
 
     assert not result.promoted
     assert f"champion 1: model models:/demand/1 {what}" in result.reason
+
+
+def test_a_model_that_cannot_be_saved_to_its_folder_is_registered_all_the_same(
+    request_: TrainRequest, tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was checked before the training is another after it: here, somebody has put files there."""
+    out = tmp_path / "model"
+
+    def fit(*given: Any, **more: Any) -> Any:
+        fitted = train_model(*given, **more)
+        out.mkdir()
+        (out / "precious.txt").write_text("mine")
+        return fitted
+
+    monkeypatch.setattr("pipelines.train.train_model", fit)
+
+    with pytest.raises(ForecasterError, match=r"^version 1 of model 'demand' .*, but .*model holds other files"):
+        train(changed(request_, out=str(out)))
+
+    assert version_of_alias(connect(tracking_uri), "demand", CHALLENGER) == "1"
+    assert [path.name for path in out.iterdir()] == ["precious.txt"]
 
 
 def test_who_became_champion_while_another_was_measured_has_to_be_beaten(
