@@ -1,18 +1,23 @@
 """Questions to a store beside the engine: each in a thread of its own, and nobody waits for one that hangs.
 
-It knows threads and no SQL. A database that hangs would keep the threads of a pool, and with them whoever else is
-served from it; so questions have none in common, and few are asked at a time.
+It knows threads, and of SQL only that it fails. A database that hangs would keep the threads of a pool, and with them
+whoever else is served from it; so questions have none in common, and few are asked at a time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
+from sqlalchemy.exc import SQLAlchemyError
+
+from service.errors import first_line
 from service.problems import unavailable
 from service.store import Store
 
@@ -42,7 +47,7 @@ class Questions:
         Raises
         ------
         Problem
-            503 if there is none in time.
+            503 if there is none in time, or the store is away.
         """
         try:
             async with asyncio.timeout(self._patience):
@@ -50,6 +55,9 @@ class Questions:
                 return await _apart(question, "question", self._places.release)
         except TimeoutError as error:
             raise unavailable("the store does not answer at present") from error
+        except (SQLAlchemyError, sqlite3.Error) as error:
+            logging.getLogger("service").error("the store failed: %s", first_line(error))
+            raise unavailable("the store cannot be read at present") from error
 
 
 class Probe:

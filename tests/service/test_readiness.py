@@ -195,6 +195,11 @@ def test_nothing_is_acknowledged_into_a_file_that_is_gone(client, settings, tmp_
         shutil.move(copy, path)
 
     assert_problem(client.post("/v1/streams/a/observations", json=observations((2, 1.0))), 503, "")
+    named = {"idempotency-key": "k"}
+    assert_problem(client.post("/v1/streams/a/observations", json=observations((2, 1.0)), headers=named), 503, "")
+    reply = client.get("/v1/streams")
+    assert_problem(reply, 503, "the store cannot be read at present")
+    assert reply.headers["retry-after"] == "1"
     assert_problem(client.get("/readyz"), 503, "removed or replaced")
 
 
