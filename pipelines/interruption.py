@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ __all__ = ["ended", "interruptible", "undisturbed"]
 
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 _BOTH = tuple(_WORDS)
+_AGAIN_SECONDS = 0.05
 
 
 def _is_main() -> bool:
@@ -22,7 +24,7 @@ def interruptible() -> Iterator[list[int]]:
     """Let Ctrl-C and SIGTERM end the block as `KeyboardInterrupt`; neither where this process was started ignoring it.
 
     Yields the signals that came, which tell of them whatever a library makes of the exception on its way: Lightning an
-    exit, Typer a status.
+    exit, Typer a status. One that comes where nothing can be raised, as while a generator is collected, comes again.
     """
     asked: list[int] = []
     if not _is_main():
@@ -33,12 +35,26 @@ def interruptible() -> Iterator[list[int]]:
         asked.append(number)
         raise KeyboardInterrupt
 
+    def unheard(what: sys.UnraisableHookArgs) -> None:
+        if not (asked and isinstance(what.exc_value, KeyboardInterrupt)):
+            hook(what)
+            return
+        later = threading.Timer(_AGAIN_SECONDS, signal.pthread_kill, (threading.main_thread().ident, asked[0]))
+        again.append(later)
+        later.start()
+
     before = {number: found for number in _BOTH if (found := signal.getsignal(number)) is not signal.SIG_IGN}
+    hook, again = sys.unraisablehook, list[threading.Timer]()
     try:
+        sys.unraisablehook = unheard
         for number in before:
             signal.signal(number, end)
         yield asked
     finally:
+        sys.unraisablehook = hook
+        for later in again:
+            later.cancel()
+            later.join()
         for number, found in before.items():
             signal.signal(number, found or signal.SIG_DFL)
 
