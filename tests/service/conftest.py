@@ -13,7 +13,7 @@ from service.app import create_app
 from service.settings import Settings
 from service.store import Store
 from tests.forecaster.kit import TINY, forecaster_of
-from tests.service.kit import LocalClient
+from tests.service.kit import VALUES, LocalClient, history
 from tests.service.processes import Template
 from tests.service.servers import new_database, postgres_server
 
@@ -89,3 +89,10 @@ def client(settings: Settings) -> Iterator[LocalClient]:
     """The application, running in this process."""
     with LocalClient(create_app(settings)) as running:
         yield running
+
+
+@pytest.fixture
+def stream(client):
+    """A stream of forty hours."""
+    assert client.put("/v1/streams/a", json=history(VALUES)).status_code == 201
+    return "/v1/streams/a"

@@ -7,7 +7,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -22,6 +22,8 @@ from service.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 START = datetime(2024, 1, 1)
+VALUES = [float(10 + i % 4) for i in range(40)]
+"""Forty hours."""
 _TAKEN: list[socket.socket] = []  # ports, until the process ends
 
 
@@ -144,3 +146,27 @@ def replace_commit(patch: pytest.MonkeyPatch, store: Store, commit: Callable[...
     """Have every transaction run by `commit`, short ones included."""
     patch.setattr(store, "commit", commit)
     patch.setattr(store, "begin", lambda *_asked: None)
+
+
+def assert_problem(reply: httpx.Response, status: int, *words: str) -> None:
+    """RFC 9457, one line, no traceback."""
+    assert reply.status_code == status, reply.text
+    assert reply.headers["content-type"] == "application/problem+json"
+    body = reply.json()
+    assert body["status"] == status
+    assert body["type"].startswith("urn:forecaster:problem:")
+    assert "\n" not in body["detail"]
+    assert "Traceback" not in reply.text
+    for word in words:
+        assert word in body["detail"]
+
+
+def state_of(client: LocalClient, path: str = "/v1/streams/a") -> tuple[Any, Any]:
+    """Everything a client can see of a stream."""
+    return client.get(path).json(), client.get(f"{path}/forecast").json()
+
+
+async def chunks(parts: Iterable[bytes]) -> AsyncIterator[bytes]:
+    """An async body of unknown length."""
+    for part in parts:
+        yield part

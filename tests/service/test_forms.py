@@ -17,11 +17,10 @@ from service.bodies.arrow_size import unpacked_size
 from service.front import _Call, _Room
 from service.negotiation import preferred
 from service.problems import Problem
-from tests.service.kit import LocalClient, ds, history, observations, run
+from tests.service.kit import VALUES, LocalClient, ds, history, observations, run
 
 ARROW = "application/vnd.apache.arrow.stream"
 JSON_LINES = "application/x-ndjson"
-VALUES = [float(10 + i % 4) for i in range(40)]
 LIMIT = 65_536
 
 

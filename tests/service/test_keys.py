@@ -15,9 +15,8 @@ from service.app import create_app
 from service.errors import ServiceError
 from service.keys import SCOPES, ApiKey, KeyRing, is_loopback, main
 from service.settings import Settings
-from tests.service.kit import ROOT, LocalClient, history, observations
+from tests.service.kit import ROOT, LocalClient, assert_problem, history, observations
 from tests.service.test_events import Reader
-from tests.service.test_http import assert_problem
 
 READER, WRITER, BUSY = "fck_reader", "fck_writer", "fck_busy"
 

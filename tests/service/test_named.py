@@ -27,9 +27,8 @@ from service.runtime import Service
 from service.settings import Settings
 from service.store import Store
 from tests.forecaster.kit import config_of, forecaster_of
-from tests.service.kit import LocalClient, ds, free_port, history, observations, recompute, until
+from tests.service.kit import LocalClient, assert_problem, ds, free_port, history, observations, recompute, until
 from tests.service.processes import HTTP, Server
-from tests.service.test_http import assert_problem
 from tests.service.test_keys import bearer, line
 
 BASE = 473352

@@ -18,8 +18,7 @@ from service.engine.trimmer import Trimmer
 from service.metrics import Metrics
 from service.models.served import ServedModel
 from service.store import Store
-from tests.service.kit import LocalClient, history, observations, replace_commit, until
-from tests.service.test_http import assert_problem
+from tests.service.kit import LocalClient, assert_problem, history, observations, replace_commit, until
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ from forecaster.simulation import seed_of
 from service.app import create_app
 from service.settings import Settings
 from tests.forecaster.kit import config_of, forecaster_of
-from tests.service.kit import LocalClient, history, observations
+from tests.service.kit import VALUES, LocalClient, history, observations
 
-VALUES = [float(10 + i % 4) for i in range(40)]
 FORECAST = "/v1/streams/a/forecast"
 
 
