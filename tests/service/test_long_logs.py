@@ -152,12 +152,20 @@ def test_what_has_been_folded_of_a_log_that_did_more_than_grow_meanwhile_is_not_
         idle(other)
 
 
+def check_stored_with_the_next_step(client):
+    """A state of sixty steps that was handed over in memory."""
+    assert client.post("/v1/streams/long/observations", json=observations((60, 4.0))).is_success
+    store, key = client.service.store, client.service.engine.model.key
+    until(lambda: store.recover(["long"], key)["long"].snapshot_step == BASE + 60)
+    idle(client)
+
+
 def test_a_long_log_is_served_while_the_store_takes_no_snapshots(few, settings, monkeypatch, tiny_forecaster):
     """A full disk can be read; its snapshot is stored when there is room again."""
     few.set()
     log = {BASE + hour: float(3 + hour % 5) for hour in range(60)}
     with LocalClient(create_app(settings)) as client:
-        store, key = client.service.store, client.service.engine.model.key
+        store = client.service.store
         row = StreamRow("long", BASE, max(log), 1, len(log), 0, None, None)
         store.load([row], [[LogRow("long", *y, None) for y in log.items()]], [], replace=False)
         with monkeypatch.context() as full:
@@ -170,9 +178,7 @@ def test_a_long_log_is_served_while_the_store_takes_no_snapshots(few, settings, 
             until(lambda: client.get("/v1/streams/long/forecast").is_success)
             held = client.service.engine._residents
             assert_same_state(held.slab.gather([held.get("long").row]), recompute(tiny_forecaster, [log]))
-        assert client.post("/v1/streams/long/observations", json=observations((60, 4.0))).is_success
-        until(lambda: store.recover(["long"], key)["long"].snapshot_step == BASE + 60)
-        idle(client)
+        check_stored_with_the_next_step(client)
 
 
 @pytest.mark.parametrize("spoil", [drop_all_snapshots, damage_all_snapshots])
@@ -209,7 +215,6 @@ def test_a_long_log_whose_newest_snapshot_is_damaged_keeps_nobody_waiting(few, s
         client.put("/v1/streams/long", json=history(list(log.values())))
         client.put("/v1/streams/short", json=history([5.0, 6.0]))
     with LocalClient(create_app(settings)) as client:
-        store, key = client.service.store, client.service.engine.model.key
         damage_all_snapshots(client)
         assert client.get("/v1/streams/long/forecast").status_code == 503
         assert client.get("/v1/streams/short/forecast").is_success
@@ -217,9 +222,7 @@ def test_a_long_log_whose_newest_snapshot_is_damaged_keeps_nobody_waiting(few, s
         until(lambda: client.get("/v1/streams/long/forecast").is_success)
         held = client.service.engine._residents
         assert_same_state(held.slab.gather([held.get("long").row]), recompute(tiny_forecaster, [log]))
-        assert client.post("/v1/streams/long/observations", json=observations((60, 4.0))).is_success
-        until(lambda: store.recover(["long"], key)["long"].snapshot_step == BASE + 60)
-        idle(client)
+        check_stored_with_the_next_step(client)
 
 
 def test_another_change_than_the_one_that_was_folded_is_folded_anew(few, settings, tiny_forecaster):
