@@ -151,7 +151,7 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResul
     plan = prepare(request, reporter)
     trained = fit_step(plan, request, reporter, began=began)
     if plan.windows.n_windows:
-        reporter.notice("backtest: every series is folded once more")  # a minute or so of 20,000
+        reporter.notice("backtest: every series is folded once more")  # long, of very many
     result = backtest_step(trained.run_id, plan, request, model=trained.judged)
     version = register_step(trained.run_id, request)
     try:
