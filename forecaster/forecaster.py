@@ -81,9 +81,9 @@ class Forecaster:
 
     def __init__(self, network: ForecastNetwork) -> None:
         self._network = copy.deepcopy(network).cpu().eval().requires_grad_(False)
-        self._network.recurrent.pack()
+        self._network.pack()
         self._rolling = Rolling(self._network)
-        self._stepper = Stepper(self._network) if network.config.network.cell == "lstm" else None
+        self._stepper = Stepper(self._network) if Stepper.steps(self._network) else None
         self.config: Config = network.config
         self.calendar: Calendar = network.config.calendar
 

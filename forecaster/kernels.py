@@ -1,4 +1,4 @@
-"""Compiled loops: frames and features of every step of a chunk, gates of an LSTM step, quantiles and places in them.
+"""Compiled loops: frames and features of a chunk, LSTM steps and decoders of few rows, quantiles and places in them.
 
 What PyTorch would do in dozens of passes over a batch, each loop here does in one pass over a row while the row is in
 the first-level cache, without temporaries and without the interpreter lock. Plain numbers and NumPy arrays in, arrays
@@ -20,6 +20,8 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from forecaster.blas import SGEMM, link
+
 __all__ = [
     "BLUR",
     "EDGE",
@@ -38,10 +40,12 @@ __all__ = [
     "SMALLEST_SIZE",
     "advance",
     "bend",
+    "contexts",
     "cycles",
+    "decode",
     "fly",
     "land",
-    "lstm_gates",
+    "lstm_step",
     "place",
     "restore",
     "spread",
@@ -122,6 +126,15 @@ BLUR = 0.2
 FADING = 0.002
 """Share of a correction that is forgotten from flight to flight."""
 
+SMALLEST_VARIANCE = 1e-5
+"""Added to the variance by layer norm, as PyTorch does."""
+
+STEPPED = 256
+"""Rows that are stepped at once, so that what lies between the products stays in the second-level cache."""
+
+DECODED = 128
+"""Rows that are decoded at once, for the same reason."""
+
 LARGEST_CORRECTION = 2.0
 """A correction multiplies or divides by exp of this at most."""
 
@@ -150,6 +163,7 @@ def _loop(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.cache
     def compiled() -> Any:
+        link()
         options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": _EXACT}
         try:
             return numba.njit(cache=True, **options)(function)
@@ -341,6 +355,9 @@ def advance(
         Written: mean absolute seasonal difference in units of scale, shape [B, T]; 0 beyond a row's length.
     """
     width, keep, steps, told = ring.shape[1], new_ring.shape[1], y.shape[1], table.shape[0]
+    for b in range(rows.shape[0]):
+        if not 0 <= rows[b] < ring.shape[0]:
+            raise IndexError("no such row")
     before = max(told - steps, 0)
     decay = 0.5 ** (1 / (HALF_LIFE * width))
     values = np.empty(width + steps)  # ring and chunk in one line, oldest first
@@ -408,6 +425,37 @@ def write(rows: Int64, mine: tuple[Words, ...], theirs: tuple[Words, ...], place
             _copy(given[i], target[rows[i], places[i] if k == placed else 0 :])
 
 
+# -- products of matrices ---------------------------------------------------------------------------------------------
+
+
+@_part
+def _room() -> tuple[Int64, Float32, npt.NDArray[np.uint8]]:
+    """Where `_product` puts what BLAS takes by its address."""
+    # Integers of 64 bits, of which a BLAS of 32 bits reads the lower half.
+    return np.empty(6, np.int64), np.array([1, 0], np.float32), np.full(1, 78, np.uint8)
+
+
+@_part
+def _product(left: Float32, right: Float32, found: Float32, room: Any, added: bool = False) -> None:
+    """`found` [N, J] = `left` [N, K] x `right` [K, J], or added to what is there; rows may lie apart."""
+    # To BLAS, which goes by columns, each is its transpose: found' = right' x left', none of them transposed ("N").
+    sizes, factors, letter = room
+    factors[1] = np.float32(1 if added else 0)
+    sizes[0], sizes[1], sizes[2] = found.shape[1], found.shape[0], left.shape[1]
+    sizes[3], sizes[4], sizes[5] = _stride(right), _stride(left), _stride(found)
+    plain = letter.ctypes
+    SGEMM(
+        plain, plain, sizes.ctypes, sizes[1:].ctypes, sizes[2:].ctypes, factors.ctypes, right.ctypes, sizes[3:].ctypes,
+        left.ctypes, sizes[4:].ctypes, factors[1:].ctypes, found.ctypes, sizes[5:].ctypes,
+    )  # fmt: skip
+
+
+@_part
+def _stride(matrix: Float32) -> int:
+    """Numbers from row to row."""
+    return int(max(matrix.strides[0] // 4, matrix.shape[1]))
+
+
 # -- the recurrent step ------------------------------------------------------------------------------------------------
 
 
@@ -437,44 +485,124 @@ def _gated(gate: np.float32, x: np.float32) -> np.float32:
     return (one - small) / ((one + _exponential(-gate)) * (one + small))
 
 
+@_part
+def _lstm_gates(sums: Float32, bias: Float32, before: Float32, after: Float32, hidden: Float32) -> None:
+    """From the weighted sums [4H] of a row to its cell and hidden states; gates are input, forget, cell, output."""
+    size, one = bias.shape[0] // 4, np.float32(1)
+    for i in range(size):
+        entering = _gated(sums[i] + bias[i], sums[2 * size + i] + bias[2 * size + i])
+        kept = before[i] / (one + _exponential(-sums[size + i] - bias[size + i])) + entering
+        after[i] = kept
+        hidden[i] = _gated(sums[3 * size + i] + bias[3 * size + i], kept)
+
+
+@_sum
+def _normalise(numbers: Float32, weight: Float32, bias: Float32, found: Float32) -> None:
+    """Layer norm (Ba et al., 2016) of one row."""
+    size = np.float32(numbers.shape[0])
+    mean = square = np.float32(0)
+    for i in range(numbers.shape[0]):
+        mean += numbers[i]
+    mean /= size
+    for i in range(numbers.shape[0]):
+        square += (numbers[i] - mean) * (numbers[i] - mean)
+    inverse = np.float32(1) / np.sqrt(square / size + np.float32(SMALLEST_VARIANCE))
+    for i in range(numbers.shape[0]):
+        found[i] = (numbers[i] - mean) * inverse * weight[i] + bias[i]
+
+
 @_loop
-def lstm_gates(
-    sums: Float32,
-    bias: Float32,
+def lstm_step(
+    rows: Int64,
+    hidden: Float32,
     cell: Float32,
-    layer: int,
-    first: int,
+    inputs: Float32,
+    entering: Float32,
+    between: Float32,
+    recurrent: Float32,
+    bias: Float32,
+    norms: Float32,
+    projection: Float32,
+    residual: bool,
     new_hidden: Float32,
     new_cell: Float32,
-    place: tuple[int, int],
+    output: Float32,
 ) -> None:
-    """From the weighted sums of an LSTM step to its states; gates are ordered input, forget, cell, output.
+    """One step of all layers of all members of some rows of a state.
 
     Parameters
     ----------
-    sums
-        Weighted inputs and hidden states, shape [B, 4H].
+    rows
+        Of the state, shape [B].
+    hidden, cell
+        Before the step, members side by side, shapes [R, L, M x P] and [R, L, M x C].
+    inputs
+        Shape [B, F].
+    entering, between, recurrent
+        Weights of the inputs, of what a layer hands to the one above, and of hidden states, inputs first, shapes
+        [M, F, 4C], [M, L - 1, P, 4C] and [M, L, P, 4C].
     bias
-        Added to them, shape [4H].
-    cell
-        Cell states before the step, shape [B, L, at least H].
-    layer, first
-        Whose cell states to read and write: a layer, and the first of H columns.
-    new_hidden
-        Written at layer and first column `place`, before any projection, shape [B, layers, at least H].
-    new_cell
-        Written, shape [B, L, at least H].
+        Shape [M, L, 4C].
+    norms
+        Weight and bias of the layer norm below every layer but the first, shape [M, L - 1, 2, P]; none without members.
+    projection
+        From C to P units, shape [M, L, C, P]; none without members.
+    residual
+        Whether what goes into a layer is added to what comes out, of all but the first.
+    new_hidden, new_cell
+        Written: states after the step, shapes [B, L, M x P] and [B, L, M x C].
+    output
+        Written: what the last layer puts out, with its residual, shape [B, M x P].
     """
-    size, one = bias.shape[0] // 4, np.float32(1)
-    for b in range(sums.shape[0]):
-        given = sums[b]
-        before, after = cell[b, layer, first:], new_cell[b, layer, first:]
-        hidden = new_hidden[b, place[0], place[1] :]
-        for i in range(size):
-            entering = _gated(given[i] + bias[i], given[2 * size + i] + bias[2 * size + i])
-            kept = before[i] / (one + _exponential(-given[size + i] - bias[size + i])) + entering
-            after[i] = kept
-            hidden[i] = _gated(given[3 * size + i] + bias[3 * size + i], kept)
+    members, layers, wide = bias.shape
+    size, width = wide // 4, recurrent.shape[2]
+    for b in range(rows.shape[0]):
+        if not 0 <= rows[b] < hidden.shape[0]:
+            raise IndexError("no such row")
+    block = max(min(rows.shape[0], STEPPED), 1)
+    room, sums = _room(), np.empty((block, wide), np.float32)
+    old_hidden, old_cell = (
+        np.empty((block, layers, hidden.shape[2]), np.float32),
+        np.empty((block, layers, cell.shape[2]), np.float32),
+    )
+    below, given = np.empty((block, width), np.float32), np.empty((block, width), np.float32)
+    unprojected = np.empty((block if projection.shape[0] > 0 else 0, size), np.float32)
+    for first in range(0, rows.shape[0], block):
+        many = min(block, rows.shape[0] - first)
+        # All of them before any arithmetic: that fetches many scattered rows at once in place of waiting for each.
+        for b in range(many):
+            for k in range(layers):
+                _copy(hidden[rows[first + b], k], old_hidden[b, k])
+                _copy(cell[rows[first + b], k], old_cell[b, k])
+        for m in range(members):
+            mine, my_cell = m * width, m * size
+            for k in range(layers):
+                added = new_hidden[first : first + many, k, mine : mine + width]
+                if k == 0:
+                    _product(inputs[first : first + many], entering[m], sums[:many], room)
+                elif norms.shape[0] > 0:
+                    for b in range(many):
+                        _normalise(below[b], norms[m, k - 1, 0], norms[m, k - 1, 1], given[b])
+                    _product(given[:many], between[m, k - 1], sums[:many], room)
+                else:
+                    _product(below[:many], between[m, k - 1], sums[:many], room)
+                _product(old_hidden[:many, k, mine : mine + width], recurrent[m, k], sums[:many], room, True)
+                for b in range(many):
+                    before, after = old_cell[b, k, my_cell:], new_cell[first + b, k, my_cell:]
+                    if projection.shape[0] > 0:
+                        _lstm_gates(sums[b], bias[m, k], before, after, unprojected[b])
+                    else:
+                        _lstm_gates(sums[b], bias[m, k], before, after, new_hidden[first + b, k, mine:])
+                if projection.shape[0] > 0:
+                    _product(unprojected[:many], projection[m, k], added, room)
+                for b in range(many):
+                    if residual and k > 0:
+                        for i in range(width):
+                            below[b, i] += new_hidden[first + b, k, mine + i]
+                    else:
+                        _copy(new_hidden[first + b, k, mine : mine + width], below[b])
+            for b in range(many):
+                _copy(below[b], output[first + b, mine:])
 
 
 # -- what is decoded ---------------------------------------------------------------------------------------------------
@@ -491,6 +619,15 @@ def _error_function(x: np.float32) -> np.float32:
     return found if x >= 0 else -found
 
 
+@_part
+def _bend(sums: Float32, bias: Float32, straight: Float32) -> None:
+    """GELU of sums and a bias, beside what goes straight on: of one axis each."""
+    half, root = np.float32(0.5), np.float32(math.sqrt(0.5))
+    for i in range(sums.shape[0]):
+        x = sums[i] + bias[i]
+        sums[i] = x * (half + half * _error_function(x * root)) + straight[i]
+
+
 @_loop
 def bend(sums: Float32, bias: Float32, straight: Float32) -> None:
     """GELU of sums and a bias, beside what goes straight on.
@@ -504,12 +641,99 @@ def bend(sums: Float32, bias: Float32, straight: Float32) -> None:
     straight
         Shape [N, P].
     """
-    half, root = np.float32(0.5), np.float32(math.sqrt(0.5))
     for n in range(sums.shape[0]):
-        row, beside = sums[n], straight[n]
-        for i in range(row.shape[0]):
-            x = row[i] + bias[i]
-            row[i] = x * (half + half * _error_function(x * root)) + beside[i]
+        _bend(sums[n], bias, straight[n])
+
+
+@_loop
+def contexts(hidden: Float32, weight: Float32, bias: Float32, found: Float32) -> None:
+    """What the decoders of all members make of their hidden states first, by a product and `bend`.
+
+    Parameters
+    ----------
+    hidden
+        Member after member, shape [N, M x P].
+    weight, bias
+        Shapes [M, P, P], inputs first, and [M, P].
+    found
+        Written, shape [M, N, P].
+    """
+    members, total, size = found.shape
+    room = _room()
+    for m in range(members):
+        first = m * size
+        _product(hidden[:, first : first + size], weight[m], found[m], room)
+        for n in range(total):
+            _bend(found[m, n], bias[m], hidden[n, first:])
+
+
+@_loop
+def decode(
+    context: Float32,
+    features: Float32,
+    anchors: Float32,
+    mixture: Float32,
+    autoregression: Float32,
+    curves: Float32,
+    bias: Float32,
+    amendments: Float32,
+    found: Float32,
+) -> None:
+    """What the decoders of all members say of every step: baseline, correction and raw shape.
+
+    Parameters
+    ----------
+    context
+        Shape [M, N, P].
+    features, anchors
+        Shapes [N, F] and [N, A, S].
+    mixture, autoregression
+        Weights, inputs first, shapes [M, P, rows x K] and [M, F, K]; the rows are A logits, a correction, raw shape.
+    curves
+        What the K columns of a row mix, shape [M, K, H]; without members, they are the H steps themselves.
+    bias
+        Of every row and step, shape [M, rows, H]; H is at least S.
+    amendments
+        Added likewise, shape [M, N, S, rows]; nothing without members.
+    found
+        Written, shape [M, N, rows - A + 1, S]: the mean of the anchors, weighted by softmax, then the rows after the
+        logits, the first of them with the autoregression.
+    """
+    members, total, _, steps = found.shape
+    count, rows, rank = anchors.shape[1], bias.shape[1], autoregression.shape[2]
+    room, curved, amended = _room(), curves.shape[0] > 0, amendments.shape[0] > 0
+    block = max(min(total, DECODED), 1)
+    sums, own = np.empty((block, rows * rank), np.float32), np.empty((block, rank), np.float32)
+    width = steps if curved else rank
+    mixed = np.empty((block * rows if curved else 0, width), np.float32)
+    mixed_own = np.empty((block if curved else 0, width), np.float32)
+    largest, weights = np.empty(steps, np.float32), np.empty(steps, np.float32)
+    for m in range(members):
+        for first in range(0, total, block):
+            until = min(first + block, total)
+            many = until - first
+            _product(context[m, first:until], mixture[m], sums[:many], room)
+            _product(features[first:until], autoregression[m], own[:many], room)
+            lines, along = sums[:many].reshape(many * rows, rank), own[:many]
+            if curved:
+                _product(lines, curves[m, :, :steps], mixed[: many * rows], room)
+                _product(along, curves[m, :, :steps], mixed_own[:many], room)
+                lines, along = mixed[: many * rows], mixed_own[:many]
+            for n in range(many):
+                for r in range(rows):
+                    line = lines[n * rows + r]
+                    for s in range(steps):
+                        line[s] += bias[m, r, s]
+                    if amended:
+                        for s in range(steps):
+                            line[s] += amendments[m, first + n, s, r]
+                here = found[m, first + n]
+                _weigh(lines[n * rows : n * rows + count], anchors[first + n], largest, weights, here[0])
+                line, beside = lines[n * rows + count], along[n]
+                for s in range(steps):
+                    here[1, s] = line[s] + beside[s]
+                for r in range(count + 1, rows):
+                    _copy(lines[n * rows + r, :steps], here[r - count + 1])
 
 
 @_sum
@@ -631,6 +855,25 @@ def cycles(
                         anchor[s] += weight * scaled[n, start + s - first]
 
 
+@_part
+def _weigh(logits: Float32, anchors: Float32, largest: Float32, total: Float32, mean: Float32) -> None:
+    """`weigh` of one row, with room for two numbers per step."""
+    count, steps = anchors.shape
+    for s in range(steps):
+        largest[s] = logits[0, s]
+        total[s] = mean[s] = np.float32(0)
+    for a in range(1, count):
+        for s in range(steps):
+            largest[s] = max(largest[s], logits[a, s])
+    for a in range(count):
+        for s in range(steps):
+            weight = _exponential(logits[a, s] - largest[s])
+            total[s] += weight
+            mean[s] += weight * anchors[a, s]
+    for s in range(steps):
+        mean[s] /= total[s]
+
+
 @_loop
 def weigh(decoded: Float32, anchors: Float32, baseline: Float32) -> None:
     """Mean of the anchors, weighted by softmax.
@@ -644,63 +887,55 @@ def weigh(decoded: Float32, anchors: Float32, baseline: Float32) -> None:
     baseline
         Written, shape [N, S].
     """
-    count, steps = anchors.shape[1], anchors.shape[2]
+    steps = anchors.shape[2]
     largest, total = np.empty(steps, np.float32), np.empty(steps, np.float32)
     for n in range(decoded.shape[0]):
-        mean = baseline[n]
-        for s in range(steps):
-            largest[s] = decoded[n, 0, s]
-            total[s] = mean[s] = np.float32(0)
-        for a in range(1, count):
-            for s in range(steps):
-                largest[s] = max(largest[s], decoded[n, a, s])
-        for a in range(count):
-            for s in range(steps):
-                weight = _exponential(decoded[n, a, s] - largest[s])
-                total[s] += weight
-                mean[s] += weight * anchors[n, a, s]
-        for s in range(steps):
-            mean[s] /= total[s]
+        _weigh(decoded[n], anchors[n], largest, total, baseline[n])
 
 
 @_loop
-def spread(shape: Float32, widening: Float32, center: Float32, quantiles: Float32) -> None:
-    """Quantiles around their medians, by steps of softplus(shape) x widening outward.
+def spread(decoded: Float32, widening: Float32, quantiles: Float32) -> None:
+    """Quantiles around medians, by steps of softplus(shape) x widening outward; the mean over members.
 
     Parameters
     ----------
-    shape
-        Of the steps below the median, nearest first, then of those above it, shape [N, Q - 1, S].
+    decoded
+        Baseline and correction, whose sum is the median, and the raw shape of the steps below it, nearest first, then
+        of those above it, shape [M, N, 2 + Q - 1, S].
     widening
         Of each step, shape [Q - 1, S].
-    center
-        The medians, shape [N, S].
     quantiles
         Written, shape [N, Q, S].
     """
-    half, steps = widening.shape[0] // 2, widening.shape[1]
-    one, two = np.float32(1), np.float32(2)
-    sums = np.empty(steps, np.float32)
-    for n in range(shape.shape[0]):
-        for s in range(steps):
-            quantiles[n, half, s] = center[n, s]
-        for side in range(2):
-            sign = one if side else -one
+    members, total, _, steps = decoded.shape
+    half, one, two = widening.shape[0] // 2, np.float32(1), np.float32(2)
+    center, sums = np.empty(steps, np.float32), np.empty(steps, np.float32)
+    share = one / np.float32(members)
+    for n in range(total):
+        for m in range(members):
+            given, beginning = decoded[m, n], m == 0
+            line = quantiles[n, half]
             for s in range(steps):
-                sums[s] = np.float32(0)
-            for k in range(half):
-                row, line = shape[n, side * half + k], quantiles[n, half + (k + 1 if side else -k - 1)]
-                wide = widening[side * half + k]
+                center[s] = (given[0, s] + given[1, s]) * share
+                line[s] = center[s] if beginning else line[s] + center[s]
+            for side in range(2):
+                sign = share if side else -share
                 for s in range(steps):
-                    small = _exponential(-abs(row[s]))
-                    # log(1 + e) = 2 artanh(e / (2 + e)), for 0 < e <= 1 to float32 rounding.
-                    ratio = small / (two + small)
-                    square = ratio * ratio
-                    series = (np.float32(1 / 13) * square + np.float32(1 / 11)) * square + np.float32(1 / 9)
-                    series = ((series * square + np.float32(1 / 7)) * square + np.float32(1 / 5)) * square
-                    log = two * (ratio + ratio * square * (series + np.float32(1 / 3)))
-                    sums[s] += (max(row[s], np.float32(0)) + log) * wide[s]
-                    line[s] = center[n, s] + sign * sums[s]
+                    sums[s] = np.float32(0)
+                for k in range(half):
+                    row, line = given[2 + side * half + k], quantiles[n, half + (k + 1 if side else -k - 1)]
+                    wide = widening[side * half + k]
+                    for s in range(steps):
+                        small = _exponential(-abs(row[s]))
+                        # log(1 + e) = 2 artanh(e / (2 + e)), for 0 < e <= 1 to float32 rounding.
+                        ratio = small / (two + small)
+                        square = ratio * ratio
+                        series = (np.float32(1 / 13) * square + np.float32(1 / 11)) * square + np.float32(1 / 9)
+                        series = ((series * square + np.float32(1 / 7)) * square + np.float32(1 / 5)) * square
+                        log = two * (ratio + ratio * square * (series + np.float32(1 / 3)))
+                        sums[s] += (max(row[s], np.float32(0)) + log) * wide[s]
+                        mine = center[s] + sign * sums[s]
+                        line[s] = mine if beginning else line[s] + mine
 
 
 @_loop

@@ -25,7 +25,7 @@ from forecaster.features import anchors, feature_size, features, naive, num_anch
 from forecaster.heads import HEADS, Head, HeadSizes
 from forecaster.kernels import NUM_STATISTICS
 from forecaster.recurrent import RecurrentEnsemble, RecurrentState
-from forecaster.scaling import Frame, History, Transform, advance, describe, restore
+from forecaster.scaling import Frame, Transform, advance, describe, restore
 from forecaster.state import StateLayout, StreamState
 
 __all__ = ["Encoded", "ForecastNetwork"]
@@ -149,6 +149,11 @@ class ForecastNetwork(nn.Module):
             static=static_size(config.covariates),
         )
 
+    def pack(self) -> None:
+        """Keep what every step and every forecast needs of the weights, which change no more."""
+        self.recurrent.pack()
+        self.head.pack()
+
     def encode(
         self,
         state: StreamState,
@@ -270,10 +275,10 @@ class ForecastNetwork(nn.Module):
         Of a change, too, which remembers how to tell its history.
         """
         if callable(state.moment):
-            history: History = state.moment()
-        else:
-            self.check(state)
-            history = describe(state, kind=self.transform)
+            told: Encoded = state.moment()
+            return told
+        self.check(state)
+        history = describe(state, kind=self.transform)
         hidden = self._output(state.hidden).unsqueeze(1)
         encoded = Encoded(hidden, features(history), history.scaled, history.frame, history.difference)
         encoded = encoded.latest()

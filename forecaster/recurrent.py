@@ -9,8 +9,7 @@ Axes: T time, B batch row, F feature, L layer, P hidden size (projected), C cell
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import reduce
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -18,11 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+from forecaster import blas
 from forecaster.config import NetworkConfig
 from forecaster.dropout import Dropout
-from forecaster.kernels import Float32, lstm_gates
+from forecaster.kernels import Float32, Int64, lstm_step
+from forecaster.scaling import memory
 
-__all__ = ["RecurrentEnsemble", "RecurrentStack", "RecurrentState"]
+__all__ = ["PackedStacks", "RecurrentEnsemble", "RecurrentStack", "RecurrentState"]
 
 _CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
@@ -42,13 +43,89 @@ class RecurrentState(NamedTuple):
     cell: Tensor
 
 
-class _Packed(NamedTuple):
-    """What a step needs of a layer's weights: transposed, biases added up, and the projection if there is one."""
+class PackedStacks:
+    """The weights of LSTM stacks side by side, as one step of all their layers reads them: a copy.
 
-    inputs: Tensor
-    hidden: Tensor
-    bias: Float32
-    projection: Tensor | None
+    What the fused kernels gain over many steps they lose on one: their weights are packed at every call.
+
+    Parameters
+    ----------
+    stacks
+        Of the members of an ensemble, all of the same sizes; of LSTM cells.
+    """
+
+    def __init__(self, stacks: Sequence[RecurrentStack]) -> None:
+        first = stacks[0]
+        config, size = first.config, 4 * first.config.hidden_size
+        layers: list[list[Any]] = [list(stack.layers) for stack in stacks]
+        none = torch.empty(0, 0, 0, 0)
+        self._entering = memory(torch.stack([own[0].weight_ih_l0.detach().t() for own in layers]))
+        between = [layer.weight_ih_l0.detach().t() for own in layers for layer in own[1:]]
+        width, shape = config.output_size, (len(stacks), config.num_layers)
+        self._between = memory(_joined(between, (width, size)).view(shape[0], shape[1] - 1, width, size))
+        recurrent = [layer.weight_hh_l0.detach().t() for own in layers for layer in own]
+        self._recurrent = memory(torch.stack(recurrent).view(*shape, width, size))
+        bias = [(layer.bias_ih_l0 + layer.bias_hh_l0).detach() for own in layers for layer in own if config.bias]
+        self._bias = memory(torch.stack(bias).view(*shape, size) if bias else torch.zeros(*shape, size))
+        norms = [
+            torch.stack([norm.weight.detach(), norm.bias.detach()])
+            for stack in stacks
+            for norm in cast(Iterable[Any], stack.norms or ())
+        ]
+        self._norms = memory(torch.stack(norms).view(shape[0], shape[1] - 1, 2, width) if norms else none)
+        projections = [layer.weight_hr_l0.detach().t() for own in layers for layer in own if config.proj_size]
+        self._projection = memory(
+            torch.stack(projections).view(*shape, config.hidden_size, width) if projections else none
+        )
+        self._residual = config.residual
+        self._width = width * len(stacks)
+
+    def step(self, inputs: Float32, rows: Int64, hidden: Float32, cell: Float32) -> tuple[Float32, Float32, Float32]:
+        """One step of some rows of a state, without gradient: the same numbers as `forward`, to rounding.
+
+        Parameters
+        ----------
+        inputs
+            Shape [B, F].
+        rows
+            Shape [B].
+        hidden, cell
+            States as a `StreamState` keeps them: rows first, shapes [R, L, M x P] and [R, L, M x C].
+
+        Returns
+        -------
+        output, hidden, cell
+            What the stacks put out, shape [B, M x P], and those rows' states after the step.
+
+        Raises
+        ------
+        IndexError
+            There is no such row.
+        """
+        total = rows.shape[0]
+        output = np.empty((total, self._width), np.float32)
+        new_hidden, new_cell = (np.empty((total, *part.shape[1:]), np.float32) for part in (hidden, cell))
+        lstm_step(
+            rows, hidden, cell, inputs, self._entering, self._between, self._recurrent, self._bias, self._norms,
+            self._projection, self._residual, new_hidden, new_cell, output,
+        )  # fmt: skip
+        return output, new_hidden, new_cell
+
+    def alone(self, inputs: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+        """`forward` over one step, inputs [1, B, F]."""
+        rows, (hidden, cell) = np.arange(inputs.shape[1]), (memory(part.transpose(0, 1)) for part in state)
+        output, *after = self.step(memory(inputs[0]), rows, hidden, cell)
+        return torch.from_numpy(output)[None], RecurrentState(*(torch.from_numpy(x).transpose(0, 1) for x in after))
+
+
+def _joined(matrices: Sequence[Tensor], shape: tuple[int, int]) -> Tensor:
+    return torch.stack(list(matrices)) if matrices else torch.empty(0, *shape)
+
+
+def _steps_alone(config: NetworkConfig, inputs: Tensor, lengths: Tensor | None) -> bool:
+    """Whether inputs [T, B, F] are one step that `PackedStacks` can take."""
+    single = len(inputs) == 1 and lengths is None and config.cell == "lstm"
+    return single and blas.multiplies(inputs)
 
 
 class RecurrentStack(nn.Module):
@@ -86,7 +163,6 @@ class RecurrentStack(nn.Module):
         self.dropout = Dropout(config.dropout)
         self.cell_size = config.hidden_size if config.cell == "lstm" else 0
         self.mixed = False
-        self._packed: list[_Packed] | None = None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -140,9 +216,6 @@ class RecurrentStack(nn.Module):
         """
         if state is None:
             state = RecurrentState(*(part.to(inputs.device) for part in self.initial_state(inputs.shape[1])))
-        single = len(inputs) == 1 and lengths is None and self.config.cell == "lstm"
-        if single and inputs.is_cpu and not torch.is_grad_enabled():
-            return self._step(inputs[0], state)
         packed = None if lengths is None else pack_padded_sequence(inputs, lengths.cpu(), enforce_sorted=False)
         output = inputs if packed is None else packed.data
         hidden, cell = [], []
@@ -162,72 +235,6 @@ class RecurrentStack(nn.Module):
         if packed is not None:
             output = _pad(packed._replace(data=output), inputs.shape[0])
         return output, RecurrentState(torch.cat(hidden), torch.cat(cell))
-
-    def pack(self) -> None:
-        """Keep what every step needs of the weights, which change no more."""
-        if self.config.cell == "lstm":
-            self._packed = self._packing()
-
-    def _packing(self) -> list[_Packed]:
-        layers: Iterable[Any] = self.layers
-        return [
-            _Packed(
-                layer.weight_ih_l0.t().contiguous(),
-                layer.weight_hh_l0.t().contiguous(),
-                (layer.bias_ih_l0 + layer.bias_hh_l0).numpy()
-                if self.config.bias
-                else np.zeros(4 * self.config.hidden_size, np.float32),
-                layer.weight_hr_l0.t() if self.config.proj_size else None,
-            )
-            for layer in layers
-        ]
-
-    def _step(self, inputs: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
-        """`forward` over one step of LSTM layers without gradient."""
-        before = RecurrentState(*(part.transpose(0, 1).contiguous() for part in state))
-        after = RecurrentState(*(torch.empty_like(part) for part in before))
-        self.step(inputs, before, after.hidden.numpy(), after.cell.numpy())
-        outputs = after.hidden.unbind(1)
-        output = reduce(torch.add, outputs) if self.config.residual else outputs[-1]
-        return output.unsqueeze(0), RecurrentState(*(part.transpose(0, 1) for part in after))
-
-    def step(self, inputs: Tensor, before: RecurrentState, hidden: Float32, cell: Float32, member: int = 0) -> None:
-        """One step of LSTM layers without gradient: the same numbers as `forward`, to rounding, in a third of the time.
-
-        What the fused kernels gain over many steps they lose on one: their weights are packed at every call.
-
-        Parameters
-        ----------
-        inputs
-            Shape [B, F].
-        before
-            States as a `StreamState` keeps them: rows first, shapes [B, L, members x P] and [B, L, members x C].
-        hidden, cell
-            Written: those after it, likewise.
-        member
-            Which of the members that lie side by side this one is.
-        """
-        config = self.config
-        size, width = config.hidden_size, config.output_size
-        output, given, made, old = inputs, before.hidden, torch.from_numpy(hidden), before.cell.numpy()
-        if hidden.shape[2] > width:
-            given, made = (part.narrow(2, member * width, width) for part in (given, made))
-        sums = inputs.new_empty(inputs.shape[0], 4 * size)
-        buffer = sums.numpy()
-        for index, layer in enumerate(self._packed or self._packing()):
-            below = output
-            if index > 0 and self.norms is not None:
-                output = self.norms[index - 1](output)
-            torch.mm(output, layer.inputs, out=sums).addmm_(given.select(1, index), layer.hidden)
-            output, first = made.select(1, index), member * size
-            if layer.projection is None:
-                lstm_gates(buffer, layer.bias, old, index, first, hidden, cell, (index, first))
-            else:
-                wide = sums.new_empty(buffer.shape[0], 1, size)
-                lstm_gates(buffer, layer.bias, old, index, first, wide.numpy(), cell, (0, 0))
-                output.copy_(wide[:, 0] @ layer.projection)
-            if config.residual and 0 < index < config.num_layers - 1:
-                output = output + below
 
     def _drop(self, output: Tensor, by_row: bool) -> Tensor:
         """Dropout in training: the same units of a row for all steps of a chunk (Gal and Ghahramani, 2016)."""
@@ -259,23 +266,25 @@ class RecurrentEnsemble(nn.Module):
         super().__init__()
         self.stacks = nn.ModuleList(RecurrentStack(input_size, config) for _ in range(config.num_members))
         self._stacks: tuple[RecurrentStack, ...] = tuple(cast(Iterable[RecurrentStack], self.stacks))
+        self._packed: PackedStacks | None = None
         self.hidden_size = config.output_size
         self.cell_size = config.hidden_size if config.cell == "lstm" else 0
 
     def pack(self) -> None:
-        """Of every stack."""
-        for stack in self._stacks:
-            stack.pack()
+        """Keep what a step alone needs of the weights, which change no more."""
+        if self._stacks[0].config.cell == "lstm":
+            self._packed = self.packed()
 
-    def step(self, inputs: Tensor, before: RecurrentState, hidden: Float32, cell: Float32) -> None:
-        """As `RecurrentStack.step`, of all members."""
-        for member, stack in enumerate(self._stacks):
-            stack.step(inputs, before, hidden, cell, member)
+    def packed(self) -> PackedStacks:
+        """Their weights as a step alone reads them."""
+        return self._packed or PackedStacks(self._stacks)
 
     def forward(
         self, inputs: Tensor, state: RecurrentState | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, RecurrentState]:
         """As `RecurrentStack.forward`, with P and C of all members, member after member."""
+        if state is not None and not self.training and _steps_alone(self._stacks[0].config, inputs, lengths):
+            return self.packed().alone(inputs, state)
         if len(self.stacks) == 1:
             found: tuple[Tensor, RecurrentState] = self.stacks[0](inputs, state, lengths)
             return found

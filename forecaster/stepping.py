@@ -9,18 +9,15 @@ Axes: R row of the state, B row that steps, D covariate.
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from forecaster import kernels
+from forecaster import blas, kernels
 from forecaster.features import feature_size
 from forecaster.kernels import EVERY_STEP
 from forecaster.network import Encoded, ForecastNetwork
-from forecaster.recurrent import RecurrentState
-from forecaster.scaling import blank, blank_change, memory, told
+from forecaster.scaling import Frame, blank, blank_change, memory
 from forecaster.state import StreamState
 
 __all__ = ["Stepper"]
@@ -37,11 +34,16 @@ class Stepper:
 
     def __init__(self, network: ForecastNetwork) -> None:
         config = network.config
-        self._network, self._recurrent, self._covariates = network, network.recurrent, network.covariates
+        self._network, self._layers, self._covariates = network, network.recurrent.packed(), network.covariates
         self._calibration = network.calibration
         self._log = network.transform == "log"
         self._lag, self._width = config.seasonality[0], config.ring_length
         self._features = feature_size(config.ring_length)
+
+    @staticmethod
+    def steps(network: ForecastNetwork) -> bool:
+        """Whether a network can be stepped so here."""
+        return network.config.network.cell == "lstm" and blas.available()
 
     def step(self, state: StreamState, rows: Tensor, y: Tensor, covariates: Tensor | None) -> StreamState:
         """The change that one value each makes in some rows, with the history that a forecast is decoded from.
@@ -60,25 +62,36 @@ class Stepper:
         arrays, total = state.arrays, rows.shape[0]
         if arrays["ring"].shape[1] != self._width:
             self._network.check(state)
-        # First of all, as it refuses rows that are not there.
-        before = RecurrentState(state.hidden.index_select(0, rows), state.cell.index_select(0, rows))
-        parts = lines, _, _ = blank(total, 1, self._width)
+        lines, frames, differences = parts = blank(total, 1, self._width)
         ring, statistics, clocks = blank_change(total)
         index, values = memory(rows), memory(y)[:, None]
         kernels.advance(
             index, arrays["ring"], arrays["statistics"], arrays["clocks"], values, EVERY_STEP, self._lag, self._log,
             ring, statistics, clocks, *parts,
         )  # fmt: skip
-        inputs = torch.from_numpy(lines[0, :, -self._features :])
-        static, dynamic = state.static.new_empty(total, 0), None
+        table = lines[0]
+        features, static, dynamic, last_steps = table[:, -self._features :], None, None, None
+        given = features
         if self._covariates is not None:
-            static, last_steps = state.static.index_select(0, rows), torch.from_numpy(clocks)[:, 2:]
+            static, last_steps = state.static.index_select(0, rows), torch.from_numpy(clocks)[:, 2]
             dynamic = None if covariates is None else covariates.unsqueeze(1)
-            known = self._covariates.encode(self._covariates.moments(last_steps, static), static, dynamic)
-            inputs = torch.cat([inputs, known[:, 0]], -1)
-        hidden, cell = np.empty(before.hidden.shape, np.float32), np.empty(before.cell.shape, np.float32)
-        self._recurrent.step(inputs, before, hidden, cell)
-        moment = partial(told, parts, self._width)
+            moments = self._covariates.moments(last_steps.unsqueeze(1), static)
+            known = self._covariates.encode(moments, static, dynamic)
+            given = np.concatenate([features, known[:, 0].numpy()], -1)
+        output, hidden, cell = self._layers.step(np.ascontiguousarray(given), index, arrays["hidden"], arrays["cell"])
+
+        def moment() -> Encoded:
+            location, scale, unit = torch.from_numpy(frames[:, :, 0])
+            return Encoded(
+                torch.from_numpy(output),
+                torch.from_numpy(features),
+                torch.from_numpy(table[:, : self._width]),
+                Frame(location, scale, unit),
+                torch.from_numpy(differences[:, 0]),
+                last_steps,
+                static,
+            )
+
         change = StreamState.change(
             moment,
             hidden=hidden,
@@ -87,11 +100,11 @@ class Stepper:
             statistics=statistics,
             clocks=clocks,
             correction=state.correction.index_select(0, rows),
-            static=static,
+            static=state.static.new_empty(total, 0) if static is None else static,
         )
         if not self._calibration.eventful(clocks[:, 2]):
             return change
-        encoded = self._network.encoded(change)
+        encoded = moment()
 
         def at(row: Tensor, _: Tensor) -> Encoded:
             return encoded.at(row)

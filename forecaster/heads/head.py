@@ -17,7 +17,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from forecaster import blas
 from forecaster.heads.decoder import Decoder, HeadSizes
+from forecaster.heads.packed import PackedDecoders
 from forecaster.kernels import SLIGHT
 from forecaster.scaling import Frame, Transform, transform
 
@@ -71,6 +73,14 @@ class Head(nn.Module, ABC):
         self.levels = tuple(levels)
         self.nonnegative = nonnegative
         self.decoders = nn.ModuleList(Decoder(sizes, first_shape) for _ in range(sizes.members))
+        self._packed: PackedDecoders | None = None
+
+    def pack(self) -> None:
+        """Keep the decoders' weights as forecasts read them; they change no more."""
+        self._packed = self._packing()
+
+    def _packing(self) -> PackedDecoders:
+        return PackedDecoders([cast(Decoder, decoder) for decoder in self.decoders])
 
     def forward(self, hidden: Tensor, features: Tensor, anchors: Tensor, known: Tensor | None = None) -> Tensor:
         """Parameters of every step's distribution, or of the first steps': of as many as `anchors` has.
@@ -90,6 +100,9 @@ class Head(nn.Module, ABC):
         """
         steps = anchors.shape[-1]
         alone = steps == 1 and hidden.dim() == 2
+        if not alone and not self.training and blas.multiplies(hidden):
+            mean = self.assemble_mean((self._packed or self._packing()).decode(hidden, features, anchors, known))
+            return mean.view(*hidden.shape[:-1], *mean.shape[1:])
         parts = torch.split(hidden, self.sizes.hidden_size, -1) if self.sizes.members > 1 else (hidden,)
         found = []
         for decoder, part in zip(self.decoders, parts, strict=True):
@@ -106,6 +119,12 @@ class Head(nn.Module, ABC):
 
         The last axis holds the first `steps` steps, or, where that is 1, any number of first steps.
         """
+
+    def assemble_mean(self, decoded: Tensor) -> Tensor:
+        """The mean of the members' parameters, shape [N, K, H], from what all of them decoded, [M, N, 2 + R, H]."""
+        steps = decoded.shape[-1]
+        found = [self.assemble(part[:, 0], part[:, 1], part[:, 2:], steps) for part in decoded]
+        return torch.stack(found).mean(0) if len(found) > 1 else found[0]
 
     @abstractmethod
     def loss(self, parameters: Tensor, target: Tensor, frame: Frame, weight: Tensor) -> Tensor:

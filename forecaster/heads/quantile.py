@@ -78,23 +78,26 @@ class QuantileHead(Head):
     def assemble(self, baseline: Tensor, correction: Tensor, shape: Tensor, steps: int) -> Tensor:
         """Quantiles in scaled coordinates: K = Q, rising."""
         if shape.is_cpu and not torch.is_grad_enabled():
-            return self._spread(baseline + correction, shape, steps)
+            decoded = torch.cat([baseline.unsqueeze(-2), correction.unsqueeze(-2), shape], -2)
+            found = self._spread(decoded.reshape(1, -1, *decoded.shape[-2:]), steps)
+            return found.view(*shape.shape[:-2], *found.shape[1:])
         spread = functional.softplus(shape)
         if not self.training:
             spread *= self.widening[:, :steps]
         quantiles: Tensor = self.outward @ spread + (baseline + correction).unsqueeze(-2)
         return quantiles
 
-    def _spread(self, center: Tensor, shape: Tensor, steps: int) -> Tensor:
-        """The same in one loop, without gradient."""
+    def assemble_mean(self, decoded: Tensor) -> Tensor:
+        """In one loop over all members."""
+        return self._spread(decoded, decoded.shape[-1])
+
+    def _spread(self, decoded: Tensor, steps: int) -> Tensor:
+        """The mean of the quantiles of all members, [N, Q, H], without gradient, of `decoded` [M, N, 2 + R, H]."""
         widening = torch.ones_like(self.widening) if self.training else self.widening
-        quantiles = center.new_empty(*shape.shape[:-2], len(self.levels), shape.shape[-1])
-        kernels.spread(
-            shape.reshape(-1, *shape.shape[-2:]).contiguous().numpy(),
-            widening[:, :steps].expand(-1, shape.shape[-1]).contiguous().numpy(),
-            center.reshape(-1, center.shape[-1]).contiguous().numpy(),
-            quantiles.view(-1, *quantiles.shape[-2:]).numpy(),
-        )
+        if steps < self.sizes.horizon or decoded.shape[-1] > steps:
+            widening = widening[:, :steps].expand(-1, decoded.shape[-1]).contiguous()
+        quantiles = decoded.new_empty(decoded.shape[1], len(self.levels), decoded.shape[-1])
+        kernels.spread(decoded.numpy(), widening.numpy(), quantiles.numpy())
         return quantiles
 
     def loss(self, parameters: Tensor, target: Tensor, frame: Frame, weight: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def test_the_latest_blocks_are_whole_horizons_of_what_is_unseen_and_nothing_befo
 def test_where_blocks_tell_little_the_best_anchor_is_asked_too(shape: float, asked: float) -> None:
     """Intervals too narrow or wide for its errors are widened by the mean of what these ask for and what is usual."""
     panel = panel_of(histories())
-    network = Forecaster.create(dataclasses.replace(CONFIG, calibration="static"))._network
+    network = ForecastNetwork(dataclasses.replace(CONFIG, calibration="static")).eval().requires_grad_(False)
     for decoder in network.head.decoders:
         torch.nn.init.constant_(decoder.get_parameter("bias")[-len(network.head.decoders[0].first_shape) :], shape)
 

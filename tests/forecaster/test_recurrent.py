@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from forecaster import NetworkConfig
-from forecaster.recurrent import RecurrentStack, RecurrentState
+from forecaster.recurrent import RecurrentEnsemble, RecurrentStack, RecurrentState
 from tests.forecaster.reference_cells import run
 
 T, B, F, H = 6, 3, 3, 6
@@ -42,6 +43,13 @@ def stack_of(config: NetworkConfig, noise: float = 0.3) -> RecurrentStack:
         for parameter in stack.parameters():
             parameter.add_(noise * torch.randn(parameter.shape, generator=generator))
     return stack.requires_grad_(False)
+
+
+def ensemble_of(config: NetworkConfig) -> RecurrentEnsemble:
+    """That stack alone, as models have it."""
+    ensemble = RecurrentEnsemble(F, dataclasses.replace(config, members=1)).eval()
+    ensemble.stacks[0].load_state_dict(stack_of(config).state_dict())
+    return ensemble.requires_grad_(False)
 
 
 def given_state(config: NetworkConfig) -> RecurrentState:
@@ -76,19 +84,19 @@ def test_every_cell_depth_and_option_equals_the_gate_equations(
 @pytest.mark.parametrize("config", EVERY_OPTION, ids=name)
 @pytest.mark.parametrize("size", [1.0, 30.0], ids=["moderate", "saturated"])
 def test_one_step_without_gradient_equals_the_gate_equations(config: NetworkConfig, size: float) -> None:
-    stack, x, start = stack_of(config), size * inputs()[:1], given_state(config)
+    stack, x, start = ensemble_of(config), size * inputs()[:1], given_state(config)
 
     with torch.inference_mode():
         output, state = stack(x, start)
 
-    expected = run(config, stack.state_dict(), x, start.hidden, start.cell, [1] * B)
+    expected = run(config, stack.stacks[0].state_dict(), x, start.hidden, start.cell, [1] * B)
     for found, wanted in zip((output, state.hidden, state.cell), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("config", [c for c in EVERY_OPTION if c.cell == "lstm"], ids=name)
 def test_a_step_of_many_rows_is_that_of_each_row(config: NetworkConfig) -> None:
-    stack, rows = stack_of(config), 515
+    stack, rows = ensemble_of(config), 515
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, rows, F, generator=generator)
     start = RecurrentState(
