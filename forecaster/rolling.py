@@ -8,7 +8,7 @@ Axes: B row, T step, M path, K known column, D dynamic column.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Protocol
@@ -23,6 +23,9 @@ from forecaster.simulation import simulate
 from forecaster.state import StreamState
 
 __all__ = ["Rolling", "unless_blank"]
+
+FOLD_ROWS = 1024
+"""Rows whose spans are folded together, so that what a layer hands to the next is still in the second-level cache."""
 
 FOLD_ELEMENTS = 2**22
 """Upper bound on rows x steps x ring length folded at once: bounds memory, changes no result."""
@@ -54,6 +57,9 @@ class Rolling:
         """The state after consecutive values, each folded by `step`; arguments as of `Forecaster.fold`."""
         rows, total = y.shape
         y = y.to(torch.float64)
+        if rows > FOLD_ROWS and total > 1:
+            blocks = _blocks(y, lengths, covariates)
+            return StreamState.concat([self.fold(state.select(part), *given, step) for part, given in blocks])
         if lengths is None:
             for start, end in self._spans(rows, total):
                 part = None if covariates is None else covariates[:, start:end]
@@ -88,22 +94,29 @@ class Rolling:
         """The state after consecutive values, and where each lay, shape [B, T]; see `Forecaster.fold_and_place`."""
         y = y.to(torch.float64)
         rows, total = y.shape
+        if rows > FOLD_ROWS and total > 1:
+            blocks = _blocks(y, lengths, covariates)
+            parts = [self.fold_and_place(state.select(part), *given) for part, given in blocks]
+            return StreamState.concat([after for after, _ in parts]), torch.cat([places for _, places in parts])
         ends = torch.full((rows,), total, dtype=torch.int64) if lengths is None else lengths
         places = torch.full((rows, total), torch.nan, dtype=torch.float64)
         for start, end in self._spans(rows, total):
             left = (ends - start).clamp(max=end - start)
             active = torch.nonzero(left > 0).squeeze(1)
-            if len(active):
-                part = None if covariates is None else covariates[active, start:end]
+            part = None if covariates is None else covariates[:, start:end]
+            if len(active) == rows and bool((left == end - start).all()):
+                state, places[:, start:end] = self._fold_span(state, y[:, start:end], None, part)
+            elif len(active):
+                part = None if part is None else part[active]
                 after, found = self._fold_span(state.select(active), y[active, start:end], left[active], part)
                 state = state.replace_rows(active, after)
                 places[active, start:end] = found
         return state, places
 
     def _fold_span(
-        self, state: StreamState, y: Tensor, lengths: Tensor, covariates: Tensor | None
+        self, state: StreamState, y: Tensor, lengths: Tensor | None, covariates: Tensor | None
     ) -> tuple[StreamState, Tensor]:
-        """One stretch of `fold_and_place`, all lengths at least 1."""
+        """One stretch of `fold_and_place`, all lengths at least 1; None: all rows have all steps."""
         network, columns = self.network, len(self.network.config.covariates.known)
         known = covariates[..., :columns] if columns and covariates is not None else None
         places = torch.full_like(y, torch.nan)
@@ -112,8 +125,10 @@ class Rolling:
         trail = torch.zeros(*y.shape, 2)
         encoded, after = network.observe(state, y, lengths, covariates, trail=trail)
         seen = ~state.blank.unsqueeze(1) | (~torch.isnan(y)).cumsum(1).bool()
-        steps = torch.arange(1, y.shape[1])
-        row, step = torch.nonzero(seen[:, :-1] & ~torch.isnan(y[:, 1:]) & (steps < lengths.unsqueeze(1)), as_tuple=True)
+        asked = seen[:, :-1] & ~torch.isnan(y[:, 1:])
+        if lengths is not None:
+            asked &= torch.arange(1, y.shape[1]) < lengths.unsqueeze(1)
+        row, step = torch.nonzero(asked, as_tuple=True)
         if len(row):
             chosen = encoded.at((row, step))
             coming = None if known is None else known[row, step + 1].unsqueeze(1)
@@ -193,6 +208,18 @@ class Rolling:
             return None
         past = known.new_full((*known.shape[:2], len(self.network.config.covariates.past)), torch.nan)
         return torch.cat([known, past], -1)
+
+
+def _blocks(
+    y: Tensor, lengths: Tensor | None, covariates: Tensor | None
+) -> Iterator[tuple[slice, tuple[Tensor, Tensor | None, Tensor | None]]]:
+    """Rows that are folded together, one block after the other."""
+    for first in range(0, len(y), FOLD_ROWS):
+        part = slice(first, first + FOLD_ROWS)
+        yield (
+            part,
+            (y[part], None if lengths is None else lengths[part], None if covariates is None else covariates[part]),
+        )
 
 
 def unless_blank(block: Decoded, blank: Tensor) -> Decoded:

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecaster import CovariatesConfig, Forecaster
+from forecaster import CovariatesConfig, Forecaster, rolling
 from forecaster.kernels import EDGE
 from forecaster.marginals import surprise
-from tests.forecaster.kit import TINY, config_of, forecaster_of
+from tests.forecaster.kit import COVERED, TINY, assert_same_state, config_of, forecaster_of, table_of
 
 LEVELS = np.array([0.001, 0.03, 0.1, 0.37, 0.5, 0.8, 0.9, 0.96, 0.9995])
 
@@ -52,6 +52,25 @@ def test_a_count_lies_in_the_middle_of_its_own_probability(head):
     places = [model.place(model.ahead(state), counts[k : k + 1]).item() for k in range(200)]
 
     np.testing.assert_allclose(places, np.cumsum(probabilities) - probabilities / 2, rtol=1e-6, atol=1e-9)
+
+
+@given(data=st.data(), config=st.sampled_from([TINY, COVERED[0]]), even=st.booleans())
+def test_rows_that_are_folded_in_blocks_are_as_those_folded_together(data, config, even):
+    model = forecaster_of(config)
+    rows, steps = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 12))
+    lengths = None if even else torch.tensor([data.draw(st.integers(0, steps)) for _ in range(rows)])
+    state = model.warm_up([wave(20 + row, row) for row in range(rows)], list(range(rows)))
+    y = torch.from_numpy(np.stack([wave(steps + 20, 50 + row)[20:] for row in range(rows)]))
+    table = table_of(config, 30 + torch.arange(rows * steps).view(rows, steps)) if config.covariates.dynamic else None
+    folded, (placed, together) = (verb(state, y, lengths, table) for verb in (model.fold, model.fold_and_place))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rolling, "FOLD_ROWS", data.draw(st.integers(1, rows)))
+        apart, (placed_apart, places) = (verb(state, y, lengths, table) for verb in (model.fold, model.fold_and_place))
+
+    assert_same_state(apart, folded)
+    assert_same_state(placed_apart, placed)
+    np.testing.assert_allclose(places, together, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{"head": "quantile"}, {"head": "student_t"}, {"head": "zero_inflated"}])
