@@ -55,30 +55,23 @@ class PackedStacks:
     """
 
     def __init__(self, stacks: Sequence[RecurrentStack]) -> None:
-        first = stacks[0]
-        config, size = first.config, 4 * first.config.hidden_size
-        layers: list[list[Any]] = [list(stack.layers) for stack in stacks]
-        none = torch.empty(0, 0, 0, 0)
-        self._entering = memory(torch.stack([own[0].weight_ih_l0.detach().t() for own in layers]))
-        between = [layer.weight_ih_l0.detach().t() for own in layers for layer in own[1:]]
-        width, shape = config.output_size, (len(stacks), config.num_layers)
-        self._between = memory(_joined(between, (width, size)).view(shape[0], shape[1] - 1, width, size))
-        recurrent = [layer.weight_hh_l0.detach().t() for own in layers for layer in own]
-        self._recurrent = memory(torch.stack(recurrent).view(*shape, width, size))
-        bias = [(layer.bias_ih_l0 + layer.bias_hh_l0).detach() for own in layers for layer in own if config.bias]
-        self._bias = memory(torch.stack(bias).view(*shape, size) if bias else torch.zeros(*shape, size))
-        norms = [
-            torch.stack([norm.weight.detach(), norm.bias.detach()])
-            for stack in stacks
-            for norm in cast(Iterable[Any], stack.norms or ())
-        ]
-        self._norms = memory(torch.stack(norms).view(shape[0], shape[1] - 1, 2, width) if norms else none)
-        projections = [layer.weight_hr_l0.detach().t() for own in layers for layer in own if config.proj_size]
-        self._projection = memory(
-            torch.stack(projections).view(*shape, config.hidden_size, width) if projections else none
-        )
+        config = stacks[0].config
+        members, layers, width = len(stacks), config.num_layers, config.output_size
+        units, gates = config.hidden_size, 4 * config.hidden_size
+        every: list[Any] = [layer for stack in stacks for layer in stack.layers]
+        above = [layer for index, layer in enumerate(every) if index % layers]
+        norms = [norm for stack in stacks for norm in cast(Iterable[Any], stack.norms or ())]
+        self._entering = _side_by_side([layer.weight_ih_l0.t() for layer in every[::layers]], members, -1, gates)
+        self._between = _side_by_side([layer.weight_ih_l0.t() for layer in above], members, layers - 1, width, gates)
+        self._recurrent = _side_by_side([layer.weight_hh_l0.t() for layer in every], members, layers, width, gates)
+        biases = [layer.bias_ih_l0 + layer.bias_hh_l0 if config.bias else torch.zeros(gates) for layer in every]
+        self._bias = _side_by_side(biases, members, layers, gates)
+        weights = [torch.stack([norm.weight, norm.bias]) for norm in norms]
+        self._norms = _side_by_side(weights, members if norms else 0, layers - 1, 2, width)
+        projections = [layer.weight_hr_l0.t() for layer in every if config.proj_size]
+        self._projection = _side_by_side(projections, members if projections else 0, layers, units, width)
         self._residual = config.residual
-        self._width = width * len(stacks)
+        self._width = width * members
 
     def step(self, inputs: Float32, rows: Int64, hidden: Float32, cell: Float32) -> tuple[Float32, Float32, Float32]:
         """One step of some rows of a state, without gradient: the same numbers as `forward`, to rounding.
@@ -118,8 +111,10 @@ class PackedStacks:
         return torch.from_numpy(output)[None], RecurrentState(*(torch.from_numpy(x).transpose(0, 1) for x in after))
 
 
-def _joined(matrices: Sequence[Tensor], shape: tuple[int, int]) -> Tensor:
-    return torch.stack(list(matrices)) if matrices else torch.empty(0, *shape)
+def _side_by_side(matrices: Sequence[Tensor], *shape: int) -> Float32:
+    """Tensors one after the other, as one array of a shape."""
+    numbers = torch.stack([matrix.detach() for matrix in matrices]) if matrices else torch.empty(0)
+    return memory(numbers.reshape(shape))
 
 
 def _steps_alone(config: NetworkConfig, inputs: Tensor, lengths: Tensor | None) -> bool:
