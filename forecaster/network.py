@@ -272,7 +272,7 @@ class ForecastNetwork(nn.Module):
     def encoded(self, state: StreamState) -> Encoded:
         """What the head needs of a state's latest step, leading axes [B]: the last entry of the `encode` behind it.
 
-        Of a change, too, which remembers how to tell its history.
+        Of a change, too, which remembers how to tell it.
         """
         if callable(state.moment):
             told: Encoded = state.moment()
@@ -297,6 +297,16 @@ class ForecastNetwork(nn.Module):
             f"{', '.join(map(str, found))}, expected {', '.join(map(str, expected))}"
         )
 
+    def _check_encoded(self, encoded: Encoded) -> None:
+        """Raise InputError where it is another model's: states remember it, and compiled loops would trust it."""
+        expected = *self._aboard[:2], self.config.ring_length
+        found = encoded.hidden.shape[-1], encoded.features.shape[-1], encoded.scaled.shape[-1]
+        if found != expected:
+            raise InputError(
+                "the state is of another model: sizes of its output, features and ring are "
+                f"{', '.join(map(str, found))}, expected {', '.join(map(str, expected))}"
+            )
+
     def decode(self, encoded: Encoded, future: Tensor | None = None, steps: int | None = None) -> Tensor:
         """Parameters of the head for the horizon after each step, or its first `steps`, shape [..., K, H].
 
@@ -305,6 +315,7 @@ class ForecastNetwork(nn.Module):
         `future` holds the values of the known columns at these steps, float64, shape [..., H, columns]; NaN is missing,
         None: all are.
         """
+        self._check_encoded(encoded)
         steps = steps or self.config.horizon
         known = None
         if self.covariates is not None and encoded.step is not None and encoded.static is not None:

@@ -72,6 +72,7 @@ class PackedStacks:
         self._projection = _side_by_side(projections, members if projections else 0, layers, units, width)
         self._residual = config.residual
         self._width = width * members
+        self._shapes = (layers, width * members), (layers, units * members)
 
     def step(self, inputs: Float32, rows: Int64, hidden: Float32, cell: Float32) -> tuple[Float32, Float32, Float32]:
         """One step of some rows of a state, without gradient: the same numbers as `forward`, to rounding.
@@ -94,8 +95,13 @@ class PackedStacks:
         ------
         IndexError
             There is no such row.
+        ValueError
+            A shape does not fit.
         """
         total = rows.shape[0]
+        fits = (hidden.shape[1:], cell.shape[1:]) == self._shapes and len(hidden) == len(cell)
+        if not fits or inputs.shape != (total, self._entering.shape[1]):
+            raise ValueError(f"inputs {inputs.shape} or states {hidden.shape}, {cell.shape} do not fit {total} rows")
         output = np.empty((total, self._width), np.float32)
         new_hidden, new_cell = (np.empty((total, *part.shape[1:]), np.float32) for part in (hidden, cell))
         lstm_step(

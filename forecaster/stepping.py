@@ -60,8 +60,7 @@ class Stepper:
             Values of the dynamic columns, float64, shape [B, D]; NaN is missing, None: all are.
         """
         arrays, total = state.arrays, rows.shape[0]
-        if arrays["ring"].shape[1] != self._width:
-            self._network.check(state)
+        self._network.check(state)
         lines, frames, differences = parts = blank(total, 1, self._width)
         ring, statistics, clocks = blank_change(total)
         index, values = memory(rows), memory(y)[:, None]

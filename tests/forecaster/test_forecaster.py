@@ -396,6 +396,22 @@ def test_a_state_of_another_model_is_neither_folded_nor_forecast_from(
             verb(forecaster_of(other))
 
 
+@pytest.mark.parametrize("other", [config_of(hidden_size=80), config_of(members=3), config_of(seasonality=(5,))])
+def test_what_a_state_of_another_model_remembers_is_not_forecast_from(
+    tiny_forecaster: Forecaster, other: Config
+) -> None:
+    """Loops would read on beyond the end of arrays that are too short."""
+    forecaster, rows, y = forecaster_of(other), torch.tensor([0]), chunk(1, 1)[:, 0]
+    state = tiny_forecaster.warm_up([HISTORY], [0])
+
+    for remembering in (tiny_forecaster.observe(state, y), tiny_forecaster.change(state, rows, y)):
+        for verb in (lambda s: forecaster.forecast(s), lambda s: forecaster.ahead(s)):
+            with pytest.raises(InputError, match="the state is of another model"):
+                verb(remembering)
+    with pytest.raises(InputError, match="the state is of another model"):
+        forecaster.change(state, rows, y)
+
+
 def test_what_is_no_number_is_refused_as_that(tiny_forecaster: Forecaster) -> None:
     state = tiny_forecaster.warm_up([HISTORY], [0])
 

@@ -264,3 +264,17 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 
     for mine, theirs in zip(one.parameters(), two.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_a_step_refuses_what_does_not_fit_its_weights() -> None:
+    config, x = network(), inputs()[:1]
+    ensemble, start = ensemble_of(config), given_state(config)
+
+    with torch.inference_mode():
+        for wrong in (start.hidden[:1], start.hidden[..., :3]):
+            with pytest.raises(ValueError, match="do not fit"):
+                ensemble(x, start._replace(hidden=wrong))
+        with pytest.raises(ValueError, match="do not fit"):
+            ensemble(x[..., :2], start)
+        with pytest.raises(IndexError, match="no such row"):
+            ensemble(x, RecurrentState(start.hidden[:, :2], start.cell[:, :2]))
