@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,14 @@ class Finished(NamedTuple):
     settings: ScheduleSettings
     instance: dg.DagsterInstance
     result: dg.ExecuteInProcessResult
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sigterm() -> Iterator[None]:
+    """Dagster leaves SIGTERM as SIGINT was, so ignored where the tests run in the background of a shell."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
