@@ -274,7 +274,7 @@ class RecurrentEnsemble(nn.Module):
     def pack(self) -> None:
         """Keep what a step alone needs of the weights, which change no more."""
         if self._stacks[0].config.cell == "lstm":
-            self._packed = self.packed()
+            self._packed = PackedStacks(self._stacks)
 
     def packed(self) -> PackedStacks:
         """Their weights as a step alone reads them."""

@@ -77,10 +77,11 @@ class Head(nn.Module, ABC):
 
     def pack(self) -> None:
         """Keep the decoders' weights as forecasts read them; they change no more."""
-        self._packed = self._packing()
+        self._packed = PackedDecoders([cast(Decoder, decoder) for decoder in self.decoders])
 
-    def _packing(self) -> PackedDecoders:
-        return PackedDecoders([cast(Decoder, decoder) for decoder in self.decoders])
+    def packed(self) -> PackedDecoders:
+        """The decoders' weights as forecasts read them."""
+        return self._packed or PackedDecoders([cast(Decoder, decoder) for decoder in self.decoders])
 
     def forward(self, hidden: Tensor, features: Tensor, anchors: Tensor, known: Tensor | None = None) -> Tensor:
         """Parameters of every step's distribution, or of the first steps': of as many as `anchors` has.
@@ -101,7 +102,7 @@ class Head(nn.Module, ABC):
         steps = anchors.shape[-1]
         alone = steps == 1 and hidden.dim() == 2
         if not alone and not self.training and blas.multiplies(hidden):
-            mean = self.assemble_mean((self._packed or self._packing()).decode(hidden, features, anchors, known))
+            mean = self.assemble_mean(self.packed().decode(hidden, features, anchors, known))
             return mean.view(*hidden.shape[:-1], *mean.shape[1:])
         parts = torch.split(hidden, self.sizes.hidden_size, -1) if self.sizes.members > 1 else (hidden,)
         found = []

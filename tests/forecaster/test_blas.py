@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numba
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecaster import Config, StreamState, blas
+from forecaster import Config, Forecaster, StreamState, blas
 from forecaster.kernels import DECODED, STEPPED, Float32, _product, _room
 from forecaster.network import ForecastNetwork
 from tests.forecaster.kit import (
@@ -99,6 +100,22 @@ def test_moments_on_two_axes_are_decoded_as_on_one(config: Config) -> None:
 
     assert both.shape == one.shape
     torch.testing.assert_close(both, one, rtol=1e-5, atol=1e-5)
+
+
+def test_a_network_that_has_changed_since_is_packed_anew() -> None:
+    changed = copy.deepcopy(forecaster_of(TINY)._network)  # of a forecaster: packed already
+    with torch.no_grad():
+        for parameter in changed.parameters():
+            parameter.mul_(1.1)
+    fresh = ForecastNetwork(TINY)
+    fresh.load_state_dict(changed.state_dict())
+    again, expected = Forecaster(changed), Forecaster(fresh)
+    y, state = torch.tensor([7.0], dtype=torch.float64), expected.warm_up([np.arange(1.0, 30.0)], [0])
+
+    one, other = (model.change(state, torch.tensor([0]), y) for model in (again, expected))
+
+    assert torch.equal(one.hidden, other.hidden)
+    np.testing.assert_array_equal(again.forecast(one), expected.forecast(other))
 
 
 @numba.njit
