@@ -114,21 +114,26 @@ def encode(column: pd.Series[Any], values: tuple[str, ...] | None) -> tuple[Floa
 
 
 def encode_value(value: Any, values: tuple[str, ...] | None) -> float:
-    """Number of one plain value, of JSON or of NumPy; None is missing.
+    """Number of one plain value, of JSON or of NumPy; None is missing, and so is NaN, as in a frame.
+
+    Examples
+    --------
+    >>> encode_value(2, None), encode_value(float("nan"), None), encode_value("rain", ("dry", "rain"))
+    (2.0, nan, 2.0)
 
     Raises
     ------
     InputError
-        The column is real and the value is not a finite number of sane size.
+        The column is real and the value is no number, or not one of sane size.
     """
     if values is not None:
         text = text_of(value)
         return float(values.index(text) + 1) if text in values else 0.0
-    if value is None:
+    if value is None or value is pd.NA:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise InputError(f"{shown(value)} is not a number")
-    if math.isnan(value) or value > LARGEST_VALUE or value < -LARGEST_VALUE:
+    if value > LARGEST_VALUE or value < -LARGEST_VALUE:
         raise InputError(f"{shown(value)} is not a finite number of at most {LARGEST_VALUE:g}")
     return float(value)
 

@@ -440,7 +440,7 @@ class Forecaster:
             The panel does not fit the forecaster (`check_panel`), or as in `simulate`.
         """
         horizon = self.check_horizon(horizon)
-        num_samples, _ = checked_samples(num_samples, seed, len(panel))
+        num_samples, _ = checked_samples(num_samples, [seed], 1)  # one for all: each series' own follow from it
         state, known = self._ready(panel, horizon, future)
         paths = self.simulate(
             state, horizon, num_samples, [seed_of(name, int(seed)) for name in panel.unique_ids], known
@@ -564,8 +564,8 @@ class Forecaster:
         Raises
         ------
         InputError
-            A value of a real column is not a finite number. Values unknown to a vocabulary, and columns that a row
-            lacks, are missing.
+            A value of a real column is not a finite number. NaN, values unknown to a vocabulary, and columns that a
+            row lacks are missing.
         """
         return table_of(rows, self.config.covariates.dynamic, self.config.covariates)
 

@@ -33,6 +33,7 @@ __all__ = [
     "shorten",
     "tracking_uri_or_default",
     "unless_there",
+    "without_password",
 ]
 
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
@@ -105,7 +106,9 @@ def connect(uri: str | None = None, *, create: bool = False) -> MlflowClient:
         # Downloads of models:/ references look at MLflow's process-wide settings, not at the client's.
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)
-        unknown = f"MLflow opens no store like {_public(uri)}, expected sqlite:///FILE, postgresql:// or http(s)://"
+        unknown = (
+            f"MLflow opens no store like {without_password(uri)}, expected sqlite:///FILE, postgresql:// or http(s)://"
+        )
         with mlflow_errors(f"MLflow at {uri} cannot be opened", unknown), _alone(uri):
             if uri.startswith(POSTGRESQL):
                 _reach(uri)
@@ -114,7 +117,9 @@ def connect(uri: str | None = None, *, create: bool = False) -> MlflowClient:
             try:
                 return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
             except ModuleNotFoundError as error:  # MLflow brings no drivers of databases
-                raise InputError(f"package {error.name} is needed for the MLflow store {_public(uri)}") from error
+                raise InputError(
+                    f"package {error.name} is needed for the MLflow store {without_password(uri)}"
+                ) from error
 
 
 def _reach(uri: str) -> None:
@@ -205,16 +210,16 @@ def mlflow_errors(doing: str, missing: str | None = None) -> Iterator[None]:
             warnings.filterwarnings("ignore", module="mlflow")
             yield
     except OSError as error:  # artifacts go to the disk without MLflow's errors around them
-        raise RegistryError(shorten(_public(f"{doing}: {error}"))) from error
+        raise RegistryError(shorten(without_password(f"{doing}: {error}"))) from error
     except (MlflowException, SQLAlchemyError) as error:
         if missing is not None and getattr(error, "error_code", None) in MISSING_CODES:
             raise InputError(missing) from error
         said = str(getattr(error, "orig", error)).partition("[SQL:")[0]
         text = " ".join(said.split()) or type(error).__name__
-        raise RegistryError(shorten(_public(f"{doing}: {text}"))) from error
+        raise RegistryError(shorten(without_password(f"{doing}: {text}"))) from error
 
 
-def _public(text: str) -> str:
+def without_password(text: str) -> str:
     """A text without the users and passwords of the URIs in it."""
     return re.sub(r"//[^/@\s]+@", "//", text)
 

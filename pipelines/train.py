@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from forecaster import Backtest, Config, Forecaster, ForecasterError, Panel
 from pipelines.backtesting import Rival, measure_champion, run_backtest
-from pipelines.connection import RegistryError, connect, tracking_uri_or_default
+from pipelines.connection import RegistryError, connect, tracking_uri_or_default, without_password
 from pipelines.console import Reporter
 from pipelines.loading import load_judged, load_model
 from pipelines.notes import note_of
@@ -118,8 +118,9 @@ class TrainResult:
     fingerprint: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, with the aliases that the version has now."""
-        return {**asdict(self), "aliases": [CHALLENGER, *([CHAMPION] if self.promoted else [])]}
+        """Plain values to be printed: no user, no password, and the aliases that the version has now."""
+        uri = without_password(self.tracking_uri)
+        return {**asdict(self), "tracking_uri": uri, "aliases": [CHALLENGER, *([CHAMPION] if self.promoted else [])]}
 
 
 def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResult:

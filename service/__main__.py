@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _refuse(log: LogWriter | None, message: str) -> int:
     if log is not None:
         log.close()
-    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.write(f"forecaster: {message}\n")
     return 2
 
 

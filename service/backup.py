@@ -235,10 +235,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else:
                 manifest = import_streams(store, given.folder, replace=given.replace)
     except (ServiceError, ForecasterError, ValueError) as error:
-        sys.stderr.write(f"error: {error}\n".replace("\n", " ").strip() + "\n")
+        sys.stderr.write(f"forecaster: {error}\n".replace("\n", " ").strip() + "\n")
         return 2
     except (SQLAlchemyError, OSError, pa.ArrowException) as error:
-        sys.stderr.write(f"error: {error}".splitlines()[0] + "\n")
+        sys.stderr.write(f"forecaster: {error}".splitlines()[0] + "\n")
         return 1
     counts = {name: manifest[name] for name in _COUNTED}
     said = ", ".join(f"{count:,} {name}" for name, count in counts.items())

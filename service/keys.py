@@ -250,7 +250,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and end."""
-        self.exit(2, f"error: {message}\n")
+        self.exit(2, f"forecaster: {message}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

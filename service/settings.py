@@ -199,13 +199,14 @@ def misnamed(variables: Iterable[str]) -> list[str]:
     >>> misnamed(["FORECASTER_RETENTON", "FORECASTER_STORE", "FORECASTER_SCHEDULE_CRON", "PATH"])
     ['FORECASTER_RETENTON is no setting and changes nothing; is FORECASTER_RETENTION meant?']
     """
-    known = [_PREFIX + name.upper() for name in Settings.model_fields]
+    fields = [name.upper() for name in Settings.model_fields]
+    known = [_PREFIX + name for name in fields]
     lines = []
     for variable in sorted(variables):
         name = variable.upper()
         if not name.startswith(_PREFIX) or name in (*known, *_OTHERS) or name.startswith(_OTHERS_BEGIN):
             continue
-        nearest = get_close_matches(name, known, 1, 0.8)
-        meant = f"; is {nearest[0]} meant?" if nearest else ""
+        nearest = get_close_matches(name.removeprefix(_PREFIX), fields, 1, 0.8)
+        meant = f"; is {_PREFIX}{nearest[0]} meant?" if nearest else ""
         lines.append(f"{variable} is no setting and changes nothing{meant}")
     return lines

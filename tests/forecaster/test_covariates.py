@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -373,3 +374,11 @@ def test_a_number_of_numpy_is_the_number_that_it_is(value: object) -> None:
 
     assert forecaster.table([{"price": value}])[0, 0] == 2
     assert forecaster.static(["a"], [{"size": value}])[0, 0] == 2
+
+
+@pytest.mark.parametrize("value", [None, math.nan, np.nan, np.float32("nan"), pd.NA])
+def test_what_a_frame_calls_missing_is_missing(value: object) -> None:
+    forecaster = forecaster_of(COVERED[0])
+
+    assert math.isnan(forecaster.table([{"price": value}])[0, 0])
+    assert math.isnan(forecaster.static(["a"], [{"size": value}])[0, 0])

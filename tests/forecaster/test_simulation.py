@@ -244,3 +244,11 @@ def test_what_cannot_be_drawn_is_refused(arguments: tuple[int, int, int], messag
 
     with pytest.raises(InputError, match=message):
         forecaster.simulate(forecaster.warm_up([HISTORY], [0]), *arguments)
+
+
+def test_a_frame_of_paths_follows_from_one_seed() -> None:
+    forecaster = forecaster_of(TINY)
+    panel = Panel(forecaster.calendar, ["a", "b"], np.array([5, 0]), [HISTORY, HISTORY[:20]])
+
+    with pytest.raises(InputError, match=r"seed is \[1, 2\], expected 0 to"):
+        forecaster.simulate_frame(panel, 3, 5, seed=[1, 2])  # type: ignore[arg-type]

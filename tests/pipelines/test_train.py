@@ -424,9 +424,14 @@ def test_runs_and_versions_say_in_words_what_came_of_them(request_: TrainRequest
     assert client.get_experiment_by_name("demand").tags["mlflow.experimentKind"] == "custom_model_development"
 
 
-def test_a_training_without_windows_has_a_note_without_a_table(request_: TrainRequest, tracking_uri: str) -> None:
-    train(changed(request_, n_windows=0))
+def test_a_training_without_windows_has_a_note_without_a_table_and_prints_no_password(
+    request_: TrainRequest, tracking_uri: str
+) -> None:
+    result = train(changed(request_, n_windows=0))
 
+    printed = replace(result, tracking_uri="postgresql://someone:secret@host/mlflow?sslmode=require").to_dict()
+    assert result.to_dict()["tracking_uri"] == tracking_uri
+    assert printed["tracking_uri"] == "postgresql://host/mlflow?sslmode=require"
     assert "|" not in connect(tracking_uri).get_model_version("demand", "1").description
 
 

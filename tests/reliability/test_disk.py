@@ -199,7 +199,7 @@ def test_a_damaged_database_is_refused_or_answers_503_and_is_never_believed(temp
         (folder / "log.db").write_bytes(data)
         with pytest.raises(AssertionError, match="the server ended"):
             server.start()
-    assert "error: the store" in server.log_text().splitlines()[-1]
+    assert "forecaster: the store" in server.log_text().splitlines()[-1]
 
 
 def test_a_torn_end_of_the_write_ahead_log_costs_nothing_that_was_acknowledged(

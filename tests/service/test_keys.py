@@ -239,7 +239,7 @@ def test_a_key_that_could_not_be_read_back_is_not_made(arguments, capsys):
     assert ended.value.code == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert (said.err.startswith("error: "), said.err.count("\n")) == (True, 1)
+    assert (said.err.startswith("forecaster: "), said.err.count("\n")) == (True, 1)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "forecasts.example"])

@@ -32,7 +32,7 @@ def test_a_misspelt_variable_is_named_in_one_line_with_what_was_meant(tmp_path):
     about, refusal = done.stderr.splitlines()
 
     assert about.endswith("FORECASTER_RETENTON is no setting and changes nothing; is FORECASTER_RETENTION meant?")
-    assert refusal.startswith("error: ")
+    assert refusal.startswith("forecaster: ")
 
 
 def test_every_setting_is_known_in_any_case_and_what_resembles_none_is_named_alone():
@@ -40,6 +40,7 @@ def test_every_setting_is_known_in_any_case_and_what_resembles_none_is_named_alo
 
     assert misnamed([*settings, *map(str.lower, settings), "PATH", "MLFLOW_TRACKING_URI"]) == []
     assert misnamed(["FORECASTER_PORT_8000_TCP"]) == ["FORECASTER_PORT_8000_TCP is no setting and changes nothing"]
+    assert misnamed(["FORECASTER_PATH"]) == ["FORECASTER_PATH is no setting and changes nothing"]
 
 
 def test_an_empty_variable_is_as_none(monkeypatch):
