@@ -1,9 +1,11 @@
-"""The engine: one thread that turns whatever is waiting into one micro-batch after the other.
+"""The engine: one micro-batch after the other of whatever is waiting, in a thread of its own or, if short, at once.
 
 While one waits for the disk only, the next one of other streams begins; it is committed after it, and fails or
-succeeds by itself. It knows items and residents; no HTTP, no registry. Invariants: items of one stream are done in the
-order they came; the model changes only while no micro-batch is under way; what was taken in when the engine is told to
-stop is done first.
+succeeds by itself. A short one that needs nothing but what is in memory runs on the event loop: on another core the
+interpreter finds nothing in its caches. It knows items and residents; no HTTP, no registry. Invariants: who works on
+residents has the turn; items of one stream are done in the order they came; the model changes only while no micro-batch
+is under way; what was taken in when the engine is told to stop is done first; the event loop never waits for the store,
+for the turn or for a long fold.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from queue import Empty, SimpleQueue
 from time import perf_counter
@@ -49,7 +52,19 @@ _STALE_RETRIES_ALONE = 20  # each loss is another's success, so this many in a r
 _LAST_SNAPSHOTS = 0.8  # of the time to end in
 _FORGET_EVERY = 60.0  # seconds between two looks for replies that have been kept long enough
 _FORGET_AT_ONCE = 500  # after a quiet night there may be very many, and a micro-batch waits for each look
+_SHORT = 0.008  # seconds that a micro-batch may take of the event loop
+_STEP = 256  # numbers of a forecast that take as long as a step
 _T = TypeVar("_T")
+
+
+def _work(items: Sequence[Item]) -> int:
+    """How much it is to begin with them, if they take a step each: a measure to compare others with."""
+    wants = [item.want for item in items if isinstance(item, Observe | Look)]
+    return _STEP * len(items) + sum(want.horizon * len(want.quantile_levels) for want in wants if want is not None)
+
+
+def _go_on() -> None:
+    """Nothing: who takes this from the queue has ended what was under way."""
 
 
 class _UnderWay(NamedTuple):
@@ -120,7 +135,9 @@ class Engine:
         self._full = min(limits.max_batch, limits.max_resident)  # streams of a micro-batch are in memory together
         self._queue: SimpleQueue[list[Item] | Callable[[], None]] = SimpleQueue()
         self._backlog: deque[Item] = deque()
+        self._turn = threading.Lock()
         self._under_way: _UnderWay | None = None
+        self._latest = math.inf, 1  # seconds that the latest micro-batch took to begin, and its work
         self._intake = Intake(
             loop,
             self._queue,
@@ -128,6 +145,7 @@ class Engine:
             max_waiting=limits.max_waiting,
             full=self._full,
             stall_seconds=limits.stall_seconds,
+            at_once=self._at_once,
         )
         metrics.pending.set_function(lambda: self._intake.pending)
         metrics.busy_seconds.set_function(self._intake.busy_seconds)
@@ -240,12 +258,13 @@ class Engine:
         with torch.inference_mode():
             while True:
                 items = self._take()
-                if items:
-                    self._process(items)
-                elif self._under_way is not None:
-                    self._end()
-                elif self._stopping:
-                    break
+                with self._turn:
+                    if items:
+                        self._process(items)
+                    elif self._under_way is not None:
+                        self._end()
+                    elif self._stopping:
+                        break
             try:
                 left = self._residents.save(self._residents.unsaved(), self._snapshots_until)
                 if left:
@@ -287,8 +306,9 @@ class Engine:
             except Empty:
                 break
             if callable(entry):
-                self._end()
-                entry()
+                with self._turn:
+                    self._end()
+                    entry()
                 if self._stopping:
                     break
                 continue
@@ -312,16 +332,21 @@ class Engine:
             # It may be durable long before this one has begun.
             before.batch.tell(self._deliver)
             self._residents.staying = [item.unique_id for item in before.items]
+        under_way = self._begin(items, batch, started)
+        if before is not None:
+            self._residents.staying = [item.unique_id for item in under_way.items]
+            self._end()
+            self._residents.staying = ()
+        self._under_way = under_way
+
+    def _begin(self, items: list[Item], batch: MicroBatch, started: float) -> _UnderWay:
         batch.begin(items)
         if batch.postponed:
             self._backlog.extendleft(reversed(batch.postponed))
             later = set(batch.postponed)
             items = [item for item in items if item not in later]
-        if before is not None:
-            self._residents.staying = [item.unique_id for item in items]
-            self._end()
-            self._residents.staying = ()
-        self._under_way = _UnderWay(items, batch, started)
+        self._latest = perf_counter() - started, max(_work(items), 1)
+        return _UnderWay(items, batch, started)
 
     def _goes_beside(self, items: list[Item], before: _UnderWay) -> bool:
         """Whether a micro-batch of these items has nothing to do with the one under way, which leaves time for it."""
@@ -333,27 +358,111 @@ class Engine:
         """End the micro-batch that is under way, if one is."""
         if self._under_way is None:
             return
-        (items, batch, started), self._under_way = self._under_way, None
-        results, due = self._attempt(items, batch)
+        under_way, self._under_way = self._under_way, None
+        results, due = self._attempt(under_way.items, under_way.batch)
         ended = perf_counter()
-        if not batch.has_told:
+        if not under_way.batch.has_told:
             self._deliver(results)
-        try:
-            self._count(items, results, perf_counter() - started)
-            if self._tracing is not None:
-                self._tracing.batch(items, started, ended, self._parts)
-            self._housekeep(due)
-        except Exception:
-            # The outcomes are out; counting and snapshots must not take the engine down.
-            logging.getLogger("service").exception("housekeeping failed")
+        self._note(under_way, results, ended, self._parts)
+        self._housekeep(due)
 
-    def _micro_batch(self, *, late: bool = False) -> MicroBatch:
+    def _note(
+        self, under_way: _UnderWay, results: dict[Item, Result], ended: float, parts: list[tuple[str, float, float]]
+    ) -> None:
+        try:
+            self._count(under_way.items, results, perf_counter() - under_way.started, parts)
+            if self._tracing is not None:
+                self._tracing.batch(under_way.items, under_way.started, ended, parts)
+        except Exception:
+            # The outcomes are out; counting must not take the engine down.
+            logging.getLogger("service").exception("counting failed")
+
+    # -- on the event loop -----------------------------------------------------------------------------------------
+
+    def _at_once(self, items: list[Item]) -> bool:
+        """Begin a micro-batch here, on the event loop, if it is short; nothing else waits or is at work."""
+        seconds, work = self._latest
+        if len(items) > self._full or seconds * max(_work(items) / work, 1) > _SHORT:
+            return False
+        if not self._turn.acquire(blocking=False):
+            return False
+        try:
+            if self._under_way is not None or not self._needs_no_store(items):
+                return False
+            with torch.inference_mode():
+                self._under_way = self._begin(items, self._micro_batch(asked=True), perf_counter())
+            batch = self._under_way.batch
+            if batch.has_failed or batch.postponed:
+                self._queue.put(_go_on)
+            elif batch.is_committing:
+                batch.when_committed(partial(self._call_soon, self._end_at_once, batch))
+            else:
+                self._loop.call_soon(self._end_at_once, batch)
+            return True
+        finally:
+            self._turn.release()
+
+    def _needs_no_store(self, items: list[Item]) -> bool:
+        """Whether each item looks at, or adds one step to, another stream in memory that nobody else has changed.
+
+        None of them wants a forecast beyond the trained horizon either, for which states are rolled on.
+        """
+        names = {item.unique_id for item in items}
+        if len(names) < len(items) or not self._residents.are_current(
+            names, check_versions=self._limits.check_versions
+        ):
+            return False
+        for item in items:
+            if isinstance(item, Observe):
+                resident = self._residents.get(item.unique_id)
+                if item.key is not None or resident is None or item.steps != [resident.record.last_step + 1]:
+                    return False
+            elif not isinstance(item, Look):
+                return False
+            if item.want is not None and item.want.horizon > self.model.forecaster.config.horizon:
+                return False
+        return True
+
+    def _end_at_once(self, batch: MicroBatch) -> None:
+        """End a micro-batch that began on the event loop, unless whoever has the turn does."""
+        if not self._turn.acquire(blocking=False):
+            return
+        try:
+            under_way = self._under_way
+            if under_way is None or under_way.batch is not batch:
+                return
+            if batch.has_failed:
+                self._queue.put(_go_on)  # what follows may take long
+                return
+            self._under_way = None
+            with torch.inference_mode():
+                results, due = self._attempt(under_way.items, batch)
+            if not batch.has_told:
+                self._settle(results)
+            # Replies first.
+            self._loop.call_soon(self._note, under_way, results, perf_counter(), batch.parts)
+            if due or time.monotonic() >= self._forget_at:
+                self._queue.put(partial(self._housekeep, due))
+        finally:
+            self._turn.release()
+
+    def _call_soon(self, callback: Callable[..., None], *arguments: object) -> None:
+        """Call something on the event loop, from another thread."""
+        try:
+            self._loop.call_soon_threadsafe(callback, *arguments)
+        except RuntimeError:
+            # It has been closed under us: nobody waits any more, but what was committed stays.
+            self._queue.put(_go_on)
+
+    # -- wherever the turn is ----------------------------------------------------------------------------------------
+
+    def _micro_batch(self, *, late: bool = False, asked: bool = False) -> MicroBatch:
         now = int(time.time())
         return MicroBatch(
             self._residents,
             self._store,
             max_gap=self._limits.max_gap,
-            check_versions=self._limits.check_versions,
+            check_versions=self._limits.check_versions and not asked,
             late=late,
             writer=self._writer,
             now=now,
@@ -445,28 +554,30 @@ class Engine:
         return completed(looked)
 
     def _deliver(self, results: dict[Item, Result]) -> None:
-        def settle() -> None:
-            weight = requests = 0
-            for item, result in results.items():
-                weight += item.weight
-                requests += item.ticket.settle(item, result)
-            self._intake.settled(len(results), weight, requests)
-            if self._subscriptions:
-                self._subscriptions.changed(
-                    item.unique_id for item, result in results.items() if item.writes and isinstance(result, Outcome)
-                )
-
         try:
-            self._loop.call_soon_threadsafe(settle)
+            self._loop.call_soon_threadsafe(self._settle, results)
         except RuntimeError:
             # The loop has been closed under us: nobody waits any more, but what was committed stays.
             logging.getLogger("service").warning("%d outcomes had nobody waiting", len(results))
 
-    def _count(self, items: list[Item], results: dict[Item, Result], seconds: float) -> None:
+    def _settle(self, results: dict[Item, Result]) -> None:
+        weight = requests = 0
+        for item, result in results.items():
+            weight += item.weight
+            requests += item.ticket.settle(item, result)
+        self._intake.settled(len(results), weight, requests)
+        if self._subscriptions:
+            self._subscriptions.changed(
+                item.unique_id for item, result in results.items() if item.writes and isinstance(result, Outcome)
+            )
+
+    def _count(
+        self, items: list[Item], results: dict[Item, Result], seconds: float, parts: list[tuple[str, float, float]]
+    ) -> None:
         metrics = self._metrics
         metrics.batch_size.observe(len(items))
         metrics.batch_seconds.observe(seconds)
-        metrics.parts(self._parts)
+        metrics.parts(parts)
         outcomes = [result for result in results.values() if isinstance(result, Outcome)]
         judgements = [outcome.judgement for outcome in outcomes if outcome.judgement is not None]
         for verdict, count in Counter(chain.from_iterable(found.verdicts for found in judgements)).items():
@@ -487,6 +598,9 @@ class Engine:
             self._forget_replies()
         except SQLAlchemyError as error:
             logging.getLogger("service").warning("housekeeping: %s", first_line(error))
+        except Exception:
+            # The outcomes are out; snapshots must not take the engine down.
+            logging.getLogger("service").exception("housekeeping failed")
         finally:
             self._metrics.resident.set(len(residents))
 

@@ -44,6 +44,8 @@ class Intake:
         A list of so many items waits for no more.
     stall_seconds
         After so long without an outcome the engine counts as stuck.
+    at_once
+        Begins with items right here, if that may be; asked only while the engine has nothing else to do.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Intake:
         max_waiting: int,
         full: int,
         stall_seconds: float,
+        at_once: Callable[[list[Item]], bool],
     ) -> None:
         self.pending = 0
         self.waiting = 0
@@ -64,6 +67,7 @@ class Intake:
         self._max_waiting = max_waiting
         self._full = full
         self._stall_seconds = stall_seconds
+        self._at_once = at_once
         self._stalled = False
         self._handed_over: list[list[Item]] = []
         self._tidy_at = _FEW
@@ -149,7 +153,8 @@ class Intake:
 
     def _hand_over(self) -> None:
         if self._gathered:
-            if not self._at_work:
+            idle = not self._at_work
+            if idle:
                 self._handed_over.clear()
                 self._working_since = perf_counter()
             elif len(self._handed_over) >= self._tidy_at:
@@ -158,8 +163,9 @@ class Intake:
             self._at_work += len(self._gathered)
             if self._watch is None:
                 self._watch = self._loop.call_later(self._stall_seconds, self._check)
-            self._queue.put(self._gathered)
-            self._gathered = []
+            items, self._gathered = self._gathered, []
+            if not (idle and self._at_once(items)):
+                self._queue.put(items)
 
     def _check(self) -> None:
         """Give nobody false hope once the engine has been at one micro-batch for too long."""

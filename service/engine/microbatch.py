@@ -225,6 +225,19 @@ class MicroBatch:
         return {**self._results, **self._moved(self._records or [])}
 
     @property
+    def has_failed(self) -> bool:
+        """Whether something has gone wrong so far, which `end` raises."""
+        transaction = self._transaction
+        return self._failed or (transaction is not None and transaction.done() and transaction.exception() is not None)
+
+    def when_committed(self, call: Callable[[], None]) -> None:
+        """Have something called once the disk need not be waited for any more, by whichever thread knows first."""
+        if self._transaction is None:
+            call()
+        else:
+            self._transaction.add_done_callback(lambda _: call())
+
+    @property
     def is_committing(self) -> bool:
         """Whether nothing but the disk is being waited for."""
         return not self._failed and self._transaction is not None and not self._transaction.done()

@@ -87,6 +87,14 @@ class Residents:
         resident = self._by_name.get(unique_id)
         return self._records.get(unique_id) if resident is None else resident.record
 
+    def are_current(self, unique_ids: Collection[str], *, check_versions: bool) -> bool:
+        """Whether all are resident and `touch` would ask the store nothing; found out without waiting for it."""
+        if check_versions and not self._store.is_still_at(self.moment):
+            return False
+        found = [resident for u in unique_ids if (resident := self._by_name.get(u)) is not None]
+        era = self._store.era
+        return len(found) == len(unique_ids) and all(r.seen == self.moment and r.era == era for r in found)
+
     def touch(
         self,
         unique_ids: Sequence[str],

@@ -9,6 +9,7 @@ is older than the retained log needs, so whatever snapshot there is, the log aft
 from __future__ import annotations
 
 import math
+import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
@@ -179,6 +180,17 @@ class Store:
             return next(self._moments)
         with self._turn:
             return _data_version(self._own)
+
+    def is_still_at(self, moment: int) -> bool:
+        """Whether `moment` would say the same; False too where telling it means to wait for another thread."""
+        if self._own is None or not self._turn.acquire(blocking=False):
+            return False
+        try:
+            return _data_version(self._own) == moment
+        except (DBAPIError, sqlite3.Error):
+            return False
+        finally:
+            self._turn.release()
 
     @contextmanager
     def _writing(self, *, wait: bool = True) -> Iterator[Connection]:

@@ -42,6 +42,7 @@ def _intake(queue: Queue, **bounds: int) -> Intake:
     return Intake(
         asyncio.get_running_loop(),
         queue,
+        at_once=lambda _items: False,
         **({"max_pending": 10**6, "max_waiting": 10**6, "full": 1000, "stall_seconds": 30} | bounds),
     )
 

@@ -407,6 +407,7 @@ def test_a_micro_batch_that_fails_is_counted_with_parts_of_its_own(client, strea
 
     assert ask(40) == 200
     before = counted("forecaster_batch_part_seconds_count")
+    monkeypatch.setattr(client.service.store, "is_still_at", lambda _moment: False)  # so the store is asked at length
     monkeypatch.setattr(client.service.store, "moment", fail)
     assert ask(41) == 503
     assert counted("forecaster_batch_part_seconds_count") == before
