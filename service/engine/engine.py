@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import sqlite3
 import threading
 import time
 from collections import Counter, deque
@@ -30,16 +29,17 @@ import numpy as np
 import torch
 from sqlalchemy.exc import SQLAlchemyError
 
+from service.engine.attempts import Attempts
 from service.engine.intake import Intake
-from service.engine.items import HEAVIEST, Item, Look, Observe, Outcome, Render, Result
+from service.engine.items import HEAVIEST, Item, Look, Observe, Outcome, Result
 from service.engine.microbatch import MicroBatch
 from service.engine.residents import Residents
 from service.engine.subscriptions import Subscriptions
 from service.engine.survey import Survey
-from service.errors import StaleStreams, UnknownOutcome, first_line, let_go
+from service.errors import first_line
 from service.metrics import Metrics
 from service.models.served import ServedModel
-from service.problems import Problem, busy, failed, outcome_unknown, unanswered, unavailable
+from service.problems import unavailable
 from service.store import Store
 
 if TYPE_CHECKING:
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine", "Limits"]
 
-_STALE_RETRIES = 3
-_STALE_RETRIES_ALONE = 20  # each loss is another's success, so this many in a row are rare
 _LAST_SNAPSHOTS = 0.8  # of the time to end in
 _FORGET_EVERY = 60.0  # seconds between two looks for replies that have been kept long enough
 _FORGET_AT_ONCE = 500  # after a quiet night there may be very many, and a micro-batch waits for each look
@@ -125,7 +123,6 @@ class Engine:
         self.model = model
         self._subscriptions = subscriptions
         self._tracing = tracing
-        self._parts: list[tuple[str, float, float]] = []  # of the latest micro-batch
         self._store = store
         self._limits = limits
         self._metrics = metrics
@@ -359,11 +356,12 @@ class Engine:
         if self._under_way is None:
             return
         under_way, self._under_way = self._under_way, None
-        results, due = self._attempt(under_way.items, under_way.batch)
+        attempts = self._attempts()
+        results, due = attempts.finish(under_way.items, under_way.batch)
         ended = perf_counter()
         if not under_way.batch.has_told:
             self._deliver(results)
-        self._note(under_way, results, ended, self._parts)
+        self._note(under_way, results, ended, attempts.parts)
         self._housekeep(due)
 
     def _note(
@@ -435,12 +433,13 @@ class Engine:
                 self._queue.put(_go_on)  # what follows may take long
                 return
             self._under_way = None
+            attempts = self._attempts()
             with torch.inference_mode():
-                results, due = self._attempt(under_way.items, batch)
+                results, due = attempts.finish(under_way.items, batch)
             if not batch.has_told:
                 self._settle(results)
             # Replies first.
-            self._loop.call_soon(self._note, under_way, results, perf_counter(), batch.parts)
+            self._loop.call_soon(self._note, under_way, results, perf_counter(), attempts.parts)
             if due or time.monotonic() >= self._forget_at:
                 self._queue.put(partial(self._housekeep, due))
         finally:
@@ -469,89 +468,8 @@ class Engine:
             replies_since=now - self._limits.replies_seconds,
         )
 
-    def _attempt(self, items: list[Item], begun: MicroBatch | None = None) -> tuple[dict[Item, Result], list[str]]:
-        """Results of items, and streams that are due for a snapshot; the first try may have begun already."""
-        for _ in range(_STALE_RETRIES if len(items) > 1 else _STALE_RETRIES_ALONE):
-            batch = begun or self._micro_batch()
-            self._parts = batch.parts
-            try:
-                results = batch.run(items) if begun is None else batch.end()
-                if batch.scores is not None:
-                    self._metrics.scored(batch.scores)
-                every = self._limits.snapshot_every
-                return results, [r.record.unique_id for r in batch.due if r.unsaved >= every]
-            except StaleStreams as stale:
-                self._residents.doubt(stale.unique_ids)
-                begun = None
-            except (SQLAlchemyError, sqlite3.Error, UnknownOutcome) as error:
-                found = self._without_store(items, error)
-                let_go(error)
-                return found, []
-            except Exception:
-                if batch.has_told:
-                    # What memory failed to follow, the store has.
-                    logging.getLogger("service").exception("%d streams are dropped from memory", len(items))
-                    self._residents.drop([item.unique_id for item in items])
-                    return batch.results, []
-                return self._apart(items, batch.taken()), []
-        if len(items) > 1:
-            # Others change some of these streams all the time; the fewer at once, the likelier that none of them is.
-            half = len(items) // 2
-            (first, due), (second, more) = self._attempt(items[:half]), self._attempt(items[half:])
-            return first | second, due + more
-        return {
-            item: busy(f"stream {item.unique_id!r} is being changed by others; nothing was changed, try again")
-            for item in items
-        }, []
-
-    def _without_store(self, items: list[Item], error: Exception) -> dict[Item, Result]:
-        self._metrics.failed_commits.inc()
-        logging.getLogger("service").error("the store failed: %s", first_line(error))
-        unknown = isinstance(error, UnknownOutcome)
-        if unknown:
-            # What is in memory may be behind what is stored.
-            self._residents.drop([item.unique_id for item in items])
-        refused: dict[Item, Result] = {
-            item: outcome_unknown()
-            if unknown
-            else unavailable("the store does not accept data at present; nothing was changed")
-            for item in items
-            if item.writes
-        }
-        reads = [item for item in items if not item.writes]
-        if reads and refused:
-            refused.update(self._attempt(reads)[0])
-        else:
-            refused.update((item, unavailable("the store cannot be read at present")) for item in reads)
-        return refused
-
-    def _apart(self, items: list[Item], taken: Mapping[Item, Outcome]) -> dict[Item, Result]:
-        """After an unexpected failure: drop what is in memory, and find the guilty item by running each alone."""
-        logging.getLogger("service").exception("a micro-batch of %d items failed", len(items))
-        self._residents.drop([item.unique_id for item in items])
-        results: dict[Item, Result] = dict(taken)
-        for item in items:
-            found = taken.get(item)
-            if found is None:
-                results[item] = self._attempt([item])[0][item] if len(items) > 1 else failed()
-            elif isinstance(item, Observe) and item.render is not None:
-                results[item] = self._answered(item, found) if len(items) > 1 else unanswered(found.record.version)
-        return results
-
-    def _answered(self, item: Observe, found: Outcome) -> Result:
-        """What has been taken, with the forecast that is still missing."""
-
-        def completed(looked: Outcome) -> Outcome:
-            looked.judgement, looked.places, looked.surprises = found.judgement, found.places, found.surprises
-            return looked
-
-        render = item.render
-        written: Render | None = None if render is None else lambda looked, want: render(completed(looked), want)
-        look = Look(item.ticket, item.unique_id, item.want, written, item.future)
-        looked = self._attempt([look])[0][look]
-        if isinstance(looked, Problem) or looked.reply is None:
-            return unanswered(found.record.version)
-        return completed(looked)
+    def _attempts(self) -> Attempts:
+        return Attempts(self._residents, self._micro_batch, self._metrics, self._limits.snapshot_every)
 
     def _deliver(self, results: dict[Item, Result]) -> None:
         try:

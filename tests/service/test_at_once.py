@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
+from service.engine.attempts import Attempts
 from service.engine.items import Look, Observe, Single
 from service.engine.microbatch import MicroBatch
 from service.store import Transaction
@@ -201,22 +202,21 @@ def test_the_event_loop_waits_for_nobody(client, where, store_url, busy):
 def test_a_commit_that_fails_is_ended_by_the_thread_and_memory_stays_right(client, where, monkeypatch):
     from sqlalchemy.exc import OperationalError
 
-    attempts, engine = [], client.service.engine
-    attempt = engine._attempt
+    ended, finish = [], Attempts.finish
 
-    def watched(items, begun=None):
-        attempts.append(threading.current_thread() is client._thread)
-        return attempt(items, begun)
+    def watched(self, items, begun=None):
+        ended.append(threading.current_thread() is client._thread)
+        return finish(self, items, begun)
 
     def fail(self, *_asked):
         self.undo(OperationalError("commit", {}, Exception("disk full")))
 
-    monkeypatch.setattr(engine, "_attempt", watched)
+    monkeypatch.setattr(Attempts, "finish", watched)
     with monkeypatch.context() as patch:
         patch.setattr(Transaction, "end", fail)
         reply = client.post("/v1/streams/a/observations", json=observations((42, 1.0)))
     assert reply.status_code == 503
-    assert (where[0], attempts[0]) == (True, False)
+    assert (where[0], ended[0]) == (True, False)
     assert observe(client, (42, 1.0))["version"] == 4
 
 
