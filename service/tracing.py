@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
+from opentelemetry.context import Context
 from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, set_span_in_context
@@ -99,7 +100,7 @@ class Tracing:
             context = span.get_span_context()
             self._waiting.update({item: context for item in items})
 
-    # -- micro-batches, on the engine's thread ---------------------------------------------------------------------
+    # -- micro-batches, by whoever has the engine's turn -----------------------------------------------------------
 
     def batch(self, items: list[Any], started: float, ended: float, parts: list[tuple[str, float, float]]) -> None:
         """One micro-batch and its parts."""
@@ -107,7 +108,11 @@ class Tracing:
         requests = {(context.trace_id, context.span_id): context for context in contexts}
         links = [Link(context) for context in requests.values()][:_MOST_LINKS]
         span = self._tracer.start_span(
-            "micro-batch", links=links, attributes={"forecaster.streams": len(items)}, start_time=self._at(started)
+            "micro-batch",
+            Context(),
+            links=links,
+            attributes={"forecaster.streams": len(items)},
+            start_time=self._at(started),
         )
         below = set_span_in_context(span)
         for name, begin, end in parts:

@@ -1,4 +1,4 @@
-"""Folds and decodes: one thread over the states of all resident streams, micro-batch by micro-batch.
+"""Folds and decodes: the states of all resident streams, micro-batch by micro-batch.
 
 It knows store and models; no HTTP, no registry.
 """

@@ -1,8 +1,9 @@
-"""How micro-batches form: items gather on the event loop and go to the engine's thread a list at a time.
+"""How micro-batches form: items gather on the event loop and go to the engine a list at a time.
 
-It knows the event loop and the engine's queue, not what items are for. Loop and engine share one interpreter lock and a
-micro-batch of thirty costs hardly more than one of three, so the loop hands over once it has read what is there to
-read, and lets those that were just answered come back before it does.
+It knows the event loop and the engine's queue, not what items are for. A micro-batch of thirty costs hardly more than
+one of three, and loop and engine share one interpreter lock, so the loop hands over once it has read what is there to
+read, and lets those that were just answered come back before it does. The engine takes what is short at once, if it has
+nothing else to do, and the rest from its queue.
 If the engine is stuck, because a database hangs, say, nobody is left waiting: those at work are told that their outcome
 is not known, the rest and whoever comes later that it may try again. Invariants: a client alone waits for nothing but
 the loop's own turns; nobody waits for longer than the micro-batch before took, from its end; order is kept. Everything

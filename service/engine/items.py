@@ -92,7 +92,7 @@ Result = Outcome | Problem
 """What an item gets."""
 
 Render = Callable[[Outcome, Want], bytes]
-"""Writes a forecast for whoever asked; runs on the engine's thread while the disk works."""
+"""Writes a forecast for whoever asked; runs while the disk works."""
 
 
 class Precondition(NamedTuple):

@@ -1,7 +1,8 @@
 """The slab: the states of all resident streams in one batched `StreamState`, one row each, and what comes next of each.
 
-It knows rows, not streams. Invariants: a row is owned by at most one stream; the slab grows by doubling and is touched
-by the engine's thread only; what is kept of the next step is what its row's state says of it, or is marked as not told.
+It knows rows, not streams. Invariants: a row is owned by at most one stream; the slab grows by doubling; who has the
+engine's turn touches it, and nobody else; what is kept of the next step is what its row's state says of it, or is
+marked as not told.
 """
 
 from __future__ import annotations
