@@ -9,16 +9,23 @@ from contextlib import closing, contextmanager
 
 import pytest
 
+from service.app import create_app
 from service.engine.attempts import Attempts
 from service.engine.items import Look, Observe, Single
 from service.engine.microbatch import MicroBatch
 from service.store import Transaction
-from tests.service.kit import ds, history, observations, until
+from tests.service.kit import VALUES, LocalClient, ds, history, observations, until
+from tests.service.servers import new_database
 
 
 @pytest.fixture
 def where(client, stream, monkeypatch):
     """Of every micro-batch, whether it began on the event loop."""
+    assert stream == "/v1/streams/a"
+    return watch(client, monkeypatch)
+
+
+def watch(client, monkeypatch):
     seen: list[bool] = []
     begin = MicroBatch.begin
 
@@ -26,8 +33,8 @@ def where(client, stream, monkeypatch):
         seen.append(threading.current_thread() is client._thread)
         begin(self, items)
 
-    client.post(f"{stream}/observations", json=observations((40, 1.0)))  # the first ones may take long
-    client.post(f"{stream}/observations", json=observations((41, 1.0)))
+    post(client, (40, 1.0))  # the first ones may take long
+    post(client, (41, 1.0))
     quiet(client)
     client.service.engine._latest = 0.0, 1
     monkeypatch.setattr(MicroBatch, "begin", watched)
@@ -137,6 +144,17 @@ def test_what_another_process_wrote_is_looked_up_by_the_thread(client, where, st
         other.execute("UPDATE streams SET version = version + 1 WHERE unique_id = 'a'")
     assert observe(client, (42, 1.0))["version"] == 5
     assert where[0] is False
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_a_server_is_asked_by_the_thread_unless_nobody_else_uses_it(settings, postgres, monkeypatch, exclusive):
+    settings = settings.model_copy(update={"store": new_database(postgres), "exclusive_store": exclusive})
+    with LocalClient(create_app(settings)) as client:
+        client.put("/v1/streams/a", json=history(VALUES))
+        where = watch(client, monkeypatch)
+        assert [observe(client, (hour, 1.0))["version"] for hour in (42, 43, 44)] == [4, 5, 6]
+        assert client.get("/v1/streams/a").json()["cutoff"] == ds(44)
+    assert where[:3] == [exclusive] * 3
 
 
 @contextmanager
