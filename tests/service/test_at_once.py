@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,6 +11,7 @@ from contextlib import closing, contextmanager
 import pytest
 
 from service.app import create_app
+from service.engine import engine as engine_module
 from service.engine.attempts import Attempts
 from service.engine.items import Look, Observe, Single
 from service.engine.microbatch import MicroBatch
@@ -36,7 +38,7 @@ def watch(client, monkeypatch):
     post(client, (40, 1.0))  # the first ones may take long
     post(client, (41, 1.0))
     quiet(client)
-    client.service.engine._latest = 0.0, 1
+    monkeypatch.setattr(engine_module, "_SHORT", math.inf)  # however slow this machine is
     monkeypatch.setattr(MicroBatch, "begin", watched)
     return seen
 
@@ -89,7 +91,8 @@ def test_streams_that_are_not_in_memory_or_not_there_are_left_to_the_thread(clie
     assert where == [False] * 4
 
 
-def test_a_forecast_beyond_the_trained_horizon_and_very_many_numbers_are_left_to_the_thread(client, where):
+def test_a_forecast_beyond_the_trained_horizon_and_very_many_numbers_are_left_to_the_thread(client, where, monkeypatch):
+    monkeypatch.setattr(engine_module, "_SHORT", 0.008)
     trained = client.service.engine.model.forecaster.config.horizon
     client.service.engine._latest = 0.001, 256 + 9 * trained
     for query in (f"horizon={trained}", f"horizon={trained + 1}"):
@@ -115,7 +118,8 @@ def test_two_items_of_one_stream_are_done_one_after_the_other_by_the_thread(clie
     assert True not in where
 
 
-def test_what_has_taken_long_runs_in_the_thread_until_it_does_not(client, where):
+def test_what_has_taken_long_runs_in_the_thread_until_it_does_not(client, where, monkeypatch):
+    monkeypatch.setattr(engine_module, "_SHORT", 0.008)
     client.service.engine._latest = 1.0, 1
     observe(client, (42, 1.0))
     client.service.engine._latest = 0.0, 1
