@@ -232,10 +232,8 @@ class MicroBatch:
 
     def when_committed(self, call: Callable[[], None]) -> None:
         """Have something called once the disk need not be waited for any more, by whichever thread knows first."""
-        if self._transaction is None:
-            call()
-        else:
-            self._transaction.add_done_callback(lambda _: call())
+        assert self._transaction is not None
+        self._transaction.add_done_callback(lambda _: call())
 
     @property
     def is_committing(self) -> bool:
