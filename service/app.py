@@ -78,6 +78,7 @@ def create_app(settings: Settings, host: Host | None = None, log: Callable[[Answ
         body_limit=settings.max_body_bytes,
         pack_from=settings.compress_from,
         log=log,
+        allowed=settings.hosts,
         names=settings.names,
         title="Forecaster",
         summary="Probabilistic forecasts from durable recurrent state",
@@ -120,6 +121,7 @@ class _Application(FastAPI):
         body_limit: int,
         pack_from: int,
         log: Callable[[Answered], None] | None,
+        allowed: frozenset[str],
         names: Sequence[str | None],
         **options: Any,
     ) -> None:
@@ -136,10 +138,12 @@ class _Application(FastAPI):
         self._body_limit = body_limit
         self._pack_from = pack_from
         self._log = log
+        self._allowed = allowed
 
     def build_middleware_stack(self) -> ASGIApp:
         """Everything a request passes through."""
-        return Front(self, super().build_middleware_stack(), self._body_limit, self._pack_from, self._log)
+        rest = super().build_middleware_stack()
+        return Front(self, rest, self._body_limit, self._pack_from, self._log, self._allowed)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document."""

@@ -4,7 +4,8 @@ FastAPI describes the routes (OpenAPI, docs) and answers what none of them takes
 resolution of dependencies cost several times a request's share of a micro-batch, and the endpoints here need neither:
 they read bodies and write replies by themselves. Invariants: no more than the limit of a body is ever held in memory,
 and of all bodies that come in parts or packed no more than that of a few; where API keys are needed, nothing of a body
-is read before the request's key is admitted, and where none is, nothing of what a page of another origin sends;
+is read before the request's key is admitted, and where none is, nothing of what a page of another origin sends, and
+nothing for a name that is not known to be this machine's;
 whatever an endpoint raises becomes a problem. Below its prefix a named model has the same routes as the one at the
 root.
 """
@@ -30,7 +31,7 @@ from service.errors import let_go
 from service.logs import Answered
 from service.naming import PREFIX, ROOT
 from service.negotiation import header_of
-from service.origins import FETCH_SITE, ORIGIN, check_origin
+from service.origins import FETCH_SITE, HOST, ORIGIN, check_host, check_origin
 from service.problems import MEDIA_TYPE, Problem, explained, nothing_there, overloaded, problem_response, unavailable
 
 __all__ = ["AT_ROOT", "KEY_SCHEME", "Front", "TooLarge", "scope_of"]
@@ -47,7 +48,7 @@ _CONTENT_LENGTH = b"content-length"
 _AUTHORIZATION = b"authorization"
 _REQUEST_ID = b"x-request-id"
 _CONTENT_ENCODING = b"content-encoding"
-_READ_HERE = frozenset((_CONTENT_LENGTH, _AUTHORIZATION, _REQUEST_ID, _CONTENT_ENCODING, FETCH_SITE, ORIGIN))
+_READ_HERE = frozenset((_CONTENT_LENGTH, _AUTHORIZATION, _REQUEST_ID, _CONTENT_ENCODING, FETCH_SITE, HOST, ORIGIN))
 _SAFE = frozenset(("GET", "HEAD"))
 _USABLE_ID = re.compile(rb"[\w.:/+=@-]{1,128}").fullmatch
 
@@ -67,10 +68,18 @@ class Front:
         Replies of so many bytes are packed for those who accept that.
     log
         Told of every request; None: nobody wants to know.
+    allowed
+        Host names that are answered without API keys, see `origins.check_host`.
     """
 
     def __init__(
-        self, app: FastAPI, rest: ASGIApp, limit: int, pack_from: int, log: Callable[[Answered], None] | None
+        self,
+        app: FastAPI,
+        rest: ASGIApp,
+        limit: int,
+        pack_from: int,
+        log: Callable[[Answered], None] | None,
+        allowed: frozenset[str],
     ) -> None:
         self._app = app
         self._rest = rest
@@ -78,6 +87,7 @@ class Front:
         self._room = _Room(_BODIES * limit)
         self._pack_from = pack_from
         self._log = log
+        self._allowed = allowed
         self._routes = [
             (method, route.path_regex.match, route, scope_of(route, method))
             for route in app.routes
@@ -131,11 +141,13 @@ class Front:
                 if hosted is not None or named is None:
                     template = route.path_format
                 keys = host.keys
+                if keys is None:
+                    check_host(heads.get(HOST), self._allowed)
                 if keys is not None and needed is not None:
                     asked = None if _is_at_root(route) else ROOT if named is None else named
                     key = keys.admit(heads.get(_AUTHORIZATION), needed, asked, started).name
                 elif method not in _SAFE and (FETCH_SITE in heads or ORIGIN in heads):
-                    check_origin(heads, header_of(scope, b"host"))
+                    check_origin(heads)
                 if hosted is None and named is not None:
                     raise host.unknown(named)
                 endpoint: Endpoint = route.endpoint

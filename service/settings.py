@@ -76,6 +76,11 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = Field(
         None, description="hashes of the API keys, one a line; without it only this machine may be listened to"
     )
+    allowed_hosts: str | None = Field(
+        None,
+        description="DNS names, separated by commas, that requests without API keys may be for, beside addresses and "
+        "names without a dot; else 421",
+    )
     rate_limit: float | None = Field(
         None, gt=0, description="requests per second of each API key that has no rate of its own; default: no limit"
     )
@@ -159,6 +164,17 @@ class Settings(BaseSettings):
     def replies_seconds(self) -> int:
         """How long replies are kept."""
         return round(self.idempotency_hours * 3600)
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """The DNS names that are allowed.
+
+        Examples
+        --------
+        >>> sorted(Settings(allowed_hosts="Forecasts.example, load.example").hosts)
+        ['forecasts.example', 'load.example']
+        """
+        return frozenset(filter(None, (name.strip().lower() for name in (self.allowed_hosts or "").split(","))))
 
     @property
     def names(self) -> list[str | None]:

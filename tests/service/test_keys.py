@@ -57,6 +57,14 @@ def test_a_page_of_another_origin_that_has_a_key_may_send_what_a_proxy_lets_in(g
     assert guarded.put("/v1/streams/b", json=history([1.0]), headers=page).status_code == 401
 
 
+def test_who_has_a_key_may_ask_for_any_name(guarded):
+    """A page of a rebound name has none, and a browser adds none by itself."""
+    named = {"host": "forecasts.example"}
+    assert guarded.put("/v1/streams/a", json=history([1.0]), headers=named | bearer(WRITER)).status_code == 201
+    assert guarded.get("/v1/streams/a", headers=named).status_code == 401
+    assert guarded.get("/healthz", headers=named).status_code == 200
+
+
 def test_without_a_known_key_nothing_but_health_is_answered(guarded):
     for headers, word in (
         ({}, "Authorization: Bearer"),
