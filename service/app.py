@@ -41,7 +41,8 @@ _ERRORS = (
     "Errors are `application/problem+json` (RFC 9457), those of the adapters as their callers read them. A 503 to what "
     "changes or forecasts a stream comes with `Retry-After`: send it again. Beside the statuses of its operation, any "
     "request may get 400, 408, 431 or 503 from the connection: it is no HTTP, too slow, its head too large, or there "
-    "are too many connections."
+    "are too many connections. Where no API key is needed, what a page of another origin sends gets 403, and a request "
+    "for a name that the service is not known by 421."
 )
 
 

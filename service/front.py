@@ -5,9 +5,8 @@ resolution of dependencies cost several times a request's share of a micro-batch
 they read bodies and write replies by themselves. Invariants: no more than the limit of a body is ever held in memory,
 and of all bodies that come in parts or packed no more than that of a few; where API keys are needed, nothing of a body
 is read before the request's key is admitted, and where none is, nothing of what a page of another origin sends, and
-nothing for a name that is not known to be this machine's;
-whatever an endpoint raises becomes a problem. Below its prefix a named model has the same routes as the one at the
-root.
+nothing for a name that is not known to be this machine's; whatever an endpoint raises becomes a problem. Below its
+prefix a named model has the same routes as the one at the root.
 """
 
 from __future__ import annotations
