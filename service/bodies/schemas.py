@@ -8,7 +8,7 @@ since pydantic collects those of all elements at a thousand bytes each.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -31,6 +31,7 @@ __all__ = [
     "ForecastsRequest",
     "Observation",
     "ObservationsRequest",
+    "RequestBody",
     "Row",
     "SeriesHistory",
     "StreamForecastRequest",
@@ -39,20 +40,41 @@ __all__ = [
     "read_body",
 ]
 
-_M = TypeVar("_M", bound=BaseModel)
 _MOST_UNKNOWN = 20  # fields told of one by one
+
+
+class RequestBody(BaseModel):
+    """What every model of a body has.
+
+    Attributes
+    ----------
+    most_brackets
+        Objects and lists that a body opens at most, with what looks so in strings: as many as ten thousand series of
+        fifty covariates need.
+    """
+
+    most_brackets: ClassVar[int] = 2**20
+
+
+_M = TypeVar("_M", bound=RequestBody)
 
 
 def read_body(model: type[_M], body: bytes) -> _M:
     """A JSON body as `model`, straight from bytes.
+
+    Its objects and lists are counted first: the parser makes something of each before anything is looked at, and gives
+    nobody else a turn meanwhile.
 
     Raises
     ------
     ValidationError
         With a few mistakes, however many there are.
     Problem
-        422 for very many unknown fields.
+        422 for very many unknown fields, or brackets.
     """
+    most = model.most_brackets
+    if len(body) > most and (found := body.count(b"{") + body.count(b"[")) > most:
+        raise invalid(f"the body opens {found:,} brackets, expected {most:,} at most; send it in parts")
     return model.model_validate_json(body, context=[])
 
 
@@ -66,7 +88,7 @@ def _refuse_field(name: str, info: ValidationInfo) -> str:
     raise PydanticCustomError("extra_forbidden", "this field is unknown")
 
 
-class _Strict(BaseModel):
+class _Strict(RequestBody):
     model_config = ConfigDict(
         extra="allow", strict=True, frozen=True, json_schema_extra={"additionalProperties": False}
     )
@@ -144,7 +166,7 @@ class Observation(_Strict):
     covariates: Cells = None
 
 
-class Row(BaseModel):
+class Row(RequestBody):
     """One row of a bulk body; further fields are covariates."""
 
     model_config = ConfigDict(
@@ -223,6 +245,7 @@ class ForecastsRequest(_Strict):
 class ObservationsRequest(_Strict):
     """New observations of one stream, taken all or not at all; more than so many go as lines of a bulk body."""
 
+    most_brackets: ClassVar[int] = 4 * HEAVIEST  # two of each observation, if it has covariates
     observations: Annotated[list[Observation], Field(min_length=1, max_length=HEAVIEST, fail_fast=True)]
     on_conflict: OnConflict = "refuse"
     horizon: Horizon = None

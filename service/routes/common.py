@@ -10,11 +10,11 @@ from typing import Any, TypeVar, cast
 
 import orjson
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from service.bodies.schemas import ForecastQuery, check_unique_id, read_body
+from service.bodies.schemas import ForecastQuery, RequestBody, check_unique_id, read_body
 from service.engine import Engine
 from service.engine.items import Precondition
 from service.front import KEY_SCHEME
@@ -51,7 +51,7 @@ _LIST = "quantile_levels"
 """The one query parameter that may come several times."""
 _LARGE = 2**18  # bytes; parsing more takes so long that others must not wait behind it
 _JSON = b"application/json"
-_M = TypeVar("_M", bound=BaseModel)
+_M = TypeVar("_M", bound=RequestBody)
 _T = TypeVar("_T")
 
 

@@ -15,11 +15,13 @@ from service.app import create_app
 from service.bodies.schemas import (
     ForecastsRequest,
     ObservationsRequest,
+    RequestBody,
     Row,
     StreamForecastRequest,
     StreamHistory,
     read_body,
 )
+from service.engine.items import HEAVIEST
 from service.problems import Problem
 from service.settings import Settings
 from tests.service.kit import LocalClient, ds, history
@@ -141,6 +143,30 @@ def test_very_many_mistakes_are_one_short_refusal(client: LocalClient, number: i
     assert len(reply.content) < 20_000
     assert client.get("/v1/streams/a").json()["version"] == 1
     assert client.get(CREATE).status_code == 404
+
+
+@pytest.mark.parametrize("model", [ForecastsRequest, ObservationsRequest, StreamHistory], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("bracket", [b"{", b"["])
+def test_what_opens_too_many_brackets_is_refused_before_it_is_parsed(model: type[RequestBody], bracket: bytes) -> None:
+    """It has no end, which nobody finds out: a parser makes something of each bracket and keeps everybody waiting."""
+    body = b'{"observations":' + bracket * model.most_brackets
+    with pytest.raises(Problem) as caught:
+        read_body(model, body)
+    assert f"opens {model.most_brackets + 1:,} brackets" in str(caught.value)
+    assert caught.value.status == 422
+    with pytest.raises(ValidationError):
+        read_body(model, body[:-1])
+
+
+def test_the_most_that_a_request_may_hold_opens_fewer_brackets_than_are_refused() -> None:
+    one = ONE[:-1] + ',"covariates":{"a":1,"b":"{x}"}}'
+    most = read_body(ObservationsRequest, f'{{"observations":[{",".join([one] * HEAVIEST)}]}}'.encode())
+    assert len(most.observations) == HEAVIEST
+    columns = "{" + ",".join(f'"c{number}":[1]' for number in range(40)) + "}"
+    series = ",".join(SERIES.replace('"a"', f'"{n}"') % f'"covariates":{columns}' for n in range(10_000))
+    read = read_body(ForecastsRequest, f'{{"series":[{series}]}}'.encode())
+    assert read.series is not None
+    assert len(read.series) == 10_000
 
 
 def test_a_line_full_of_mistakes_is_one_invalid_row(client: LocalClient) -> None:
