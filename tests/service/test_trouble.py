@@ -399,12 +399,16 @@ def test_a_micro_batch_that_fails_is_counted_with_parts_of_its_own(client, strea
         return {series: float(value) for series, _, value in found}
 
     def ask(hour):
-        """The reply comes before it is counted."""
         (done,) = counted("forecaster_batch_seconds_count").values()
         reply = client.post(f"{stream}/observations", json=observations((hour, 1.0)))
-        until(lambda: counted("forecaster_batch_seconds_count") == {"forecaster_batch_seconds_count": done + 1})
+        wait_for(done + 1)
         return reply.status_code
 
+    def wait_for(batches):
+        """Replies come before their micro-batch is counted."""
+        until(lambda: counted("forecaster_batch_seconds_count") == {"forecaster_batch_seconds_count": batches})
+
+    wait_for(1)  # the one that made the stream
     assert ask(40) == 200
     before = counted("forecaster_batch_part_seconds_count")
     monkeypatch.setattr(client.service.store, "is_still_at", lambda _moment: False)  # so the store is asked at length
