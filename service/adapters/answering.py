@@ -18,7 +18,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
 
 from forecaster import InputError
-from service.bodies.schemas import ForecastsRequest
+from service.bodies.schemas import MOST_BRACKETS, ForecastsRequest, check_brackets
 from service.engine.folding import Glance
 from service.front import TooLarge
 from service.models.served import ServedModel
@@ -107,14 +107,15 @@ def _json(example: Any) -> dict[str, Any]:
     return {"application/json": {"schema": {"type": "object"}, "example": example}}
 
 
-def read_json(body: bytes) -> Any:
+def read_json(body: bytes, most_brackets: int = MOST_BRACKETS) -> Any:
     """JSON, and the NaN that Python's own writer leaves in it.
 
     Raises
     ------
     Problem
-        400 if it is neither.
+        400 if it is neither, 422 for very many brackets.
     """
+    check_brackets(body, most_brackets)
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:

@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request, Response
 from forecaster import CovariatesConfig, InputError
 from service.adapters.answering import Asked, add_forecast, as_json, missing_as_none, read_json, validated
 from service.bodies.replies import level_names
+from service.bodies.schemas import MOST_BRACKETS
 from service.engine.folding import Glance
 from service.problems import Problem
 from service.routes.common import needs, service_of
@@ -35,6 +36,7 @@ _CODES = {
     503: "TEMPORARILY_UNAVAILABLE",
 }
 _COLUMNS = ["unique_id", "ds", "y"]
+_MOST_BRACKETS = 2 * MOST_BRACKETS  # one per row: those of the largest body
 _ADVICE = "send them in rows without y after the last value of the series"
 _EXAMPLE_ROWS = [["plant-1", "2025-01-01T00:00:00", 98.1], ["plant-1", "2025-01-01T01:00:00", 104.7]]
 _BODY: dict[str, Any] = {
@@ -130,7 +132,7 @@ def _answer(asked: Asked, glance: Glance) -> bytes:
         raise Problem(415, "unsupported-type", f"the body has type {asked.kind}; only charset=utf-8 may be added")
     params: Mapping[str, Any] = {}
     if kind == "application/json":
-        columns, params = _from_json(read_json(asked.body))
+        columns, params = _from_json(read_json(asked.body, _MOST_BRACKETS))
     elif kind == "text/csv":
         columns = _from_csv(asked.body)
     else:

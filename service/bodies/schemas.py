@@ -27,6 +27,7 @@ from service.engine.items import HEAVIEST
 from service.problems import invalid, shortened
 
 __all__ = [
+    "MOST_BRACKETS",
     "ForecastQuery",
     "ForecastsRequest",
     "Observation",
@@ -36,11 +37,15 @@ __all__ = [
     "SeriesHistory",
     "StreamForecastRequest",
     "StreamHistory",
+    "check_brackets",
     "check_unique_id",
     "read_body",
 ]
 
 _MOST_UNKNOWN = 20  # fields told of one by one
+
+
+MOST_BRACKETS = 2**20  # ten thousand series of fifty covariates need as many
 
 
 class RequestBody(BaseModel):
@@ -49,11 +54,24 @@ class RequestBody(BaseModel):
     Attributes
     ----------
     most_brackets
-        Objects and lists that a body opens at most, with what looks so in strings: as many as ten thousand series of
-        fifty covariates need.
+        See `check_brackets`.
     """
 
-    most_brackets: ClassVar[int] = 2**20
+    most_brackets: ClassVar[int] = MOST_BRACKETS
+
+
+def check_brackets(body: bytes, most: int = MOST_BRACKETS) -> None:
+    """Refuse a JSON body that opens more objects and lists than that, with what looks so in strings.
+
+    Parsers make something of each before anything is looked at, and give nobody else a turn meanwhile.
+
+    Raises
+    ------
+    Problem
+        422.
+    """
+    if len(body) > most and (found := body.count(b"{") + body.count(b"[")) > most:
+        raise invalid(f"the body opens {found:,} brackets, expected {most:,} at most; send it in parts")
 
 
 _M = TypeVar("_M", bound=RequestBody)
@@ -62,9 +80,6 @@ _M = TypeVar("_M", bound=RequestBody)
 def read_body(model: type[_M], body: bytes) -> _M:
     """A JSON body as `model`, straight from bytes.
 
-    Its objects and lists are counted first: the parser makes something of each before anything is looked at, and gives
-    nobody else a turn meanwhile.
-
     Raises
     ------
     ValidationError
@@ -72,9 +87,7 @@ def read_body(model: type[_M], body: bytes) -> _M:
     Problem
         422 for very many unknown fields, or brackets.
     """
-    most = model.most_brackets
-    if len(body) > most and (found := body.count(b"{") + body.count(b"[")) > most:
-        raise invalid(f"the body opens {found:,} brackets, expected {most:,} at most; send it in parts")
+    check_brackets(body, model.most_brackets)
     return model.model_validate_json(body, context=[])
 
 

@@ -158,6 +158,17 @@ def test_what_opens_too_many_brackets_is_refused_before_it_is_parsed(model: type
         read_body(model, body[:-1])
 
 
+@pytest.mark.parametrize(
+    ("path", "most"), [("/invocations", 2**21), ("/v1/timeseries/forecast", 2**20), ("/v2/forecast", 2**20)]
+)
+def test_adapters_count_brackets_too(client: LocalClient, path: str, most: int) -> None:
+    kind = {"content-type": "application/json"}
+    reply = client.post(path, content=b"[" * (most + 1), headers=kind)
+    assert reply.status_code == (400 if path == "/invocations" else 422)
+    assert f"opens {most + 1:,} brackets" in reply.text
+    assert "is not JSON" in client.post(path, content=b"[" * most, headers=kind).text
+
+
 def test_the_most_that_a_request_may_hold_opens_fewer_brackets_than_are_refused() -> None:
     one = ONE[:-1] + ',"covariates":{"a":1,"b":"{x}"}}'
     most = read_body(ObservationsRequest, f'{{"observations":[{",".join([one] * HEAVIEST)}]}}'.encode())
