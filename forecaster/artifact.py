@@ -24,7 +24,7 @@ from forecaster.errors import ArtifactError, ConfigError, ForecasterError
 
 __all__ = ["FORMAT_VERSION", "check_place", "fill", "fingerprint", "read", "write"]
 
-FORMAT_VERSION = 9
+FORMAT_VERSION = 10
 
 CONFIG, WEIGHTS, MANIFEST = "config.json", "weights.safetensors", "manifest.json"
 

@@ -308,6 +308,30 @@ def _unroll(ring: Float64, last_step: int, values: Float64) -> None:
     _copy(ring[:oldest], values[width - oldest :])
 
 
+@_part
+def _filled(values: Float64, place: int, width: int, season: int, silence: int, statistics: Float64) -> float:
+    """What takes the place of a missing value: that of a season before, as far as it holds still with the last one.
+
+    What the last value is above that of a season before, the missing one is expected to be, too, times the
+    autocorrelation of seasonal differences over the silence. With mean changes d over one step and D over the season
+    it is at least about 1 - silence d^2 / D^2, as for a random walk.
+    """
+    # A ring of nothing but copies would have forgotten how much the values vary.
+    before: float = values[place - (season if 2 * silence <= width else width)]
+    if math.isnan(before):
+        before = values[place - 1]
+        return before
+    if 2 * silence > width or silence + season > width or not statistics[3] > 0:
+        return before
+    ratio = (statistics[2] * statistics[1]) / (statistics[0] * statistics[3])
+    share = 1 - silence * ratio * ratio
+    last, counterpart = values[place - silence], values[place - silence - season]
+    if not share > 0 or math.isnan(counterpart):
+        return before
+    found: float = before + share * (last - counterpart)
+    return max(found, 0.0) if min(before, last, counterpart) >= 0 else found
+
+
 @_loop
 def advance(
     rows: Int64,
@@ -317,6 +341,7 @@ def advance(
     y: Float64,
     lengths: Int64,
     lag: int,
+    season: int,
     log: bool,
     new_ring: Float64,
     new_statistics: Float64,
@@ -334,11 +359,11 @@ def advance(
     ring, statistics, clocks
         Of `StreamState`: shapes [R, W], [R, K] and [R, 3].
     y
-        Shape [B, T]; NaN is missing.
+        Shape [B, T]; NaN is missing, and `_filled` stands for it in the ring.
     lengths
         Steps of each row, shape [B], each 0 to T, or `EVERY_STEP`.
-    lag
-        The shortest season.
+    lag, season
+        The shortest season and the longest one.
     log
         Whether the transform is the logarithm.
     new_ring
@@ -377,7 +402,7 @@ def advance(
                 last += 1
                 if math.isnan(value):
                     silence += 1
-                    values[width + t] = values[t]
+                    values[width + t] = _filled(values, width + t, width, season, silence, now)
                 else:
                     silence = 0
                     values[width + t] = value

@@ -181,7 +181,7 @@ class ForecastNetwork(nn.Module):
             step.
         """
         self.check(state)
-        history, after = advance(state, y, lengths, lag=self.config.seasonality[0], kind=self.transform)
+        history, after = advance(state, y, lengths, seasonality=self.config.seasonality, kind=self.transform)
         given = inputs = features(history)
         steps = static = None
         if self.covariates is not None:

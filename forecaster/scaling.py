@@ -186,7 +186,7 @@ def _relative(y: Tensor, location: Tensor, scale: Tensor, kind: Transform) -> Te
 
 
 def advance(
-    state: StreamState, y: Tensor, lengths: Tensor | None = None, *, lag: int, kind: Transform
+    state: StreamState, y: Tensor, lengths: Tensor | None = None, *, seasonality: tuple[int, ...], kind: Transform
 ) -> tuple[History, StreamState]:
     """Fold a chunk of values into everything but the recurrent state, and describe every step on the way.
 
@@ -198,8 +198,8 @@ def advance(
         Float64, shape [B, T]; NaN is missing.
     lengths
         Values to fold per row, each 0 to T, shape [B]; None for T.
-    lag
-        The shortest season, at most W.
+    seasonality
+        Of the model; the longest season is at most W.
     kind
         Transform of the model.
 
@@ -210,13 +210,15 @@ def advance(
         with recurrent state and calibration as they were.
     """
     parts = blank(len(y), y.shape[1], state.ring.shape[1])
-    after = _fold(state, y, lengths, lag, kind, parts)
+    after = _fold(state, y, lengths, seasonality, kind, parts)
     return told(parts, state.ring.shape[1]), after
 
 
-def settle(state: StreamState, y: Tensor, lengths: Tensor | None = None, *, lag: int, kind: Transform) -> StreamState:
+def settle(
+    state: StreamState, y: Tensor, lengths: Tensor | None = None, *, seasonality: tuple[int, ...], kind: Transform
+) -> StreamState:
     """The state that `advance` leads to, without a description of the steps on the way."""
-    return _fold(state, y, lengths, lag, kind, blank(0, 0, 0))
+    return _fold(state, y, lengths, seasonality, kind, blank(0, 0, 0))
 
 
 def describe(state: StreamState, *, kind: Transform) -> History:
@@ -226,18 +228,21 @@ def describe(state: StreamState, *, kind: Transform) -> History:
     nothing = np.empty((rows, 0))
     # The loop that leads to a state describes it: another one might round otherwise.
     kernels.advance(
-        np.arange(rows), *_folded(state), nothing, EVERY_STEP, 1, kind == "log", *blank_change(rows), *parts
+        np.arange(rows), *_folded(state), nothing, EVERY_STEP, 1, 1, kind == "log", *blank_change(rows), *parts
     )
     return told(parts, width)
 
 
 def _fold(
-    state: StreamState, y: Tensor, lengths: Tensor | None, lag: int, kind: Transform, parts: Parts
+    state: StreamState, y: Tensor, lengths: Tensor | None, seasonality: tuple[int, ...], kind: Transform, parts: Parts
 ) -> StreamState:
     before = _folded(state)
     ring, statistics, clocks = np.empty_like(before[0]), np.empty_like(before[1]), np.empty_like(before[2])
     ends = EVERY_STEP if lengths is None else memory(lengths)
-    kernels.advance(np.arange(len(y)), *before, memory(y), ends, lag, kind == "log", ring, statistics, clocks, *parts)
+    kernels.advance(
+        np.arange(len(y)), *before, memory(y), ends, seasonality[0], seasonality[-1], kind == "log",
+        ring, statistics, clocks, *parts,
+    )  # fmt: skip
     return state.amended(
         ring=torch.from_numpy(ring), statistics=torch.from_numpy(statistics), clocks=torch.from_numpy(clocks)
     )

@@ -48,10 +48,10 @@ class StreamState:
         Recurrent state, float32, shapes [B, L, P] and [B, L, C].
     ring
         The last W values, float64, shape [B, W], step s in slot s mod W, so that a new one overwrites the oldest and
-        nothing moves. A missing one stands as the value W steps before it, which is the latest observed one of its
-        phase; NaN where that phase was never observed. A *change*, one more step of some rows of a state, to be
-        written over these rows by `assign`, holds the latest value only, shape [B, 1]; `UNCHANGED` stands for the
-        fields that it leaves as they are.
+        nothing moves. For a missing one stands what is expected of it, see `forecaster.kernels.advance`; NaN where
+        nothing was ever observed. A *change*, one more step of some rows of a state, to be written over these rows by
+        `assign`, holds the latest value only, shape [B, 1]; `UNCHANGED` stands for the fields that it leaves as they
+        are.
     statistics
         Decayed sums behind the scaling, float64, shape [B, K]; see `forecaster.scaling`.
     clocks

@@ -37,7 +37,7 @@ class Stepper:
         self._network, self._layers, self._covariates = network, network.recurrent.packed(), network.covariates
         self._calibration = network.calibration
         self._log = network.transform == "log"
-        self._lag, self._width = config.seasonality[0], config.ring_length
+        self._lag, self._season, self._width = config.seasonality[0], config.seasonality[-1], config.ring_length
         self._features = feature_size(config.ring_length)
 
     @staticmethod
@@ -65,8 +65,8 @@ class Stepper:
         ring, statistics, clocks = blank_change(total)
         index, values = memory(rows), memory(y)[:, None]
         kernels.advance(
-            index, arrays["ring"], arrays["statistics"], arrays["clocks"], values, EVERY_STEP, self._lag, self._log,
-            ring, statistics, clocks, *parts,
+            index, arrays["ring"], arrays["statistics"], arrays["clocks"], values, EVERY_STEP,
+            self._lag, self._season, self._log, ring, statistics, clocks, *parts,
         )  # fmt: skip
         table = lines[0]
         features, static, dynamic, last_steps = table[:, -self._features :], None, None, None

@@ -200,7 +200,7 @@ class Preparation:
         """What is known at the origins of a chunk, and what came after."""
         network, config = self.network, self.network.config
         chunk, begun, origins = draft
-        history, _ = advance(begun, chunk.y, chunk.lengths, lag=config.seasonality[0], kind=network.transform)
+        history, _ = advance(begun, chunk.y, chunk.lengths, seasonality=config.seasonality, kind=network.transform)
         counts = (chunk.scored & _known_ahead(chunk.future, config.horizon))[
             :, origins.start : origins.stop : origins.step
         ]
@@ -256,7 +256,7 @@ class Preparation:
         return carry.replace_rows(chunk.reset, fresh)
 
     def _settle(self, state: StreamState, y: Tensor, lengths: Tensor | None = None) -> StreamState:
-        return settle(state, y, lengths, lag=self.network.config.seasonality[0], kind=self.network.transform)
+        return settle(state, y, lengths, seasonality=self.network.config.seasonality, kind=self.network.transform)
 
     def _origins(self, rows: int, steps: int) -> range:
         config = self.network.config

@@ -118,7 +118,7 @@ def test_the_seasonal_naive_forecast_repeats_the_first_season() -> None:
 @pytest.mark.parametrize("width", [1, 24, 192, 193, 336, 672, 1024, 2016])
 def test_there_are_as_many_features_as_announced(width: int) -> None:
     state = StateLayout(layers=1, hidden=1, cell=1, ring=width, statistics=4).initial(torch.tensor([0, 5]))
-    history, _ = advance(state, torch.arange(6.0, dtype=torch.float64).reshape(2, 3), lag=1, kind="linear")
+    history, _ = advance(state, torch.arange(6.0, dtype=torch.float64).reshape(2, 3), seasonality=(1,), kind="linear")
 
     found = features(history)
 
@@ -132,7 +132,7 @@ def test_a_long_ring_is_seen_finely_near_its_end_and_in_block_means_before() -> 
     width = 300
     state = StateLayout(layers=1, hidden=1, cell=1, ring=width, statistics=4).initial(torch.tensor([0]))
     y = torch.from_numpy(np.random.default_rng(0).normal(50, 5, (1, width)))
-    history, _ = advance(state, y, lag=1, kind="linear")
+    history, _ = advance(state, y, seasonality=(1,), kind="linear")
 
     found = features(history)[0, -1].numpy()
 

@@ -32,7 +32,9 @@ def digest() -> str:
     y = torch.from_numpy(np.abs(generator.normal(20, 6, (3, 40))))
     y[1, 20:27] = torch.nan
     for width, kind in product((4, 6, 7, 24, 28), KINDS):
-        history, state = advance(StateLayout(1, 1, 1, width, 4).initial(torch.tensor([0, 5, 9])), y, lag=4, kind=kind)
+        history, state = advance(
+            StateLayout(1, 1, 1, width, 4).initial(torch.tensor([0, 5, 9])), y, seasonality=(4,), kind=kind
+        )
         parts = (*history.frame, history.table, history.difference)
         told.update(b"".join([part.numpy().tobytes() for part in parts] + state.to_bytes()))
     forecaster = forecaster_of(TINY)

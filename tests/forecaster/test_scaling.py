@@ -81,7 +81,7 @@ def test_a_level_far_above_its_changes_is_seen_like_any_other(level: float, kind
     """A meter that reads a million and moves by five: the network sees the moves."""
     y = torch.from_numpy(level + 5 * np.sin(np.arange(48) * 2 * np.pi / 24)).unsqueeze(0)
 
-    history, _ = advance(empty_state(24), y, lag=24, kind=kind)
+    history, _ = advance(empty_state(24), y, seasonality=(24,), kind=kind)
 
     assert float(history.frame.unit[0, -1] * history.frame.scale[0, -1]) == pytest.approx(5 / math.sqrt(2), rel=0.05)
     assert float(history.scaled[0, -1].abs().max()) == pytest.approx(math.sqrt(2), rel=0.01)
@@ -110,7 +110,24 @@ def test_the_log_transform_continues_as_its_tangent() -> None:
 # -- frames and histories against a loop ---------------------------------------------------------------------------
 
 
-def oracle(y: Float, width: int, lag: int, kind: Transform) -> list[dict[str, object]]:
+def imagined(seen: Float, season: int, silence: int, changes: list[float], width: int, kept: float) -> float:
+    """What stands for a missing value after these ones, copies included, the oldest of which may have left the ring."""
+    seen = seen[-width:]
+    last = seen[-1] if len(seen) else math.nan
+    if silence > width / 2:
+        return last if math.isnan(kept) else kept
+    before = seen[-season] if len(seen) >= season else math.nan
+    if math.isnan(before):
+        return last
+    if len(seen) < silence + season or not changes[1]:
+        return before
+    now, then = seen[-silence], seen[-silence - season]
+    share = 1 - silence * (changes[0] / changes[1]) ** 2
+    found = before + share * (now - then) if share > 0 and not math.isnan(then) else before
+    return 0.0 if found < 0 <= min(before, now, then, before) else found
+
+
+def oracle(y: Float, width: int, lag: int, season: int, kind: Transform) -> list[dict[str, object]]:
     """What is known at each step, by following one series with a dictionary of phases."""
     ring: dict[int, float] = {}
     count, total = [0.0, 0.0], [0.0, 0.0]
@@ -120,15 +137,18 @@ def oracle(y: Float, width: int, lag: int, kind: Transform) -> list[dict[str, ob
     out: list[dict[str, object]] = []
     for step, value in enumerate(y):
         age, silence = age + 1, 0 if not np.isnan(value) else silence + 1
-        present = value if not np.isnan(value) else ring.get(step % width, math.nan)
+        present = value
+        if np.isnan(value):
+            changes = [t / c if c else 0.0 for t, c in zip(total, count, strict=True)]
+            kept = ring.get(step % width, math.nan)
+            present = imagined(np.array(standing), season, silence, changes, width, kept)
         for place, k in enumerate((1, lag)):
             past = standing[step - k] if step >= k else math.nan
             if not np.isnan(value) and not np.isnan(past):
                 count[place] = decay * count[place] + 1
                 total[place] = decay * total[place] + abs(value - past)
         standing.append(present)
-        if not np.isnan(value):
-            ring[step % width] = value
+        ring[step % width] = present
         window = [ring.get(s % width, math.nan) for s in range(step - width + 1, step + 1)]
         known = [v for v in window if not math.isnan(v)]
         location = sum(known) / max(len(known), 1)
@@ -163,17 +183,17 @@ def oracle(y: Float, width: int, lag: int, kind: Transform) -> list[dict[str, ob
 
 @given(
     y=series(min_size=1, max_size=40),
-    shape=st.sampled_from([(4, 1), (4, 4), (6, 3), (24, 7)]),
+    shape=st.sampled_from([(4, 1, 1), (4, 4, 4), (6, 3, 3), (6, 2, 6), (24, 7, 7), (24, 4, 12)]),
     kind=st.sampled_from(KINDS),
 )
 def test_every_step_is_described_as_a_plain_loop_describes_it(
-    y: Float, shape: tuple[int, int], kind: Transform
+    y: Float, shape: tuple[int, int, int], kind: Transform
 ) -> None:
-    width, lag = shape
+    width, lag, season = shape
 
-    history, _ = advance(empty_state(width), torch.from_numpy(y).unsqueeze(0), lag=lag, kind=kind)
+    history, _ = advance(empty_state(width), torch.from_numpy(y).unsqueeze(0), seasonality=(lag, season), kind=kind)
 
-    for t, expected in enumerate(oracle(y, width, lag, kind)):
+    for t, expected in enumerate(oracle(y, width, lag, season, kind)):
         magnitude = float(expected["scale"])  # type: ignore[arg-type]
         assert float(history.frame.location[0, t]) == pytest.approx(
             expected["location"], rel=1e-9, abs=1e-9 * magnitude
@@ -199,9 +219,9 @@ def test_every_step_is_described_as_a_plain_loop_describes_it(
 
 @given(y=series(min_size=9, max_size=40, missing=False), kind=st.sampled_from(KINDS))
 def test_a_unit_of_moderate_size_is_the_root_mean_square_of_the_window(y: Float, kind: Transform) -> None:
-    history, _ = advance(empty_state(8), torch.from_numpy(y).unsqueeze(0), lag=4, kind=kind)
+    history, _ = advance(empty_state(8), torch.from_numpy(y).unsqueeze(0), seasonality=(4,), kind=kind)
 
-    for t, expected in enumerate(oracle(y, 8, 4, kind)):
+    for t, expected in enumerate(oracle(y, 8, 4, 4, kind)):
         wanted = math.sqrt(float(expected["square"]))  # type: ignore[arg-type]
         if wanted < 1:
             assert float(history.frame.unit[0, t]) == pytest.approx(wanted, rel=1e-4)
@@ -209,7 +229,7 @@ def test_a_unit_of_moderate_size_is_the_root_mean_square_of_the_window(y: Float,
 
 @given(y=series(min_size=1, max_size=50), width=st.sampled_from([4, 6, 24]), kind=st.sampled_from(KINDS))
 def test_what_a_state_says_of_itself_is_the_last_entry_of_its_history(y: Float, width: int, kind: Transform) -> None:
-    history, after = advance(empty_state(width), torch.from_numpy(y).unsqueeze(0), lag=4, kind=kind)
+    history, after = advance(empty_state(width), torch.from_numpy(y).unsqueeze(0), seasonality=(4,), kind=kind)
 
     found = describe(after, kind=kind)
 
@@ -221,20 +241,49 @@ def test_what_a_state_says_of_itself_is_the_last_entry_of_its_history(y: Float, 
 
 @given(y=series(min_size=1, max_size=50), kind=st.sampled_from(KINDS))
 def test_a_state_settles_where_it_would_have_advanced_to(y: Float, kind: Transform) -> None:
-    _, after = advance(empty_state(6), torch.from_numpy(y).unsqueeze(0), lag=3, kind=kind)
+    _, after = advance(empty_state(6), torch.from_numpy(y).unsqueeze(0), seasonality=(3,), kind=kind)
 
-    settled = settle(empty_state(6), torch.from_numpy(y).unsqueeze(0), lag=3, kind=kind)
+    settled = settle(empty_state(6), torch.from_numpy(y).unsqueeze(0), seasonality=(3,), kind=kind)
 
     assert settled.to_bytes() == after.to_bytes()
 
 
 @given(y=series(min_size=1, max_size=50), first=st.integers(-50, 50))
-def test_the_ring_keeps_the_latest_observed_value_of_every_phase(y: Float, first: int) -> None:
-    _, after = advance(empty_state(6, first), torch.from_numpy(y).unsqueeze(0), lag=3, kind="linear")
+def test_an_observed_value_stands_in_the_ring_until_its_slot_comes_again(y: Float, first: int) -> None:
+    _, after = advance(empty_state(6, first), torch.from_numpy(y).unsqueeze(0), seasonality=(3,), kind="linear")
 
-    latest = {(first + offset) % 6: value for offset, value in enumerate(y) if not np.isnan(value)}
-    np.testing.assert_array_equal(after.ring[0].numpy(), [latest.get(phase, np.nan) for phase in range(6)])
+    for offset in range(max(len(y) - 6, 0), len(y)):
+        found = float(after.ring[0, (first + offset) % 6])
+        assert found == y[offset] if not np.isnan(y[offset]) else np.isfinite(found) == (~np.isnan(y[:offset])).any()
     assert after.last_step.tolist() == [first + len(y) - 1]
+
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("y", "width", "season", "expected"),
+    [
+        pytest.param([5.0, 6.0, 7.0, NAN, NAN], 8, 1, [7.0, 7.0], id="without a season the last value"),
+        pytest.param([0.0, 4.0, 9.0, 0.0, 4.0, 9.0, NAN, NAN], 6, 3, [0.0, 4.0], id="that of a season before"),
+        pytest.param([0.0, 1, 2, 3, 4, 5, 6, 7, NAN, NAN], 8, 3, [8 - 1 / 3, 9 - 2 / 3], id="moved by what has grown"),
+        pytest.param([8.0, 7, 6, 5, 4, 3, 2, 1, 0, NAN], 8, 3, [0.0], id="not below 0 where nothing was"),
+        pytest.param([0.0, -1, -2, -3, -4, NAN], 4, 3, [-5 + 1 / 3], id="below 0 where values are"),
+        pytest.param([1.0, 2.0, 3.0, 4.0, NAN, NAN, NAN], 4, 1, [4.0, 4.0, 3.0], id="after half a ring what was there"),
+        pytest.param([1.0, NAN, NAN], 4, 2, [1.0, 1.0], id="no season was seen: the last value"),
+        pytest.param([NAN, NAN, 3.0], 4, 2, [NAN, NAN], id="nothing was seen: nothing"),
+    ],
+)
+def test_what_takes_the_place_of_a_missing_value(
+    y: list[float], width: int, season: int, expected: list[float]
+) -> None:
+    state, found = empty_state(width), []
+    for value in y:
+        one = torch.tensor([[value]], dtype=torch.float64)
+        state = settle(state, one, seasonality=(season,), kind="linear")
+        found += [float(state.ring[0, state.last_step % width])] if math.isnan(value) else []
+
+    assert found == pytest.approx(expected, nan_ok=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -254,7 +303,7 @@ def test_the_ring_keeps_the_latest_observed_value_of_every_phase(y: Float, first
     ],
 )
 def test_extreme_series_are_described_in_finite_numbers(y: list[float], kind: Transform) -> None:
-    history, after = advance(empty_state(6), torch.tensor([y], dtype=torch.float64), lag=3, kind=kind)
+    history, after = advance(empty_state(6), torch.tensor([y], dtype=torch.float64), seasonality=(3,), kind=kind)
 
     for part in (*history.frame, history.table, history.difference, after.statistics):
         assert torch.isfinite(part).all()
@@ -264,6 +313,6 @@ def test_extreme_series_are_described_in_finite_numbers(y: list[float], kind: Tr
 def test_a_stray_negative_reading_leaves_the_unit_of_a_log_model_reasonable() -> None:
     y = torch.tensor([[0.1, 0.0, 0.0, 0.0, -0.1] + [0.05] * 3], dtype=torch.float64)
 
-    history, _ = advance(empty_state(24), y, lag=4, kind="log")
+    history, _ = advance(empty_state(24), y, seasonality=(4,), kind="log")
 
     assert history.frame.unit.max() < 20
