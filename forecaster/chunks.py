@@ -133,6 +133,9 @@ class Lanes:
         What may be learnt from, where that is not all of the panel's values: one array per series.
     beside
         How many series at the end of the panel only keep the others company: each pass plays `COMPANY` of them.
+    gaps
+        Share of the chunks of a lane in which a span of values is hidden from what is folded: a step as often as two to
+        four of them, or four to eight, up to half a chunk. Targets stay.
     """
 
     def __init__(
@@ -147,7 +150,9 @@ class Lanes:
         carry: bool = True,
         targets: Sequence[Float] | None = None,
         beside: int = 0,
+        gaps: float = 0.0,
     ) -> None:
+        self.gaps = gaps
         self.panel, self.chunk_length, self.horizon = panel, chunk_length, horizon
         self.targets = panel.values if targets is None else targets
         self.prefix_length, self.generator, self.carry = prefix_length, generator, carry
@@ -182,8 +187,19 @@ class Lanes:
             if not self.carry:
                 resets = list(range(self.lanes))
             places = list(zip(playing[lanes.start : lanes.stop], at[lanes.start : lanes.stop].tolist(), strict=True))
-            yield self._chunk(places, [lane - lanes.start for lane in resets if lane in lanes])
+            chunk = self._chunk(places, [lane - lanes.start for lane in resets if lane in lanes])
+            if self.gaps:
+                chunk.y[torch.from_numpy(self._hidden()[lanes.start : lanes.stop])] = torch.nan
+            yield chunk
             at += self.chunk_length
+
+    def _hidden(self) -> npt.NDArray[np.bool_]:
+        """Which values of a chunk are hidden, shape [B, K]."""
+        begin = self.generator.integers(self.chunk_length, size=(self.lanes, 1))
+        length = (self.chunk_length / 2) ** self.generator.random((self.lanes, 1))
+        chosen = self.generator.random((self.lanes, 1)) < self.gaps
+        step = np.arange(self.chunk_length)
+        return chosen & (step >= begin) & (step < begin + length)
 
     def _pass(self) -> list[Segment]:
         """Segments of one pass, in random order."""

@@ -144,6 +144,9 @@ class TrainingConfig:
     imagined
         Whether series drawn from a broad prior are learnt from beside the panel's own: ``on``, ``off``, or ``auto``:
         where the panel is too small to tell what series are like. See `forecaster.training.imagining`.
+    gaps
+        Share of the chunks that are learnt from, per series, in which some steps in a row are hidden, so that forecasts
+        after a gap are learnt, too. See `forecaster.chunks.Lanes`.
     start
         What is known before the first update: the ``regression`` of what comes on cycles and anchors, the ``mean`` of
         the anchors, or ``auto``: the regression, unless there are known columns, since it would credit the cycles
@@ -176,6 +179,7 @@ class TrainingConfig:
     patience: int = 16
     finish: float = 0.25
     imagined: Literal["auto", "on", "off"] = "auto"
+    gaps: float = 0.1
     start: Literal["auto", "regression", "mean"] = "auto"
     pull: Literal["auto", "off"] = "auto"
     precision: Literal["auto", "32", "bf16"] = "32"
@@ -199,6 +203,7 @@ class TrainingConfig:
         require(
             0 <= self.validation_horizons <= 16, "training.validation_horizons", self.validation_horizons, "0 to 16"
         )
+        require(0 <= self.gaps <= 1, "training.gaps", self.gaps, "0 to 1")
         require(0 <= self.finish <= 0.5, "training.finish", self.finish, "0 to 0.5")
         require(0 <= self.seed < 2**32, "training.seed", self.seed, "0 to 2**32 - 1")
 

@@ -150,6 +150,7 @@ class ChunkDataModule(LightningDataModule):
                 carry=settings.carry,
                 targets=targets,
                 beside=beside,
+                gaps=settings.gaps,
             )
 
         own = without_blocks(learnt, self.blocks)

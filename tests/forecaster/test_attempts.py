@@ -33,7 +33,7 @@ def season(count: int = 3, length: int = 500) -> list[Float]:
 
 def fitted_to(values: list[Float], validation: int = 32, max_minutes: float | None = None, **training: Any) -> Fitted:
     """By a network that learns by heart what it can: large for these series, with a high learning rate, no dropout."""
-    settings = {"lanes": 0, "updates": UPDATES, "epoch_updates": EPOCH, "learning_rate": 0.05} | training
+    settings = {"lanes": 0, "updates": UPDATES, "epoch_updates": EPOCH, "learning_rate": 0.05, "gaps": 0.0} | training
     config = with_training(**settings)
     config = dataclasses.replace(config, network=dataclasses.replace(config.network, hidden_size=24, dropout=0.0))
     return fit(panel_of(values), config, validation=validation, max_minutes=max_minutes)

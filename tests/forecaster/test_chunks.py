@@ -45,7 +45,12 @@ def told_of(values: Iterable[float], lengths: list[int]) -> list[float]:
 
 
 def lanes_of(
-    lengths: list[int], lanes: int = 4, chunk_length: int = 5, seed: int = 0, panel: Panel | None = None
+    lengths: list[int],
+    lanes: int = 4,
+    chunk_length: int = 5,
+    seed: int = 0,
+    panel: Panel | None = None,
+    gaps: float = 0.0,
 ) -> Lanes:
     return Lanes(
         panel_of(lengths) if panel is None else panel,
@@ -54,7 +59,35 @@ def lanes_of(
         horizon=H,
         prefix_length=PREFIX,
         generator=np.random.default_rng(seed),
+        gaps=gaps,
     )
+
+
+@pytest.mark.parametrize("gaps", [0.0, 0.2, 1.0])
+def test_a_gap_hides_a_few_steps_in_a_row_and_no_target(gaps: float) -> None:
+    lanes = lanes_of([4000, 3000], lanes=6, chunk_length=12, gaps=gaps)
+    hidden = []
+    for chunk in islice(lanes, 200):
+        told = chunk.future[:, :11]  # the values of the second step and those after it
+        hides = torch.isnan(chunk.y[:, 1:]) & ~torch.isnan(told) & chunk.scored[:, 1:]
+        seen = ~torch.isnan(chunk.y[:, 1:])
+        torch.testing.assert_close(chunk.y[:, 1:][seen], told[seen])
+        for row in hides.numpy():
+            places = np.flatnonzero(row)
+            hidden.append(len(places))
+            assert len(places) <= 6
+            assert not len(places) or places[-1] - places[0] == len(places) - 1
+
+    share = np.mean([count > 0 for count in hidden])
+    assert share == 0 if gaps == 0 else 0.7 * gaps < share <= 1.1 * gaps  # a gap of the first step is not looked for
+    assert set(hidden) == {0} if gaps == 0 else {1, 2, 3, 4, 5, 6} < set(hidden)
+
+
+def test_gaps_of_some_lanes_are_those_that_they_have_among_all() -> None:
+    everything, some = lanes_of([400, 300], gaps=0.5), lanes_of([400, 300], gaps=0.5).chunks(range(1, 3))
+
+    for one, other in islice(zip(everything, some, strict=False), 40):
+        torch.testing.assert_close(other.y, one.y[1:3], rtol=0, atol=0, equal_nan=True)
 
 
 def test_without_a_carry_every_lane_resets_at_every_chunk_and_every_step_counts() -> None:
