@@ -112,7 +112,11 @@ def read(folder: Path) -> tuple[Config, dict[str, Tensor]]:
     except (OSError, ValueError, KeyError, TypeError):
         raise ArtifactError(f"artifact {folder} is damaged: {MANIFEST} cannot be read") from None
     if version != FORMAT_VERSION:
-        raise ArtifactError(f"artifact {folder} has format version {version!r}; this code reads {FORMAT_VERSION}")
+        older = isinstance(version, int) and version < FORMAT_VERSION
+        raise ArtifactError(
+            f"artifact {folder} has format version {version!r}; this code reads {FORMAT_VERSION}"
+            f"{'; train the model again' if older else ''}"
+        )
     data = {name: _verified(folder, name, digests) for name in (CONFIG, WEIGHTS)}
     try:
         return Config.from_dict(json.loads(data[CONFIG])), safetensors.torch.load(data[WEIGHTS])
