@@ -134,8 +134,8 @@ class Lanes:
     beside
         How many series at the end of the panel only keep the others company: each pass plays `COMPANY` of them.
     gaps
-        Share of the chunks of a lane in which a span of values is hidden from what is folded: a step as often as two to
-        four of them, or four to eight, up to half a chunk. Targets stay.
+        Share of the chunks of a lane in which some steps in a row are hidden from what is folded, one to half a chunk,
+        evenly by the logarithm. Targets stay.
     """
 
     def __init__(
@@ -152,10 +152,9 @@ class Lanes:
         beside: int = 0,
         gaps: float = 0.0,
     ) -> None:
-        self.gaps = gaps
         self.panel, self.chunk_length, self.horizon = panel, chunk_length, horizon
         self.targets = panel.values if targets is None else targets
-        self.prefix_length, self.generator, self.carry = prefix_length, generator, carry
+        self.prefix_length, self.generator, self.carry, self.gaps = prefix_length, generator, carry, gaps
         lengths = panel.lengths.tolist()
         own = len(lengths) - beside
         self.segments = cut_segments(lengths[:own], lanes=lanes, chunk_length=chunk_length)

@@ -310,11 +310,11 @@ def _unroll(ring: Float64, last_step: int, values: Float64) -> None:
 
 @_part
 def _filled(values: Float64, place: int, width: int, season: int, silence: int, statistics: Float64) -> float:
-    """What takes the place of a missing value: that of a season before, as far as it holds still with the last one.
+    """What takes the place of a missing value: that of the longest season before, moved by what has changed since.
 
-    What the last value is above that of a season before, the missing one is expected to be, too, times the
-    autocorrelation of seasonal differences over the silence. With mean changes d over one step and D over the season
-    it is at least about 1 - silence d^2 / D^2, as for a random walk.
+    As much as the last value lies above that of a season before it, the missing one is expected to, times the
+    autocorrelation of seasonal differences over the silence. With mean changes d over one step and D over the shortest
+    season that is about 1 - silence d^2 / D^2, as for a random walk. Where no season was seen, it is the last value.
     """
     # A ring of nothing but copies would have forgotten how much the values vary.
     before: float = values[place - (season if 2 * silence <= width else width)]

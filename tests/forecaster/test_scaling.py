@@ -110,7 +110,7 @@ def test_the_log_transform_continues_as_its_tangent() -> None:
 # -- frames and histories against a loop ---------------------------------------------------------------------------
 
 
-def imagined(seen: Float, season: int, silence: int, changes: list[float], width: int, kept: float) -> float:
+def expected_of(seen: Float, season: int, silence: int, changes: list[float], width: int, kept: float) -> float:
     """What stands for a missing value after these ones, copies included, the oldest of which may have left the ring."""
     seen = seen[-width:]
     last = seen[-1] if len(seen) else math.nan
@@ -141,7 +141,7 @@ def oracle(y: Float, width: int, lag: int, season: int, kind: Transform) -> list
         if np.isnan(value):
             changes = [t / c if c else 0.0 for t, c in zip(total, count, strict=True)]
             kept = ring.get(step % width, math.nan)
-            present = imagined(np.array(standing), season, silence, changes, width, kept)
+            present = expected_of(np.array(standing), season, silence, changes, width, kept)
         for place, k in enumerate((1, lag)):
             past = standing[step - k] if step >= k else math.nan
             if not np.isnan(value) and not np.isnan(past):
